@@ -1,0 +1,1 @@
+"""Study files: each defines ``study() -> Study``, a grid of runs in plain Python."""

@@ -1,0 +1,109 @@
+"""Fold a study's run directories into tables, battles and the sample grids that the report reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from launch.execute import Places, describe, read_result
+from mmdit_jax.config import Run, Study
+from mmdit_jax.evaluation.battles import battles, write_battles
+from mmdit_jax.evaluation.geneval import read_geneval_tree
+from mmdit_jax.evaluation.grids import grid_png
+from mmdit_jax.evaluation.judge import Judge
+from mmdit_jax.files import write_atomic
+from scaling.elo import rate
+
+SAMPLES_PER_TASK = 2
+
+
+def collect(study: Study, places: Places) -> pd.DataFrame:
+    """Write results.csv, curves.csv, geneval.csv, battles.csv and figures/samples*.png of the finished runs.
+
+    Returns the results, one row a finished run, in the study's order.
+    """
+    folder = places.study_dir
+    finished = [(run, result) for run in study.runs if (result := read_result(places.run_dir(run))) is not None]
+    results = [_result_row(result) for _, result in finished]
+    curves = [row for run, result in finished for row in _curve_rows(run, result)]
+    scores = [
+        {"run_id": result["run_id"], "name": result["name"], **row}
+        for _, result in finished
+        for row in result["geneval"]
+    ]
+    trees = {run.name: read_geneval_tree(places.run_dir(run) / "samples") for run, _ in finished}
+    fought = _battle_table(finished, trees, folder)
+    if fought is not None:
+        by_name = {row["name"]: row for row in fought}
+        for row in results:
+            rating = by_name.get(row["name"], {})
+            row |= {key: rating.get(key) for key in ("elo", "elo_low", "elo_high")}
+    for name, rows in (("results", results), ("curves", curves), ("geneval", scores)):
+        write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+    _grids(finished, trees, folder)
+    return pd.DataFrame(results)
+
+
+def _result_row(result: dict[str, Any]) -> dict[str, Any]:
+    row = {key: value for key, value in result.items() if not isinstance(value, (list, dict))}
+    row |= {f"val_loss_{i}": value for i, value in enumerate(result["val_loss_levels"])}
+    for item in result["geneval"]:
+        name = "geneval" if item["task"] == "overall" else f"geneval_{item['task']}"
+        row[name] = item["rate"]
+        if item["task"] == "overall":
+            row["geneval_graded"] = item["graded"]
+    return row
+
+
+def _curve_rows(run: Run, result: dict[str, Any]) -> list[dict[str, Any]]:
+    known = {key: describe(run)[key] for key in ("run_id", "name", "formulation", "depth", "dataset")}
+    return [
+        {
+            **known,
+            "step": point["step"],
+            "images": point["step"] * run.batch,
+            "train_flops": run.train_flops(point["step"]),
+            "train_flops_6nd": run.train_flops_6nd(point["step"]),
+            "val_loss": point["loss"],
+            **{f"val_loss_{i}": value for i, value in enumerate(point["levels"])},
+        }
+        for point in result["curve"]
+    ]
+
+
+def _battle_table(finished: list[Any], trees: dict[str, Any], folder: Path) -> list[dict[str, Any]] | None:
+    """Battles among the runs on scenes (the set whose prompts both judges understand), and their ratings."""
+    names = [run.name for run, _ in finished if run.data.name == "scenes"]
+    if len(names) < 2:
+        return None
+    prompts = trees[names[0]][1]
+    comparable = [name for name in names if trees[name][1] == prompts]
+    if len(comparable) < 2:
+        return None
+    rows = battles({name: trees[name][0] for name in comparable}, prompts, Judge.load())
+    write_battles(rows, folder / "battles.csv")
+    ratings = rate(pd.read_csv(folder / "battles.csv"))
+    return [{"name": r.name, "elo": r.elo, "elo_low": r.low, "elo_high": r.high} for r in ratings.ratings]
+
+
+def _grids(finished: list[Any], trees: dict[str, Any], folder: Path) -> None:
+    """One grid a data set: a row a run, the same prompts and the same noise in every row."""
+    for dataset in dict.fromkeys(run.data.name for run, _ in finished):
+        names = [run.name for run, _ in finished if run.data.name == dataset]
+        prompts = trees[names[0]][1]
+        names = [name for name in names if trees[name][1] == prompts]
+        chosen = _columns([item.task for item in prompts])
+        images = np.stack([trees[name][0][chosen, 0] for name in names])
+        path = folder / "figures" / ("samples.png" if dataset == "scenes" else f"samples_{dataset}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid_png(images, names, [prompts[i].prompt for i in chosen], path)
+
+
+def _columns(tasks: list[str]) -> list[int]:
+    """The first prompts of each task; twelve where there is one task only."""
+    kinds = list(dict.fromkeys(tasks))
+    count = SAMPLES_PER_TASK if len(kinds) > 1 else 12
+    return [i for kind in kinds for i in [j for j, task in enumerate(tasks) if task == kind][:count]]

@@ -1,0 +1,182 @@
+"""One run, from nothing or from where it was, to its result.json."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmdit_jax.config import Run, to_dict
+from mmdit_jax.errors import UserError
+from mmdit_jax.evaluation.evaluate import evaluate
+from mmdit_jax.files import write_json
+from mmdit_jax.training.checkpoint import Checkpoints
+from mmdit_jax.training.data import training_data
+from mmdit_jax.training.events import EventLog, read_events, validations
+from mmdit_jax.training.loop import Diverged, train
+from mmdit_jax.training.sharding import make_mesh
+from mmdit_jax.training.state import abstract_state
+
+log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+CONFIG = "config.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "mmdit-jax")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things lie: ``root/<study>/<run_id>/`` and the data sets."""
+
+    root: Path
+    study: str
+    data: Path
+
+    @property
+    def study_dir(self) -> Path:
+        return self.root / self.study
+
+    def run_dir(self, run: Run) -> Path:
+        return self.study_dir / run.run_id
+
+
+def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
+    """Train and evaluate ``run`` and return its result; a finished run is read, not repeated.
+
+    Raises:
+        UserError: bad input, or another process is at this run.
+        Diverged: it diverged, now or in an earlier attempt.
+        Preempted: SIGTERM came, and everything is saved.
+    """
+    run_dir = places.run_dir(run)
+    done = read_result(run_dir)
+    if done is not None:
+        return done
+    make_folder(run_dir)
+    with _lock(run_dir):
+        for event in read_events(run_dir):
+            if event["event"] == "diverged":
+                raise Diverged(event["message"])
+        write_json(run_dir / CONFIG, {"run_id": run.run_id, "config": to_dict(run), "versions": _versions()})
+        started = time.perf_counter()
+        data = training_data(run.data, places.data)
+        state = train(run, run_dir, data, project=places.study, quiet=quiet)
+        trained = time.perf_counter()
+        curve = [{"step": v["step"], "loss": v["loss"], "levels": v["levels"]} for v in validations(run_dir)]
+        scores = evaluate(run, state.ema, run_dir / "samples", data.validation_captions)
+        result = {**describe(run), "params_sha256": digest(state.params), "ema_sha256": digest(state.ema)}
+        result |= {"val_loss": curve[-1]["loss"], "val_loss_levels": curve[-1]["levels"], "curve": curve, **scores}
+        if jax.process_index() == 0:
+            write_json(run_dir / RESULT, result)
+            events = EventLog(run_dir)
+            ended = time.perf_counter()
+            events.write("done", train_seconds=trained - started, evaluate_seconds=ended - trained, durable=True)
+            events.close()
+        return result
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """The run's result, or none where it is not done."""
+    path = run_dir / RESULT
+    if not path.exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"result={path}: damaged; delete it, and the run is evaluated again") from error
+    return result
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What tables say of a run before it has any result."""
+    return {
+        "run_id": run.run_id,
+        "name": run.name,
+        "formulation": run.formulation,
+        "depth": run.model.depth,
+        "dataset": run.data.name,
+        "seed": run.seed,
+        "params": run.model.num_params(),
+        "steps": run.steps,
+        "batch": run.batch,
+        "images": run.steps * run.batch,
+        "train_flops": run.train_flops(),
+        "train_flops_6nd": run.train_flops_6nd(),
+    }
+
+
+def restore_ema(run: Run, run_dir: Path) -> Any:
+    """The EMA weights of the run's newest checkpoint.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    checkpoints = Checkpoints(run_dir, read_only=True)
+    mesh = make_mesh(fsdp=run.hardware.fsdp)
+    try:
+        found = checkpoints.restore(abstract_state(run.model, run.optimizer, run.steps, mesh))
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise UserError(f"checkpoint={run_dir}: none yet; train the run first")
+    return found[1].ema
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over names, shapes and bytes of a parameter tree."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(jax.device_get(leaf))
+        sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder``, or say in one line why it can't be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"root={folder}: cannot be written ({error.strerror}); choose another --root") from error
+
+
+@contextmanager
+def _lock(run_dir: Path) -> Iterator[None]:
+    """Hold the run, so that a second process at the same run is told, not mixed in."""
+    with (run_dir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"run={run_dir.name!r}: another process is at it; wait for it, or stop it") from error
+        yield
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a live process holds the run."""
+    path = run_dir / "lock"
+    if not path.exists():
+        return False
+    with path.open("r") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -1,0 +1,105 @@
+"""``mmdit train``, ``mmdit evaluate`` and ``mmdit sample``: one run of a study."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launch.execute import execute, make_folder, restore_ema
+from launch.runtime import add_study
+from launch.studies import load_study
+from launch.study import places_of
+from mmdit_jax.config import Run
+from mmdit_jax.errors import unknown
+from mmdit_jax.evaluation.evaluate import evaluate, generate, save_png
+from mmdit_jax.training.data import training_data
+
+EXAMPLES = {
+    "train": "example: mmdit train quickstart --run d2-rf",
+    "evaluate": "example: mmdit evaluate quickstart --run d2-rf --drop tower --out /tmp/without-tower --json",
+    "sample": 'example: mmdit sample quickstart --run d2-rf "a red circle above a blue square" --out samples',
+}
+
+
+def add_parsers(commands: Any) -> None:
+    """Register the three commands."""
+    for name, run, text in (
+        ("train", train_run, "train and evaluate one run, or go on where it was: what executors call"),
+        ("evaluate", evaluate_run, "score a trained run anew, with other settings if given"),
+        ("sample", sample_run, "images from a trained run's EMA weights"),
+    ):
+        parser = commands.add_parser(name, help=text, description=text, epilog=EXAMPLES[name])
+        add_study(parser)
+        parser.add_argument("--run", dest="run_key", required=True, metavar="ID", help="id or name of the run")
+        if name == "train":
+            parser.add_argument("--quiet", action="store_true", help="no progress lines")
+        else:
+            parser.add_argument(
+                "--drop", action="append", default=[], metavar="ENCODER", help="leave a text encoder out"
+            )
+            parser.add_argument("--steps", type=int, help="Euler steps (default: the run's)")
+            parser.add_argument("--guidance", type=float, help="guidance scale (default: the run's)")
+            parser.add_argument("--seed", type=int, help="seed of the noise (default: the run's)")
+        if name == "evaluate":
+            parser.add_argument("--out", type=Path, required=True, help="folder for the image tree")
+            parser.add_argument("--json", action="store_true", help="print one JSON object")
+        if name == "sample":
+            parser.add_argument("prompt", nargs="+", metavar="PROMPT")
+            parser.add_argument("--count", type=int, default=1, help="images a prompt (default: %(default)s)")
+            parser.add_argument("--out", type=Path, default=Path("samples"), help="folder (default: %(default)s)")
+        parser.set_defaults(run=run)
+
+
+def train_run(args: argparse.Namespace) -> int:
+    """Train and evaluate one run; prints where its result lies."""
+    study = load_study(args.study, args.overrides)
+    run, places = study.find(args.run_key), places_of(args, study)
+    execute(run, places, quiet=args.quiet)
+    print(places.run_dir(run) / "result.json")
+    return 0
+
+
+def evaluate_run(args: argparse.Namespace) -> int:
+    """Print a row a task; the run's own result.json stays as it is."""
+    run, ema, places = _trained(args)
+    make_folder(args.out)
+    captions = training_data(run.data, places.data).validation_captions
+    scores = evaluate(run, ema, args.out, captions, drop=tuple(args.drop))
+    if args.json:
+        print(json.dumps({"run_id": run.run_id, "name": run.name, **scores}))
+        return 0
+    for row in scores["geneval"]:
+        print(
+            f"{row['task']:14} {row['rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  chance {row['chance']:.3f}  "
+            f"graded {row['graded']:.3f}  chance {row['chance_graded']:.3f}"
+        )
+    print(f"judge_match    {scores['judge_match']:.3f}  chance {scores['judge_match_chance']:.3f}")
+    return 0
+
+
+def sample_run(args: argparse.Namespace) -> int:
+    """Write PNGs; prints a path a line."""
+    run, ema, _ = _trained(args)
+    make_folder(args.out)
+    images = generate(run, ema, args.prompt, args.count, drop=tuple(args.drop))
+    for i, row in enumerate(images):
+        for k, image in enumerate(row):
+            path = args.out / f"{i:05d}_{k:02d}.png"
+            save_png(image, path)
+            print(path)
+    return 0
+
+
+def _trained(args: argparse.Namespace) -> tuple[Run, Any, Any]:
+    study = load_study(args.study, args.overrides)
+    run, places = study.find(args.run_key), places_of(args, study)
+    for name in args.drop:
+        if name not in run.data.text_encoders:
+            unknown("drop", name, run.data.text_encoders)
+    ema = restore_ema(run, places.run_dir(run))
+    given = {"sampling_steps": args.steps, "guidance": args.guidance, "seed": args.seed}
+    settings = replace(run.evaluation, **{key: value for key, value in given.items() if value is not None})
+    return replace(run, evaluation=settings), ema, places

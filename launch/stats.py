@@ -1,0 +1,142 @@
+"""``mmdit fit``, ``mmdit elo``, ``mmdit correlate``: statistics on any CSV or Parquet file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scaling.laws import PowerLaw
+
+EXIT_OK = 0
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the three commands; each sets ``run``, a function of the parsed arguments that returns an exit code.
+
+    Bad input raises ``scaling.errors.TableError``, which the caller prints as one line and turns into exit code 2.
+    """
+    fit = _command(
+        subparsers,
+        "fit",
+        "fit a scaling law to a table",
+        "mmdit fit studies/quickstart/results.csv --law power --c train_flops --loss val_loss --json",
+    )
+    fit.add_argument("table", help="CSV or Parquet file")
+    fit.add_argument("--law", choices=["power"], default="power", help="power: L = floor + a·C^(-b)")
+    fit.add_argument("--c", metavar="COL", required=True, help="column of compute (FLOPs, or parameters, or images)")
+    fit.add_argument("--loss", metavar="COL", required=True, help="column of losses")
+    fit.add_argument("--floor", action=argparse.BooleanOptionalAction, default=False, help="fit an irreducible loss")
+    fit.add_argument("--huber", metavar="DELTA", type=float, default=1e-3, help="delta on log residuals (%(default)s)")
+    fit.add_argument("--drop-highest", metavar="K", type=int, default=0, help="leave out the K highest losses")
+    fit.add_argument("--group", metavar="COL", help="rows of one value are resampled together (run_id for curves)")
+    _resampling(fit)
+    fit.set_defaults(run=run_fit)
+
+    elo = _command(
+        subparsers,
+        "elo",
+        "rate runs from pairwise battles (columns prompt, left, right, outcome = left, right or tie)",
+        "mmdit elo studies/quickstart/battles.csv",
+    )
+    elo.add_argument("battles", help="CSV or Parquet file")
+    _resampling(elo)
+    elo.set_defaults(run=run_elo)
+
+    correlate = _command(
+        subparsers,
+        "correlate",
+        "Pearson and Spearman correlation of two columns, with intervals",
+        "mmdit correlate studies/quickstart/results.csv --x val_loss --y geneval --json",
+    )
+    correlate.add_argument("table", help="CSV or Parquet file")
+    correlate.add_argument("--x", metavar="COL", required=True, help="first column")
+    correlate.add_argument("--y", metavar="COL", required=True, help="second column")
+    _resampling(correlate, default=2000)
+    correlate.set_defaults(run=run_correlate)
+
+
+def run_fit(args: argparse.Namespace) -> int:
+    """Fit the law and print it, as text or as one JSON object (``law, params, intervals, objective, rows, …``)."""
+    from scaling.laws import fit_power_law
+    from scaling.tables import labels, numbers, read_table
+
+    table = read_table(args.table)
+    law = fit_power_law(
+        numbers(table, args.c, positive=True),
+        numbers(table, args.loss, positive=True),
+        floor=args.floor,
+        groups=None if args.group is None else labels(table, args.group),
+        huber=args.huber,
+        drop_highest=args.drop_highest,
+        draws=args.bootstrap,
+        seed=args.seed,
+    )
+    print(json.dumps(law.to_json()) if args.json else _law_text(law, args.c, args.loss))
+    return EXIT_OK
+
+
+def run_elo(args: argparse.Namespace) -> int:
+    """Rate the runs and print them best first, as text or as one JSON object (``ratings``: a list)."""
+    from scaling.elo import rate
+    from scaling.tables import read_table
+
+    table = rate(read_table(args.battles), draws=args.bootstrap, seed=args.seed)
+    if args.json:
+        print(json.dumps(table.to_json()))
+        return EXIT_OK
+    width = max(len(rating.name) for rating in table.ratings)
+    print(f"{'name':{width}}  {'elo':>6}  {'95 % interval':>16}  battles")
+    for rating in table.ratings:
+        bounds = f"{rating.low:7.0f} … {rating.high:6.0f}"
+        print(f"{rating.name:{width}}  {rating.elo:6.0f}  {bounds:>16}  {rating.battles}")
+    print(f"{table.battles} battles on {table.prompts} prompts, {len(table.samples)} bootstraps over prompts")
+    return EXIT_OK
+
+
+def run_correlate(args: argparse.Namespace) -> int:
+    """Correlate two columns and print both coefficients, as text or as one JSON object."""
+    from scaling.correlation import correlate
+    from scaling.tables import numbers, read_table
+
+    table = read_table(args.table)
+    result = correlate(numbers(table, args.x), numbers(table, args.y), draws=args.bootstrap, seed=args.seed)
+    if args.json:
+        print(json.dumps({"x": args.x, "y": args.y, **result.to_json()}))
+        return EXIT_OK
+    for name, found in (("Pearson", result.pearson), ("Spearman", result.spearman)):
+        print(
+            f"{name:8} r = {found.r:+.3f}  [{found.low:+.3f}, {found.high:+.3f}] ({found.interval})  "
+            f"p = {found.p:.3g} ({found.p_method})"
+        )
+    print(f"{result.rows} rows")
+    return EXIT_OK
+
+
+def _law_text(law: PowerLaw, compute: str, loss: str) -> str:
+    lines = [f"{loss} = floor + a * {compute}^(-b)   ({law.rows} rows, {law.groups} groups)"]
+    for name, value in law.params.items():
+        low, high = law.intervals[name]
+        lines.append(f"{name:>6} = {value:<12.6g} 95 % interval [{low:.6g}, {high:.6g}]")
+    lines.append(f"{law.draws} bootstraps of {law.bootstrap}; Huber delta {law.huber:g}; objective {law.objective:.6g}")
+    lines += [f"not identifiable: {reason}" for reason in law.reasons]
+    return "\n".join(lines)
+
+
+def _command(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, example: str
+) -> argparse.ArgumentParser:
+    return subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _resampling(parser: argparse.ArgumentParser, default: int = 1000) -> None:
+    parser.add_argument("--bootstrap", metavar="N", type=int, default=default, help="resamples (%(default)s); 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of the resampling (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

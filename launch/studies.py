@@ -1,0 +1,105 @@
+"""Find a study by name or path, and load it."""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+import re
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+import experiments
+from mmdit_jax import config
+from mmdit_jax.config import Study, override
+from mmdit_jax.errors import UserError, nearest
+from mmdit_jax.models import MMDiTConfig
+
+CONFIGS = {
+    item.__name__: item
+    for item in (
+        config.Run,
+        config.Study,
+        config.DataConfig,
+        config.OptimizerConfig,
+        config.EvaluationConfig,
+        config.HardwareConfig,
+        MMDiTConfig,
+    )
+}
+
+
+def study_names() -> list[str]:
+    """The studies that come with the package."""
+    return sorted(item.name for item in pkgutil.iter_modules(experiments.__path__))
+
+
+def load_study(name_or_path: str, overrides: list[str] | None = None) -> Study:
+    """The study of this name in experiments/, or of this Python file; ``overrides`` are ``field=value`` for every run.
+
+    Raises:
+        UserError: no such study, no ``study()`` in it, an unknown field, or a value that a config refuses.
+    """
+    module = _import(name_or_path)
+    make = vars(module).get("study")
+    if not callable(make):
+        raise UserError(f"study={name_or_path!r}: the file defines no study() -> Study")
+    try:
+        study = make()
+    except TypeError as error:
+        raise UserError(_explain(error, name_or_path)) from error
+    if not isinstance(study, Study):
+        raise UserError(
+            f"study={name_or_path!r}: study() returned {type(study).__name__}, expected mmdit_jax.config.Study"
+        )
+    runs = list(study.runs)
+    for item in overrides or []:
+        path, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item!r}: expected field=value, such as optimizer.learning_rate=1e-3")
+        runs = [override(run, path.strip(), text.strip()) for run in runs]
+    return Study(study.name, tuple(runs))
+
+
+def _import(name_or_path: str) -> ModuleType:
+    path = Path(name_or_path)
+    if path.suffix != ".py":
+        names = study_names()
+        if name_or_path not in names:
+            raise UserError(
+                f"study={name_or_path!r}: unknown; did you mean {nearest(name_or_path, names)!r}? "
+                f"(one of: {', '.join(names)}; or the path of a .py file)"
+            )
+        return importlib.import_module(f"experiments.{name_or_path}")
+    if not path.is_file():
+        raise UserError(f"study={name_or_path!r}: no such file")
+    spec = importlib.util.spec_from_file_location(f"study_file_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"study={name_or_path!r}: line {error.lineno}: {error.msg}") from error
+    except TypeError as error:
+        raise UserError(_explain(error, name_or_path)) from error
+    except ImportError as error:
+        raise UserError(f"study={name_or_path!r}: {error}") from error
+    return module
+
+
+def _explain(error: TypeError, where: str) -> str:
+    """A TypeError of a study file in one line; an unknown field with the nearest one."""
+    line = traceback.extract_tb(error.__traceback__)[-1].lineno
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).name == Path(where).with_suffix(".py").name:
+            line = frame.lineno
+            break
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if found and found.group(1) in CONFIGS:
+        fields = list(CONFIGS[found.group(1)].__dataclass_fields__)
+        name = found.group(2)
+        close = nearest(name, fields)
+        return f"study={where!r} line {line}: {found.group(1)} has no field {name!r}; did you mean {close!r}?"
+    return f"study={where!r} line {line}: {error}"

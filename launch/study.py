@@ -1,0 +1,177 @@
+"""``mmdit study run | plan | status | report STUDY``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from launch.collect import collect
+from launch.execute import Places, describe, execute, is_locked, make_folder, read_result
+from launch.runtime import add_study
+from launch.studies import load_study
+from mmdit_jax.config import Run, Study
+from mmdit_jax.errors import EXIT_DIVERGED, UserError
+from mmdit_jax.training.events import read_events
+from mmdit_jax.training.loop import Diverged
+from mmdit_jax.training.peak import matmul_flops_per_second
+from mmdit_jax.training.progress import duration
+from scaling.report import write_report
+
+EXAMPLES = """examples:
+  mmdit study run quickstart                    train what is missing, evaluate, write the report
+  mmdit study run quickstart --set seed=1       the same grid with another seed: new runs, beside the old ones
+  mmdit study plan my_study.py                  what each run costs, before it is started
+  mmdit study status quickstart --json
+"""
+
+
+def add_parsers(commands: Any) -> None:
+    """Register ``study`` and its actions."""
+    study = commands.add_parser(
+        "study",
+        help="a whole study: run, plan, status, report",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = study.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, run, text in (
+        ("run", run_study, "train and evaluate every run that is not done, then report; idempotent"),
+        ("plan", plan_study, "parameters, FLOPs and time of each run on this machine"),
+        ("status", study_status, "state of each run"),
+        ("report", report_study, "fold the finished runs into tables, figures and report.html"),
+    ):
+        action = actions.add_parser(
+            name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        add_study(action)
+        if name in ("plan", "status"):
+            action.add_argument("--json", action="store_true", help="print one JSON object")
+        if name == "run":
+            action.add_argument("--only", action="append", default=[], metavar="RUN", help="only this run (id or name)")
+            action.add_argument("--quiet", action="store_true", help="no progress lines")
+        action.set_defaults(run=run)
+
+
+def places_of(args: argparse.Namespace, study: Study) -> Places:
+    """The folders of a study under --root and --data-dir."""
+    return Places(args.root, study.name, args.data_dir or args.root / "_data")
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Every run in turn, then the report; a diverged run doesn't stop the others."""
+    study = load_study(args.study, args.overrides)
+    places = places_of(args, study)
+    make_folder(places.study_dir)
+    chosen = [study.find(key) for key in args.only] or list(study.runs)
+    started, skipped = time.perf_counter(), 0
+    diverged: list[str] = []
+    for number, run in enumerate(chosen, 1):
+        if read_result(places.run_dir(run)) is not None:
+            skipped += 1
+            continue
+        begun = time.perf_counter()
+        try:
+            result = execute(run, places, quiet=args.quiet)
+        except Diverged as error:
+            diverged.append(str(error))
+            print(f"[{number}/{len(chosen)}] {error}", file=sys.stderr)
+            continue
+        print(f"[{number}/{len(chosen)}] {_summary(result)}  {duration(time.perf_counter() - begun)}", file=sys.stderr)
+    if skipped:
+        print(f"{skipped} of {len(chosen)} runs were done already", file=sys.stderr)
+    path = _report(study, places)
+    print(f"study {study.name}: {duration(time.perf_counter() - started)}", file=sys.stderr)
+    if path is not None:
+        print(path)
+    return EXIT_DIVERGED if diverged else 0
+
+
+def report_study(args: argparse.Namespace) -> int:
+    """Tables, figures and report of what is finished; prints the report's path."""
+    study = load_study(args.study, args.overrides)
+    path = _report(study, places_of(args, study))
+    if path is None:
+        raise UserError(f"study={study.name!r}: no finished run under {args.root}; `mmdit study run` first")
+    print(path)
+    return 0
+
+
+def _report(study: Study, places: Places) -> Path | None:
+    if all(read_result(places.run_dir(run)) is None for run in study.runs):
+        return None
+    collect(study, places)
+    return write_report(places.study_dir, title=f"Study: {study.name}")
+
+
+def _summary(result: dict[str, Any]) -> str:
+    overall = [row for row in result["geneval"] if row["task"] == "overall"]
+    score = f"  geneval {overall[0]['rate']:.3f} (graded {overall[0]['graded']:.3f})" if overall else ""
+    return f"{result['name']}  val loss {result['val_loss']:.4f}{score}  judge {result['judge_match']:.2f}"
+
+
+def status_row(run: Run, places: Places) -> dict[str, Any]:
+    """run_id, name, state (done, running, diverged, stopped, new), step, steps, loss, images_per_second."""
+    folder = places.run_dir(run)
+    row: dict[str, Any] = {"run_id": run.run_id, "name": run.name, "state": "new", "step": 0, "steps": run.steps}
+    row |= {"loss": None, "val_loss": None, "images_per_second": None}
+    result = read_result(folder)
+    diverged = False
+    for event in read_events(folder):
+        row["state"] = "stopped"
+        row["step"] = event.get("step", row["step"])
+        diverged = diverged or event["event"] == "diverged"
+        if event["event"] == "train":
+            row |= {"loss": event["loss"], "images_per_second": event["images_per_second"]}
+        if event["event"] == "validation":
+            row["val_loss"] = event["loss"]
+    if result is not None:
+        row |= {"state": "done", "step": run.steps, "val_loss": result["val_loss"]}
+    elif is_locked(folder):
+        row["state"] = "running"
+    elif diverged:
+        row["state"] = "diverged"
+    return row
+
+
+def study_status(args: argparse.Namespace) -> int:
+    """A row a run."""
+    study = load_study(args.study, args.overrides)
+    rows = [status_row(run, places_of(args, study)) for run in study.runs]
+    if args.json:
+        print(json.dumps({"study": study.name, "runs": rows}))
+        return 0
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        loss = f"  val loss {row['val_loss']:.4f}" if row["val_loss"] is not None else ""
+        print(f"{row['name']:{width}}  {row['state']:8}  step {row['step']}/{row['steps']}{loss}  {row['run_id']}")
+    return 0
+
+
+def plan_study(args: argparse.Namespace) -> int:
+    """What the runs cost; the time is a floor: FLOPs over this machine's measured matrix-product rate."""
+    study = load_study(args.study, args.overrides)
+    places = places_of(args, study)
+    rows = []
+    for run in study.runs:
+        row = {**describe(run), "state": status_row(run, places)["state"]}
+        row["floor_seconds"] = row["train_flops"] / matmul_flops_per_second(run.model.dtype)
+        rows.append(row)
+    if args.json:
+        print(json.dumps({"study": study.name, "runs": rows}))
+        return 0
+    width = max(len(row["name"]) for row in rows)
+    print(f"{'run':{width}}  {'parameters':>14}  {'images':>12}  {'FLOPs':>9}  {'6ND':>9}  {'floor':>8}  state")
+    for row in rows:
+        print(
+            f"{row['name']:{width}}  {row['params']:>14,}  {row['images']:>12,}  {row['train_flops']:>9.2e}  "
+            f"{row['train_flops_6nd']:>9.2e}  {duration(row['floor_seconds']):>8}  {row['state']}"
+        )
+    print(
+        "FLOPs: per-stream count with attention, backward = 2 forward. "
+        "Floor: FLOPs at this machine's matrix-product rate."
+    )
+    return 0

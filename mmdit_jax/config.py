@@ -1,0 +1,252 @@
+"""One tree of frozen dataclasses that says everything about a run, and the id that follows from it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmdit_jax.diffusion import formulation
+from mmdit_jax.errors import UserError, nearest, unknown
+from mmdit_jax.models import MMDiTConfig
+from mmdit_jax.models.text import text_encoder
+
+
+def _require(ok: bool, field_name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise UserError(f"{field_name}={value!r}: expected {expected}")
+
+
+def _require_positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = vars(owner)[name]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(whole and value >= 1, name, value, "a whole number, 1 or more")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images and captions, and how their text is encoded."""
+
+    name: str = "scenes"
+    resolution: int = 32
+    """Height and width in pixels."""
+    examples: int = 32_768
+    """Training examples of a procedural set; a fixed set (emoji) has its own number."""
+    validation_examples: int = 256
+    """Held-out captions and images for the validation loss."""
+    text_encoders: tuple[str, ...] = ("words", "tower")
+    text_drop: float = 0.464
+    """Probability of dropping each encoder, independently (SD3: 0.464³ ≈ 10 % unconditional)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "resolution", "examples", "validation_examples")
+        _require(0 <= self.text_drop < 1, "text_drop", self.text_drop, "0 <= text_drop < 1")
+        _require(len(self.text_encoders) > 0, "text_encoders", self.text_encoders, "at least one encoder")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer, schedule, clipping and the moving average of the weights."""
+
+    name: str = "adamw"
+    """``adamw`` (the paper's) or ``muon`` (hidden matrices by Muon, the rest by AdamW)."""
+    learning_rate: float = 1e-4
+    """Peak rate."""
+    adam_learning_rate: float | None = None
+    """Rate of the AdamW part under ``muon``; none: the peak rate times 0.1."""
+    warmup_steps: int = 1000
+    schedule: str = "constant"
+    """After the warm-up: ``constant`` (the paper's), ``cosine`` or ``linear`` to zero."""
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+    """Per step; early on min(decay, (1 + n) / (10 + n))."""
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adamw", "muon"):
+            unknown("optimizer.name", self.name, ("adamw", "muon"))
+        if self.schedule not in ("constant", "cosine", "linear"):
+            unknown("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
+        for name in ("learning_rate", "eps", "clip_norm"):
+            value = vars(self)[name]
+            _require(math.isfinite(value) and value > 0, f"optimizer.{name}", value, "a number above 0")
+        for name in ("b1", "b2", "ema_decay"):
+            value = vars(self)[name]
+            _require(0 <= value < 1, f"optimizer.{name}", value, f"0 <= {name} < 1")
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is generated from the finished run's EMA weights, and scored."""
+
+    prompts_per_task: int = 40
+    """Prompts for each of the six GenEval tasks; for a set without tasks, six times as many of its held-out captions."""
+    images_per_prompt: int = 1
+    sampling_steps: int = 24
+    """Euler steps."""
+    guidance: float = 4.0
+    seed: int = 0
+    """Of prompts and noise: the same for every run of a study, so that battles are like against like."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "prompts_per_task", "images_per_prompt", "sampling_steps")
+        _require(math.isfinite(self.guidance) and self.guidance >= 0, "guidance", self.guidance, "0 or more")
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """How a run is laid out on devices. Not part of its id: the same run may move to another machine."""
+
+    fsdp: int = 1
+    """Devices over which parameters, EMA and optimizer state are sharded; the rest carry data."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints (one more is always written at the end)."""
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "fsdp", "checkpoint_every", "keep_checkpoints")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study. ``dataclasses.replace`` makes the next one."""
+
+    name: str
+    """Unique within its study; what tables and figures call it."""
+    model: MMDiTConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    formulation: str = "rf"
+    """Path, prediction, density and weight by the paper's name, e.g. ``rf/lognorm(0.00,1.00)``."""
+    steps: int = 500_000
+    batch: int = 4096
+    """Images a step, over all devices."""
+    seed: int = 0
+    validate_every: int = 50_000
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name.strip()), "name", self.name, "a name that is not empty")
+        _require_positive(self, "steps", "batch", "validate_every")
+        object.__setattr__(self, "formulation", formulation(self.formulation).name)
+        widths = text_widths(self.data.text_encoders)
+        for field_name, value, expected in zip(
+            ("context_dim", "pooled_dim"), (self.model.context_dim, self.model.pooled_dim), widths, strict=True
+        ):
+            _require(value == expected, f"model.{field_name}", value, f"{expected}, as data.text_encoders give")
+
+    @property
+    def run_id(self) -> str:
+        """``<name>-<hash>``: the hash covers the resolved config and the encoders' weights; hardware is left out."""
+        config = to_dict(self)
+        del config["hardware"]
+        config["text_fingerprints"] = [text_encoder(name).fingerprint for name in self.data.text_encoders]
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
+        return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', self.name).strip('-.') or 'run'}-{digest}"
+
+    def train_flops(self, step: int | None = None) -> float:
+        """FLOPs of training up to ``step`` (default: all), per-stream count; backward counted as twice the forward."""
+        size, length = self.data.resolution, context_tokens(self)
+        steps = self.steps if step is None else step
+        return 3.0 * self.model.flops_per_image(size, size, length) * self.batch * steps
+
+    def train_flops_6nd(self, step: int | None = None) -> float:
+        """The same by the 6·N·D convention, D the tokens of both streams."""
+        size = self.data.resolution
+        steps = self.steps if step is None else step
+        return float(self.model.flops_6nd(size, size, context_tokens(self))) * self.batch * steps
+
+
+def context_tokens(run: Run) -> int:
+    """Length of the text sequence the run's encoders give: they are joined channel by channel."""
+    return max(text_encoder(name).length for name in run.data.text_encoders)
+
+
+def text_widths(encoders: tuple[str, ...]) -> tuple[int, int]:
+    """(context_dim, pooled_dim) of a model fed by these encoders."""
+    found = [text_encoder(name) for name in encoders]
+    return sum(item.width for item in found), sum(item.pooled_width for item in found)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A named grid of runs."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", tuple(self.runs))
+        _require(
+            bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name)),
+            "study name",
+            self.name,
+            "letters, digits, . _ -",
+        )
+        _require(len(self.runs) > 0, "runs", self.runs, "at least one run")
+        seen: set[str] = set()
+        for run in self.runs:
+            _require(run.name not in seen, "name", run.name, "each run of a study to have its own name")
+            seen.add(run.name)
+
+    def find(self, key: str) -> Run:
+        """The run with this id or name."""
+        for run in self.runs:
+            if key in (run.run_id, run.name):
+                return run
+        names = [run.run_id for run in self.runs]
+        raise UserError(f"run={key!r}: not in study {self.name!r}; did you mean {nearest(key, names)!r}?")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values (tuples become lists)."""
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return result
+
+
+def override(config: Any, path: str, text: str, _full: str | None = None) -> Any:
+    """``config`` with the dotted field ``path`` set to ``text`` read as a Python literal, or else as a string.
+
+    Raises UserError for an unknown field (with the nearest one), or a value of another type than the present one.
+    """
+    full = _full or path
+    head, _, rest = path.partition(".")
+    names = [item.name for item in dataclasses.fields(config)]
+    if head not in names:
+        raise UserError(
+            f"{full}: unknown field {head!r} of {type(config).__name__}; did you mean {nearest(head, names)!r}?"
+        )
+    old = vars(config)[head]
+    if rest:
+        if not dataclasses.is_dataclass(old):
+            raise UserError(f"{full}: {head!r} has no fields of its own")
+        return dataclasses.replace(config, **{head: override(old, rest, text, full)})
+    if dataclasses.is_dataclass(old):
+        raise UserError(f"{full}: a group of fields; set one of {', '.join(vars(old))}")
+    return dataclasses.replace(config, **{head: _literal(full, text, old)})
+
+
+def _literal(name: str, text: str, old: Any) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(old, tuple) and isinstance(value, (list, str)):
+        value = (value,) if isinstance(value, str) else tuple(value)
+    if old is not None and type(value) is not type(old):
+        raise UserError(f"{name}={text!r}: expected {type(old).__name__}, such as {old!r}")
+    return value

@@ -1,0 +1,1 @@
+"""`emoji`: 3,139 real captioned images that ship with the package."""

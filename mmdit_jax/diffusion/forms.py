@@ -1,0 +1,78 @@
+"""The names of formulations as the SD3 paper writes them: their grammar, and how numbers go in and out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmdit_jax.diffusion.densities import KINDS, MODE_MAX, MODE_MIN
+from mmdit_jax.diffusion.paths import EDM_SCHEDULES
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a name: which slot of the Formulation it fills, and the values it may take."""
+
+    label: str
+    slot: str  # "m" or "s"
+    low: float = -np.inf
+    high: float = np.inf
+    open_low: bool = False  # whether ``low`` itself is excluded
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` is finite and in range."""
+        above = value > self.low if self.open_low else value >= self.low
+        return bool(np.isfinite(value)) and above and value <= self.high
+
+    def valid(self) -> str:
+        """The valid values in words, for an error message."""
+        if self.open_low:
+            return f"{self.label} > {self.low:g}"
+        if np.isfinite(self.low):
+            return f"{self.low:g} <= {self.label} <= {self.high:.4f}"
+        return f"{self.label} finite"
+
+
+@dataclass(frozen=True)
+class Form:
+    """One row of the paper's list: a stem, optional numbers in parentheses, and what they stand for."""
+
+    stem: str
+    path: str
+    prediction: str
+    kind: int = 0  # index of the density (rf) or of the schedule of σ (edm)
+    numbers: tuple[Number, ...] = ()
+
+    def write(self, values: Sequence[float]) -> str:
+        """The canonical name: at least two decimals, more where float32 needs them."""
+        return f"{self.stem}({','.join(map(decimal, values))})" if self.numbers else self.stem
+
+
+def decimal(value: float) -> str:
+    """Shortest decimal that float32 reads back as ``value``, with two decimals at least; never ``-0.00``."""
+    return np.format_float_positional(np.float32(value) + np.float32(0), unique=True, min_digits=2)
+
+
+_SCALE = Number("s", "s", low=0.0, open_low=True)
+FORMS: tuple[Form, ...] = (
+    Form("rf", "rf", "velocity", KINDS.index("uniform")),
+    Form("rf/lognorm", "rf", "velocity", KINDS.index("lognorm"), (Number("m", "m"), _SCALE)),
+    Form("rf/mode", "rf", "velocity", KINDS.index("mode"), (Number("s", "s", MODE_MIN, MODE_MAX),)),
+    Form("rf/cosmap", "rf", "velocity", KINDS.index("cosmap")),
+    Form("edm", "edm", "F", EDM_SCHEDULES.index("normal"), (Number("Pm", "m"), Number("Ps", "s", 0.0, open_low=True))),
+    Form("edm/rf", "edm", "F", EDM_SCHEDULES.index("rf")),
+    Form("edm/cos", "edm", "F", EDM_SCHEDULES.index("cos")),
+    Form("eps/linear", "linear", "eps"),
+    Form("v/linear", "linear", "v"),
+    Form("eps/cos", "cos", "eps"),
+    Form("v/cos", "cos", "v"),
+)
+EXAMPLES: dict[str, tuple[float, ...]] = {"rf/lognorm": (0.0, 1.0), "rf/mode": (1.29,), "edm": (-1.2, 1.2)}
+
+
+def find(path: str, prediction: str, kind: int) -> Form:
+    """The form of a formulation's parts; there is exactly one."""
+    (form,) = (form for form in FORMS if (form.path, form.prediction, form.kind) == (path, prediction, kind))
+    return form

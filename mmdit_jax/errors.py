@@ -1,0 +1,30 @@
+"""The one exception a user sees as a single line, and the exit codes every engine agrees on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import NoReturn
+
+EXIT_OK = 0
+EXIT_BAD_INPUT = 2
+EXIT_DIVERGED = 3
+EXIT_PREEMPTED = 75
+
+
+class UserError(ValueError):
+    """Bad input, told in one line: which field, which value, what would work. Exit code 2."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The valid name closest to ``name`` (case ignored); the first valid one where none is close."""
+    names = list(valid)
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.0)
+    return by_lower[close[0]] if close else names[0]
+
+
+def unknown(field: str, value: str, valid: Iterable[str]) -> NoReturn:
+    """Raise the error for a name that is not among ``valid``."""
+    names = sorted(valid)
+    raise UserError(f"{field}={value!r}: unknown; did you mean {nearest(value, names)!r}? (one of: {', '.join(names)})")

@@ -1,0 +1,1 @@
+"""Evaluation: sampling from trained weights, GenEval's tasks, the judge, battles between runs, and grids to look at."""

@@ -1,0 +1,96 @@
+"""A small CLIP-like model: an image tower and a text tower that meet in one embedding (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmdit_jax.models.text.tower import Block, TextTower
+
+RESOLUTION = 32
+"""Pixels a side that the image tower reads."""
+
+
+class ImageTower(nnx.Module):
+    """Two strided convolutions to an 8×8 grid, two transformer blocks, an average over the grid."""
+
+    width = 64
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.stem = nnx.Conv(3, 32, (4, 4), strides=2, padding="SAME", rngs=rngs)
+        self.grid = nnx.Conv(32, self.width, (4, 4), strides=2, padding="SAME", rngs=rngs)
+        self.position = nnx.Param(0.1 * jax.random.normal(rngs.params(), ((RESOLUTION // 4) ** 2, self.width)))
+        self.blocks = nnx.List([Block(self.width, 4, rngs=rngs) for _ in range(2)])
+        self.norm = nnx.LayerNorm(self.width, rngs=rngs)
+        self.project = nnx.Linear(self.width, TextTower.embedding, use_bias=False, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images float [N, 32, 32, 3] in [-1, 1] to embeddings [N, 64], not normalised."""
+        x = self.grid(nnx.gelu(self.stem(images)))
+        x = x.reshape(x.shape[0], -1, self.width) + self.position[...]
+        for block in self.blocks:
+            x = block(x)
+        return self.project(self.norm(x).mean(axis=1))
+
+
+class Contrastive(nnx.Module):
+    """Both towers and the temperature of their similarities."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.image = ImageTower(rngs=rngs)
+        self.text = TextTower(rngs=rngs)
+        self.log_scale = nnx.Param(jnp.log(jnp.array(10.0)))
+
+    def embed_images(self, images: jax.Array) -> jax.Array:
+        """Unit embeddings [N, 64] of images float [N, 32, 32, 3] in [-1, 1]."""
+        return unit(self.image(images))
+
+    def embed_texts(self, ids: jax.Array, vectors: jax.Array) -> jax.Array:
+        """Unit embeddings [N, 64] of captions as ``text_inputs`` gives them."""
+        return unit(self.text(ids, vectors)[1])
+
+    def scale(self) -> jax.Array:
+        """What similarities are multiplied with in the loss; at most 100, as in CLIP."""
+        return jnp.exp(jnp.minimum(self.log_scale[...], jnp.log(100.0)))
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Rows scaled to length 1; a zero row stays zero."""
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial(seed: int) -> nnx.State:
+    return nnx.state(Contrastive(rngs=nnx.Rngs(seed)))
+
+
+def blank(seed: int = 0) -> Contrastive:
+    """A model with random weights."""
+    model = nnx.eval_shape(lambda: Contrastive(rngs=nnx.Rngs(0)))
+    nnx.update(model, _initial(seed))
+    return model
+
+
+def contrastive_loss(
+    similarities: jax.Array, same: jax.Array, wrong_texts: jax.Array, wrong_images: jax.Array, has_wrong: jax.Array
+) -> jax.Array:
+    """Mean cross entropy of matching images to captions and captions to images, hard negatives included.
+
+    Args:
+        similarities: [N, N], image i against caption j, times the scale; the diagonal matches.
+        same: bool [N, N], pairs off the diagonal whose captions are equal: neither right nor wrong.
+        wrong_texts: [N, K], image i against near-miss captions of its own, times the scale.
+        wrong_images: [N], caption i against a damaged copy of image i, times the scale.
+        has_wrong: bool [N], rows whose ``wrong_texts`` count.
+    """
+    masked = jnp.where(same, -jnp.inf, similarities)
+    right = jnp.diagonal(similarities)
+    hard = jnp.where(has_wrong[:, None], wrong_texts, -jnp.inf)
+    per_image = jax.nn.logsumexp(jnp.concatenate([masked, hard], axis=1), axis=1) - right
+    per_text = jax.nn.logsumexp(jnp.concatenate([masked.T, wrong_images[:, None]], axis=1), axis=1) - right
+    # The near misses once more on their own: among hundreds of easy captions they would hardly count.
+    margin = jax.nn.logsumexp(jnp.concatenate([right[:, None], hard], axis=1), axis=1) - right
+    return jnp.mean(per_image + per_text) / 2 + jnp.mean(margin)

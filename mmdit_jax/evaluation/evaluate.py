@@ -1,0 +1,87 @@
+"""Scores of a finished run: images for fixed prompts and noise, written as a tree, then judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmdit_jax.config import Run
+from mmdit_jax.data.scenes.prompts import Prompt, prompts
+from mmdit_jax.diffusion import formulation
+from mmdit_jax.evaluation.geneval import geneval, write_geneval_tree
+from mmdit_jax.evaluation.judge import Judge
+from mmdit_jax.evaluation.sampling import sample_images
+from mmdit_jax.models.text import encode_all, text_encoder
+
+DISTRACTORS = 9
+"""Other captions that an image's own caption must beat in ``judge_match``: chance is 1 in 10."""
+
+
+def evaluation_prompts(run: Run, held_out: Sequence[str]) -> list[Prompt]:
+    """What the run is asked to draw: the six GenEval tasks on scenes, else held-out captions of its data set."""
+    count = run.evaluation.prompts_per_task
+    if run.data.name == "scenes":
+        return prompts(count, seed=run.evaluation.seed)
+    return [Prompt(task="caption", include=(), prompt=text) for text in held_out[: 6 * count]]
+
+
+def generate(
+    run: Run, params: Any, captions: Sequence[str], images_per_caption: int, drop: tuple[str, ...] = ()
+) -> np.ndarray:
+    """Images uint8 [captions, images_per_caption, R, R, 3]; noise depends on the evaluation seed and position only."""
+    repeated = [caption for caption in captions for _ in range(images_per_caption)]
+    settings = run.evaluation
+    images = sample_images(
+        run.model,
+        params,
+        formulation(run.formulation),
+        {name: encode_all(text_encoder(name), repeated) for name in run.data.text_encoders},
+        seed=settings.seed,
+        indices=np.arange(len(repeated)),
+        resolution=run.data.resolution,
+        channels=run.model.in_channels,
+        steps=settings.sampling_steps,
+        guidance=settings.guidance,
+        drop=drop,
+    )
+    return images.reshape(len(captions), images_per_caption, *images.shape[1:])
+
+
+def evaluate(
+    run: Run, params: Any, folder: Path, held_out: Sequence[str], drop: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Sample, write the image tree to ``folder``, and score it.
+
+    Returns plain values: ``geneval`` (a list of rows, one a task and one overall; empty for sets without tasks),
+    ``judge_match`` (share of images whose own caption the contrastive judge puts first of ten) and its chance.
+    """
+    asked = evaluation_prompts(run, held_out)
+    images = generate(run, params, [item.prompt for item in asked], run.evaluation.images_per_prompt, drop)
+    write_geneval_tree(images, asked, folder)
+    rows = geneval(images, asked) if run.data.name == "scenes" else []
+    match = judge_match(images, [item.prompt for item in asked], Judge.load())
+    return {"geneval": rows, "judge_match": match, "judge_match_chance": 1 / (DISTRACTORS + 1)}
+
+
+def judge_match(images: np.ndarray, captions: Sequence[str], judge: Judge) -> float:
+    """Share of images [P, K, H, W, 3] for which the own caption is more similar than nine others of the list."""
+    count = len(captions)
+    own = judge.similarity(images[:, 0], captions)
+    beaten = np.ones(count, bool)
+    rng = np.random.default_rng(0)
+    for _ in range(DISTRACTORS):
+        shift = rng.integers(1, count, size=count) if count > 1 else np.zeros(count, int)
+        others = [captions[(i + int(shift[i])) % count] for i in range(count)]
+        same = np.array([a == b for a, b in zip(captions, others, strict=True)])
+        beaten &= (own > judge.similarity(images[:, 0], others)) | same
+    return float(beaten.mean())
+
+
+def save_png(image: np.ndarray, path: Path) -> None:
+    """One uint8 [H, W, 3] image as a PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)

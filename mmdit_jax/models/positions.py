@@ -1,0 +1,65 @@
+"""Fixed features of where and when: 2-D sin-cos positions and the sinusoid of the timestep."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mmdit_jax.models.config import POSITION_BASE, TIME_FEATURES
+
+MAX_PERIOD = 10_000.0
+
+
+def sincos_positions(rows: int, columns: int, channels: int, table: int) -> Float[Array, "tokens channels"]:
+    """The centre of a table of 2-D sin-cos positions, one vector a patch, row-major, float32.
+
+    The first half of the channels encodes the column and the second half the row, each as [sin, cos] with frequencies
+    10000^(-i / (channels / 4)). A table wider than 64 patches spans the coordinates 0 to 64, as in SD3, where 192
+    entries stand a third of a patch apart.
+
+    Only the two axes of the crop are constants of the program; a whole table at SD3's size would be 350 MB.
+
+    Args:
+      rows, columns: of the patch grid, at most ``table`` each.
+      channels: a multiple of 4.
+      table: side of the whole table, in patches.
+    """
+    step = min(POSITION_BASE, table) / table
+    frequencies = MAX_PERIOD ** (-np.arange(channels // 4, dtype=np.float64) / (channels // 4))
+
+    def axis(size: int) -> np.ndarray:
+        first = (table - size) // 2
+        angles = (first + np.arange(size))[:, None] * step * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
+
+    by_column = jnp.broadcast_to(axis(columns)[None, :], (rows, columns, channels // 2))
+    by_row = jnp.broadcast_to(axis(rows)[:, None], (rows, columns, channels // 2))
+    return jnp.concatenate([by_column, by_row], axis=-1).reshape(rows * columns, channels)
+
+
+def timestep_features(t: Float[Array, " batch"]) -> Float[Array, "batch 256"]:
+    """[cos, sin] of 1000 t at 128 frequencies exp(-ln(10^4) i / 128), in float32 whatever the model computes in.
+
+    bfloat16 would round 750 to 752 before the sinusoid; the features may be cast afterwards.
+    """
+    half = TIME_FEATURES // 2
+    frequencies = jnp.exp(-jnp.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def patchify(latents: Float[Array, "batch height width channels"], patch: int) -> jax.Array:
+    """Latents to tokens [batch, rows x columns, patch x patch x channels]: row-major, a patch as (p, q, channel)."""
+    batch, height, width, channels = latents.shape
+    rows, columns = height // patch, width // patch
+    tokens = latents.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return tokens.reshape(batch, rows * columns, patch * patch * channels)
+
+
+def unpatchify(tokens: jax.Array, rows: int, columns: int, patch: int) -> Float[Array, "batch height width channels"]:
+    """The inverse of ``patchify``."""
+    batch = tokens.shape[0]
+    latents = tokens.reshape(batch, rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+    return latents.reshape(batch, rows * patch, columns * patch, -1)

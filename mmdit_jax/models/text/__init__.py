@@ -1,0 +1,28 @@
+"""Frozen text encoders behind one interface. Two are embedded and need no download: `words` and `tower`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from mmdit_jax.errors import unknown
+from mmdit_jax.models.text.interface import TextEncoder, TextStates, assemble, encode_all
+from mmdit_jax.models.text.tower import TowerEncoder
+from mmdit_jax.models.text.words import WordsEncoder
+
+__all__ = ["ENCODERS", "TextEncoder", "TextStates", "assemble", "encode_all", "text_encoder"]
+
+ENCODERS: dict[str, Callable[[], TextEncoder]] = {"words": WordsEncoder, "tower": TowerEncoder.load}
+"""Every encoder by name; the value makes it (and reads its weights, where it has any)."""
+
+
+@functools.cache
+def text_encoder(name: str) -> TextEncoder:
+    """The encoder of that name, made once a process.
+
+    Raises:
+        UserError: no such encoder (the nearest name is offered), or its weights are missing or damaged.
+    """
+    if name not in ENCODERS:
+        unknown("text_encoder", name, ENCODERS)
+    return ENCODERS[name]()

@@ -1,0 +1,1 @@
+"""Training: state, step, optimizer, shardings, checkpoints, and the loop that ties them."""

@@ -1,0 +1,95 @@
+"""The update rule of a run: clipping, AdamW or Muon, warm-up and schedule, and the moving average of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from mmdit_jax.config import OptimizerConfig
+
+# Matrices inside the blocks, which Muon orthogonalises. Modulations, embeddings and the output layer stay with AdamW:
+# they start at zero, or map from and to inputs whose channels mean something one by one.
+MUON_LAYERS = ("qkv", "out", "up", "down")
+# Muon's own rate is about ten times AdamW's on the same network.
+ADAM_SHARE = 0.1
+
+
+def learning_rate(config: OptimizerConfig, steps: int, peak: float | None = None) -> optax.Schedule:
+    """Linear warm-up from zero to the peak, then constant, or a cosine or a line that reaches zero at ``steps``.
+
+    The rate of update n (from 0) is schedule(n). The first update has rate peak / (warmup_steps + 1), not zero.
+    """
+    peak = config.learning_rate if peak is None else peak
+    warmup, rest = config.warmup_steps, max(steps - config.warmup_steps, 1)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        n = jnp.asarray(count, jnp.float32)
+        progress = jnp.clip((n - warmup) / rest, 0.0, 1.0)
+        falls = {
+            "constant": lambda: jnp.ones_like(n),
+            "cosine": lambda: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+            "linear": lambda: 1 - progress,
+        }
+        return peak * jnp.minimum(1.0, (n + 1) / (warmup + 1)) * falls[config.schedule]()
+
+    return schedule
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clip by the global norm, then AdamW or Muon with decoupled weight decay.
+
+    Decay is on kernels only: biases and the scales of norms are left free. Under ``muon`` the block matrices named in
+    ``MUON_LAYERS`` are orthogonalised, each layer of the stack on its own; everything else is AdamW's, at
+    ``adam_learning_rate``.
+    """
+    rate = learning_rate(config, steps)
+    if config.name == "adamw":
+        update = optax.adamw(
+            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=is_kernel
+        )
+    else:
+        adam_peak = config.adam_learning_rate
+        adam_rate = learning_rate(config, steps, ADAM_SHARE * config.learning_rate if adam_peak is None else adam_peak)
+        update = optax.contrib.muon(
+            rate,
+            adam_learning_rate=adam_rate,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=muon_dimensions,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def ema_decay(config: OptimizerConfig, step: jax.Array) -> jax.Array:
+    """Decay of the moving average at update ``step`` (from 0): min(decay, (1 + n) / (10 + n)), float32.
+
+    The ramp forgets the initial weights, so that an average over a short run is worth having.
+    """
+    n = step.astype(jnp.float32)
+    return jnp.minimum(config.ema_decay, (1 + n) / (10 + n))
+
+
+def is_kernel(params: Any) -> Any:
+    """A tree of booleans: which parameters are kernels of dense layers."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def muon_dimensions(params: Any) -> Any:
+    """A tree that holds the matrix axes of each parameter under Muon, and None for AdamW's.
+
+    The leading axis of a stacked kernel is a batch of matrices, which the last two axes make.
+    """
+
+    def dimensions(path: tuple[Any, ...], _: Any) -> MuonDimensionNumbers | None:
+        names = [entry.key for entry in path]
+        if names[-1] == "kernel" and names[-2] in MUON_LAYERS and names[0] in ("blocks", "last"):
+            return MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+        return None
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)

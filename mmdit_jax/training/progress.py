@@ -1,0 +1,40 @@
+"""The line a user watches: loss, images/s, share of the matrix-product peak, time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    whole = max(0, round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+class Progress:
+    """Rewrites one line of a terminal; elsewhere prints a line every ``seconds``. Writes to stderr."""
+
+    def __init__(self, label: str, steps: int, enabled: bool = True, seconds: float = 15.0) -> None:
+        self._label, self._steps, self._enabled, self._seconds = label, steps, enabled, seconds
+        self._terminal = sys.stderr.isatty()
+        self._last = time.monotonic()
+
+    def show(self, step: int, *, loss: float, images_per_second: float, peak_share: float, seconds_left: float) -> None:
+        if not self._enabled:
+            return
+        now = time.monotonic()
+        if now - self._last < (0.2 if self._terminal else self._seconds) and step < self._steps:
+            return
+        self._last = now
+        line = (
+            f"{self._label}  step {step}/{self._steps}  loss {loss:.4f}  {images_per_second:,.0f} images/s  "
+            f"{100 * peak_share:.0f} % of peak  {duration(seconds_left)} left"
+        )
+        sys.stderr.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        if self._enabled and self._terminal:
+            sys.stderr.write("\n")

@@ -1,0 +1,107 @@
+"""The training step: one compiled function for every formulation of a path and every seed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
+
+from mmdit_jax.config import OptimizerConfig
+from mmdit_jax.diffusion import Formulation, training_loss
+from mmdit_jax.models import MMDiTConfig, apply
+from mmdit_jax.models.text import assemble
+from mmdit_jax.training.optimizer import ema_decay, make_optimizer
+from mmdit_jax.training.sharding import batch_sharding, replicated
+from mmdit_jax.training.state import TrainState, abstract_state
+
+BINS = 8
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch, Formulation, Any], tuple[TrainState, Metrics]]
+
+
+@functools.lru_cache(maxsize=32)
+def make_train_step(
+    model_config: MMDiTConfig, optimizer_config: OptimizerConfig, steps: int, drop: float, mesh: Mesh
+) -> TrainStep:
+    """The step of a run, jitted over ``mesh``; runs that differ in formulation or seed get the same function back.
+
+    ``step(state, batch, formulation, seed)`` returns the next state and the metrics of the batch, which are of the
+    weights before the update. The given state is donated. A batch holds
+
+    - "image": uint8 [batch, height, width, channels], scaled to [-1, 1] inside;
+    - "text": for each encoder, (tokens [batch, length, width], pooled [batch, pooled_width]).
+
+    All its randomness (timesteps, noise, which texts are dropped) is a function of the seed and ``state.step``, and
+    does not depend on the devices. Metrics are float32: "loss" (weighted, mean over the batch), "grad_norm" (before
+    clipping), and over 8 equal bins of t "bin_loss" [8] (mean in the bin, 0 where empty) and "bin_count" [8].
+
+    Args:
+      steps: length of the run, which the learning rate's schedule needs.
+      drop: probability that an encoder's text is replaced by zeros, drawn per example and encoder.
+    """
+    optimizer = make_optimizer(optimizer_config, steps)
+
+    def step(state: TrainState, batch: Batch, f: Formulation, seed: jax.Array) -> tuple[TrainState, Metrics]:
+        drop_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        x0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+        text = batch["text"]
+        keep = keep_masks(drop_key, sorted(text), len(x0), drop)
+        context, pooled = assemble(text, keep)
+
+        def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            def network(z: jax.Array, t: jax.Array) -> jax.Array:
+                return apply(model_config, params, z, t, context, pooled)
+
+            losses, t = training_loss(f, network, x0, loss_key)
+            return jnp.mean(losses), (losses, t)
+
+        (loss, (losses, t)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay(optimizer_config, state.step)
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        bin_loss, bin_count = loss_by_bin(losses, t)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "bin_loss": bin_loss,
+            "bin_count": bin_count,
+        }
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model_config, optimizer_config, steps, mesh))
+    whole = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh), whole, whole),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+
+
+def keep_masks(key: jax.Array, encoders: list[str], batch: int, drop: float) -> dict[str, Bool[Array, " batch"]]:
+    """Which examples keep each encoder's text, drawn independently with probability 1 - ``drop``."""
+    keys = jax.random.split(key, len(encoders))
+    return {name: jax.random.bernoulli(k, 1.0 - drop, (batch,)) for name, k in zip(encoders, keys, strict=True)}
+
+
+def loss_by_bin(
+    losses: Float[Array, " batch"], t: Float[Array, " batch"]
+) -> tuple[Float[Array, " bins"], Float[Array, " bins"]]:
+    """Mean loss and number of examples in each of 8 equal bins of t; an empty bin has loss 0.
+
+    A non-finite loss stays in its own bin, so that a divergence says where it began.
+    """
+    index = jnp.clip((t * BINS).astype(jnp.int32), 0, BINS - 1)
+    members = index[None, :] == jnp.arange(BINS)[:, None]
+    count = jnp.sum(members, axis=1, dtype=jnp.float32)
+    total = jnp.sum(jnp.where(members, losses[None, :].astype(jnp.float32), 0.0), axis=1)
+    return total / jnp.maximum(count, 1.0), count

@@ -1,0 +1,118 @@
+"""Validation loss: velocity error on held-out images at fixed noise levels, the number that scaling curves plot."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+
+from mmdit_jax.diffusion import Formulation
+from mmdit_jax.errors import UserError
+from mmdit_jax.models import MMDiTConfig, apply
+from mmdit_jax.models.text import assemble
+from mmdit_jax.training.sharding import batch_sharding, replicated
+
+CHUNK = 32
+"""Images a forward pass takes, each at every level; the same for every run, so that batch size cannot move the loss."""
+NOISE_SEED = 403_03206
+"""Key of the validation noise, which no run's seed changes."""
+
+Text = Mapping[str, tuple[ArrayLike, ArrayLike]]
+
+
+def validation_loss(
+    model_config: MMDiTConfig,
+    params: Any,
+    f: Formulation,
+    images: np.ndarray,
+    text: Text,
+    *,
+    levels: int = 8,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """Mean squared velocity error at ``levels`` noise levels equidistant in t: (i + 1/2) / levels (section 5.3).
+
+    The error is that of ε − x0, the velocity of the straight path, at the log-SNR which `rf` has at that t. For `rf`
+    and its densities that is their own path and time; for the others it makes the losses comparable. Density and weight
+    of the formulation do not enter. The noise of an image depends on its position in ``images`` and the level alone.
+
+    Args:
+        model_config: shape of the network.
+        params: its parameters, usually the moving average.
+        f: the formulation it was trained under.
+        images: uint8 [N, H, W, C].
+        text: by encoder, tokens [N, L, width] and pooled [N, pooled_width]; no text is dropped.
+        levels: number of noise levels.
+        mesh: devices to spread the work over; None for where ``params`` are. Changes the result by rounding only.
+
+    Returns:
+        float64 [levels], from the least noisy level to the noisiest.
+
+    Raises:
+        UserError: no images, or text of another number of examples.
+    """
+    count = len(images)
+    if count == 0:
+        raise UserError("images=0: expected 1 or more to validate on")
+    states = {name: (np.asarray(tokens), np.asarray(pooled)) for name, (tokens, pooled) in text.items()}
+    for name, arrays in states.items():
+        if any(len(array) != count for array in arrays):
+            raise UserError(f"text[{name!r}]={len(arrays[0])} examples: expected {count}, one an image")
+
+    devices = 1 if mesh is None else mesh.size
+    whole = devices // math.gcd(devices, levels)  # the rows, chunk x levels, are to divide among the devices
+    chunk = math.ceil(min(CHUNK, count) / whole) * whole
+    errors = _compiled(model_config, levels, mesh)
+    parts = []
+    for start in range(0, count, chunk):
+        index = np.minimum(np.arange(start, start + chunk), count - 1)  # the last chunk repeats its last image
+        inputs = (images[index], jax.tree.map(lambda array, index=index: array[index], states), index.astype(np.int32))
+        parts.append(errors(params, f, *(inputs if mesh is None else jax.device_put(inputs, replicated(mesh)))))
+    per_image = np.concatenate([np.asarray(part) for part in parts])[:count]
+    return per_image.mean(axis=0, dtype=np.float64)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(config: MMDiTConfig, levels: int, mesh: Mesh | None) -> Callable[..., Array]:
+    """Squared velocity error [chunk, levels] of a chunk of images, jitted; every formulation of a path shares it."""
+
+    def errors(params: Any, f: Formulation, images: Array, text: Text, index: Array) -> Array:
+        chunk = len(images)
+        x0 = _per_level(images.astype(jnp.float32) / 127.5 - 1.0, levels)
+        level = jnp.tile((jnp.arange(levels, dtype=jnp.float32) + 0.5) / levels, chunk)
+        eps = validation_noise(index, levels, images.shape[1:]).reshape(x0.shape)
+        context, pooled = (_per_level(array, levels) for array in assemble(text))
+        if mesh is not None:
+            rows = batch_sharding(mesh)
+            x0, level, eps, context, pooled = jax.lax.with_sharding_constraint((x0, level, eps, context, pooled), rows)
+        t = f.time_at(level)
+        z = f.mix(x0, eps, t)
+        output = apply(config, params, f.network_input(z, t), t, context, pooled).astype(jnp.float32)
+        error = f.straight_velocity(output, z, t) - (eps - x0)
+        return jnp.mean(error**2, axis=(1, 2, 3)).reshape(chunk, levels)
+
+    return jax.jit(errors, out_shardings=None if mesh is None else replicated(mesh))
+
+
+def validation_noise(index: Array, levels: int, shape: tuple[int, ...]) -> Array:
+    """Noise float32 [len(index), levels, *shape]; that of an image at a level is a function of the two alone."""
+
+    def draw(i: Array, level: Array) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(NOISE_SEED), i), level)
+        return jax.random.normal(key, shape, jnp.float32)
+
+    by_level = jax.vmap(draw, in_axes=(None, 0))
+    return jax.vmap(by_level, in_axes=(0, None))(index, jnp.arange(levels))
+
+
+def _per_level(array: Array, levels: int) -> Array:
+    """[chunk, ...] -> [chunk * levels, ...], every example ``levels`` times in a row."""
+    return jnp.repeat(array, levels, axis=0)

@@ -1,0 +1,1 @@
+"""Tables in; laws, ELO, correlations, figures and one report out. Knows no model: any CSV or Parquet will do."""

@@ -1,0 +1,106 @@
+"""Everything a report computes from a study's tables: laws, Elo, correlations; and why one could not be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from scaling.correlation import Correlation, correlate
+from scaling.elo import EloTable, rate
+from scaling.envelope import fit_frontier, frontier
+from scaling.errors import TableError
+from scaling.laws import PowerLaw, fit_power_law
+from scaling.study import StudyTables, values
+
+POOLED = "all formulations"
+"""Name of the law fitted to every formulation's frontier at once."""
+DRAWS = 1000
+
+
+@dataclass
+class Analysis:
+    """Everything that is computed once and shown in several sections; ``why`` says what could not be, by name."""
+
+    fits: dict[str, tuple[PowerLaw, pd.DataFrame]] = field(default_factory=dict)
+    floors: dict[str, PowerLaw] = field(default_factory=dict)
+    elo: dict[str, EloTable] = field(default_factory=dict)
+    correlations: dict[str, tuple[Correlation, pd.DataFrame, str]] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+
+def analyse(tables: StudyTables, *, draws: int = DRAWS, seed: int = 0) -> Analysis:
+    """Laws per formulation and pooled, Elo over all judges and per judge, correlations of loss with each score."""
+    out = Analysis()
+    if len(tables.curves):
+        parts = {str(kind): part for kind, part in tables.curves.groupby("formulation", sort=True)}
+        if len(parts) > 1:
+            parts[POOLED] = pd.concat([frontier(part) for part in parts.values()])
+        for kind, part in parts.items():
+            try:
+                if kind == POOLED:
+                    fitted = (_fit(part, False, draws, seed), part)
+                else:
+                    fitted = fit_frontier(part, draws=draws, seed=seed)
+                out.fits[kind] = fitted
+                out.floors[kind] = _fit(fitted[1], True, draws, seed)
+            except TableError as error:
+                out.why[f"law {kind}"] = str(error)
+    if len(tables.battles):
+        try:
+            out.elo["all judges"] = rate(tables.battles, draws=draws, seed=seed)
+            judges = tables.battles.groupby("judge", sort=True) if "judge" in tables.battles.columns else []
+            per_judge = {str(judge): rate(part, draws=draws, seed=seed) for judge, part in judges}
+            if len(per_judge) > 1:
+                out.elo.update(per_judge)
+            elif per_judge:
+                out.elo = per_judge
+        except TableError as error:
+            out.why["elo"] = str(error)
+    for name, (points, label) in _score_points(tables, out).items():
+        try:
+            out.correlations[name] = (
+                correlate(points["x"].to_numpy(), points["y"].to_numpy(), seed=seed),
+                points,
+                label,
+            )
+        except TableError as error:
+            out.why[f"correlation {name}"] = str(error)
+    return out
+
+
+def _fit(rows: pd.DataFrame, floor: bool, draws: int, seed: int) -> PowerLaw:
+    return fit_power_law(
+        values(rows, "train_flops").to_numpy(),
+        values(rows, "val_loss").to_numpy(),
+        floor=floor,
+        groups=rows["run_id"].to_numpy(),
+        draws=draws,
+        seed=seed,
+    )
+
+
+def _score_points(tables: StudyTables, analysis: Analysis) -> dict[str, tuple[pd.DataFrame, str]]:
+    """Per score: a table of runs (depth, formulation, x = loss, y = score, low, high) and the axis label."""
+    if tables.results.empty:
+        return {}
+    base = tables.results[["name", "depth", "formulation"]].assign(x=values(tables.results, "val_loss"))
+    out: dict[str, tuple[pd.DataFrame, str]] = {}
+
+    def add(name: str, scores: pd.DataFrame, label: str) -> None:
+        points = base.merge(scores, on="name").dropna(subset=["x", "y"])
+        if len(points):
+            out[name] = (points, label)
+
+    if len(tables.geneval):
+        overall = tables.geneval[tables.geneval["task"] == "overall"]
+        columns = {"GenEval proxy": ("rate", "low", "high"), "graded score": ("graded", "graded_low", "graded_high")}
+        labels = {"GenEval proxy": "GenEval proxy (share passed)", "graded score": "GenEval proxy, graded (0 to 1)"}
+        for name, source in columns.items():
+            scores = {key: values(overall, column) for key, column in zip(("y", "low", "high"), source, strict=True)}
+            add(name, pd.DataFrame({"name": overall["name"], **scores}), labels[name])
+    if analysis.elo:
+        table = next(iter(analysis.elo.values()))
+        rows = [{"name": r.name, "y": r.elo, "low": r.low, "high": r.high} for r in table.ratings]
+        add("Elo", pd.DataFrame(rows), "Elo (all judges)" if len(analysis.elo) > 1 else "Elo")
+    return out

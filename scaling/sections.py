@@ -1,0 +1,357 @@
+"""The parts of a study's report: each draws its figures, says what they mean, or says what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scaling import figures, findings
+from scaling.analysis import POOLED, Analysis
+from scaling.envelope import BURN_IN, frontier
+from scaling.figures import Look
+from scaling.laws import MIN_GROUPS, PowerLaw
+from scaling.page import Section
+from scaling.study import StudyTables, levels, values
+
+
+def runs_section(tables: StudyTables, analysis: Analysis) -> Section:
+    """The table of runs: size, compute by both counts, loss and every score."""
+    part = Section("Runs")
+    if tables.results.empty:
+        part.missing.append(f"no run has finished; {len(tables.runs)} have validations")
+        return part
+    part.tables.append(
+        (
+            _run_table(tables.results, analysis),
+            "Every finished run of the main data set, best validation loss first; FLOPs of the whole training",
+        )
+    )
+    waiting = sorted(set(tables.runs["name"]) - set(tables.results["name"]))
+    if waiting:
+        part.missing.append(f"not finished: {', '.join(waiting)}")
+    return part
+
+
+def _run_table(results: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
+    ratings = {r.name: r.elo for r in next(iter(analysis.elo.values())).ratings} if analysis.elo else {}
+    elo = results["name"].map(ratings).astype(float) if ratings else values(results, "elo")
+    order = values(results, "val_loss").sort_values(kind="stable").index
+    frame = pd.DataFrame(
+        {
+            "run": results["name"],
+            "formulation": results["formulation"],
+            "depth": [f"{d:g}" for d in results["depth"]],
+            "seed": _column(results, "seed", "{:g}"),
+            "loss": _column(results, "val_loss", "{:.4f}"),
+            "GenEval": _column(results, "geneval", "{:.3f}"),
+            "graded": _column(results, "geneval_graded", "{:.3f}"),
+            "Elo": _format(elo, "{:.0f}"),
+            "parameters": _column(results, "params", "{:,.0f}"),
+            "steps": _column(results, "steps", "{:,.0f}"),
+            "images": _column(results, "images", "{:,.0f}"),
+            "FLOPs": [findings.scientific(v, 2) for v in values(results, "train_flops")],
+            "FLOPs, 6ND": [findings.scientific(v, 2) for v in values(results, "train_flops_6nd")],
+        }
+    )
+    return frame.loc[order]
+
+
+def loss_section(tables: StudyTables, look: Look, folder: Path) -> Section:
+    """Validation loss against steps and against FLOPs."""
+    part = Section("Validation loss")
+    if len(tables.results):
+        part.findings.append(findings.depth_finding(tables.results))
+    if tables.curves.empty:
+        part.missing.append("curves.csv has no validation yet")
+        return part
+    best = frontier(tables.curves)
+    part.findings.append(findings.compute_finding(tables.curves, best))
+    for x, caption in (("step", "against training steps"), ("train_flops", "against training compute")):
+        png = figures.save(figures.loss_curves(tables.curves, look, x), folder, f"loss_{x.removeprefix('train_')}")
+        part.figures.append((png, f"Validation loss {caption}, a line a run, a point a validation"))
+    last = tables.curves.assign(val_loss=values(tables.curves, "val_loss")).dropna(subset=["val_loss"])
+    steps = np.unique(last["step"])
+    marks = [int(step) for step in np.unique(steps[[int(np.ceil(len(steps) * q)) - 1 for q in (0.25, 0.5, 0.75, 1.0)]])]
+    rows = []
+    for name, run in last.groupby("name", sort=False):
+        at = run.set_index("step")["val_loss"]
+        rows.append({"run": name, **{f"step {m:,}": f"{at[m]:.4f}" if m in at.index else "–" for m in marks}})
+    part.tables.append((pd.DataFrame(rows), "Validation loss on the way"))
+    return part
+
+
+def law_section(tables: StudyTables, analysis: Analysis, look: Look, folder: Path) -> Section:
+    """The power law over FLOPs, with and without floor."""
+    part = Section("Power law over compute")
+    part.missing += [f"{name.removeprefix('law ')}: {why}" for name, why in analysis.why.items() if "law " in name]
+    if not analysis.fits:
+        part.missing.append("a law needs at least three points on the frontier")
+        return part
+    part.findings.append(findings.law_finding(analysis.fits, POOLED))
+    png = figures.save(figures.law_figure(tables.curves, analysis.fits, look), folder, "power_law")
+    part.figures.append((png, "Frontier points, fitted laws without floor, and 95 % bands of the laws"))
+    rows = []
+    for kind, (law, _) in analysis.fits.items():
+        for fitted in (law, analysis.floors.get(kind)):
+            if fitted is None:
+                continue
+            with_floor = fitted is not law
+            name = f"{kind}, {'with' if with_floor else 'without'} floor"
+            exponent, scale, floor = (_with_interval(fitted, key) for key in ("b", "a", "floor"))
+            part.notes += [f"{name} is not identifiable: {reason}." for reason in fitted.reasons]
+            rows.append(
+                {
+                    "fitted to": name,
+                    "exponent b": exponent,
+                    "a": scale,
+                    "floor": floor if with_floor else "none",
+                    "points": str(fitted.rows),
+                    "runs": str(fitted.groups),
+                    "resampled": fitted.bootstrap,
+                    "identifiable": "yes" if fitted.identifiable else "no",
+                }
+            )
+    part.tables.append((pd.DataFrame(rows), "L = floor + a·C^(−b), C in FLOPs (per-stream count), with 95 % intervals"))
+    return part
+
+
+def _with_interval(law: PowerLaw, name: str) -> str:
+    def show(value: float) -> str:
+        if name == "a":
+            return f"{value:.3g}" if 0.01 <= value < 1e4 else findings.scientific(value)
+        return f"{value:.4f}" if name == "floor" else f"{value:.3f}"
+
+    low, high = law.intervals[name]
+    return f"{show(law.params[name])}\n{show(low)} to {show(high)}"
+
+
+def level_section(tables: StudyTables, look: Look, folder: Path) -> Section:
+    """Loss per level of t, and its ratio to the first formulation at the same depth."""
+    part = Section("Loss per t bin")
+    columns = levels(tables.results)
+    complete = tables.results.dropna(subset=columns) if columns else pd.DataFrame()
+    if complete.empty:
+        part.missing.append("no finished run has losses per level (val_loss_0, val_loss_1, …)")
+        return part
+    baseline = look.formulations[0]
+    ratios = level_ratios(complete, baseline)
+    per_setting = complete.groupby(["formulation", "depth"]).size().min()
+    part.findings.append(findings.level_finding(ratios, baseline, int(per_setting)))
+    png = figures.save(figures.level_losses(complete, look), folder, "loss_per_level")
+    part.figures.append((png, "Final validation loss at each level of t"))
+    if len(ratios):
+        png = figures.save(figures.level_ratios(ratios, baseline, look), folder, "loss_per_level_ratio")
+        part.figures.append((png, f"The same, divided by {baseline}'s at the same depth: below 1 is better"))
+    centres = (np.arange(len(columns)) + 0.5) / len(columns)
+    frame = complete[["name", *columns]].copy()
+    frame.columns = ["run", *(f"t = {t:.3f}" for t in centres)]
+    for column in frame.columns[1:]:
+        frame[column] = _format(frame[column], "{:.4f}")
+    part.tables.append((frame, "Final validation loss per level"))
+    return part
+
+
+def level_ratios(results: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """formulation, depth, t, ratio of mean loss (over seeds) to ``baseline``'s at that depth and level."""
+    columns = levels(results)
+    centres = (np.arange(len(columns)) + 0.5) / len(columns)
+    mean = results.groupby(["formulation", "depth"])[columns].mean()
+    rows = []
+    for kind, depth in mean.index:
+        if kind == baseline or (baseline, depth) not in mean.index:
+            continue
+        ratio = (mean.loc[(kind, depth)] / mean.loc[(baseline, depth)]).to_numpy(dtype=float)
+        rows += [{"formulation": kind, "depth": depth, "t": t, "ratio": r} for t, r in zip(centres, ratio, strict=True)]
+    return pd.DataFrame(rows, columns=["formulation", "depth", "t", "ratio"])
+
+
+def task_section(tables: StudyTables, look: Look, folder: Path) -> Section:
+    """Pass rates and graded scores per task, chance beside each."""
+    part = Section("GenEval proxy")
+    if tables.geneval.empty:
+        part.missing.append("geneval.csv: no run has been scored yet")
+        return part
+    geneval = tables.geneval
+    part.findings.append(findings.task_finding(geneval))
+    strict = ("rate", "low", "high", "chance")
+    png = figures.save(
+        figures.task_scores(geneval, tables.runs, look, strict, "share of images that pass"), folder, "geneval"
+    )
+    part.figures.append((png, "Share passed per task, with 95 % intervals; the red bar is a random scene's chance"))
+    if values(geneval, "graded").notna().any():
+        part.findings.append(findings.graded_finding(geneval))
+        graded = ("graded", "graded_low", "graded_high", "chance_graded")
+        png = figures.save(
+            figures.task_scores(geneval, tables.runs, look, graded, "graded score (0 to 1)"), folder, "geneval_graded"
+        )
+        part.figures.append(
+            (png, "Graded score per task: matched objects, colours, counts and relations count in part")
+        )
+    for columns, caption in (
+        (strict, "Share passed"),
+        (("graded", "graded_low", "graded_high", "chance_graded"), "Graded"),
+    ):
+        if values(geneval, columns[0]).notna().any():
+            part.tables.append((_task_table(geneval, *columns), f"{caption} per task, with 95 % interval"))
+    return part
+
+
+def _task_table(geneval: pd.DataFrame, value: str, low: str, high: str, chance: str) -> pd.DataFrame:
+    tasks = list(dict.fromkeys(geneval["task"]))
+    rows = []
+    for name, run in geneval.groupby("name", sort=False):
+        cells = {}
+        for task in tasks:
+            found = run[run["task"] == task]
+            numbers = [values(found, column).mean() for column in (value, low, high)]
+            text = f"{numbers[0]:.3f}\n{numbers[1]:.3f} to {numbers[2]:.3f}"
+            cells[task.replace("_", " ")] = text if np.isfinite(numbers[0]) else "–"
+        rows.append({"run": name, **cells})
+    expected = {t.replace("_", " "): values(geneval[geneval["task"] == t], chance).mean() for t in tasks}
+    if any(np.isfinite(v) for v in expected.values()):
+        rows.append({"run": "chance", **{t: f"{v:.3f}" if np.isfinite(v) else "–" for t, v in expected.items()}})
+    return pd.DataFrame(rows)
+
+
+def elo_section(tables: StudyTables, analysis: Analysis, folder: Path) -> Section:
+    """Elo with intervals, per judge, and expected scores of each pair."""
+    part = Section("Elo proxy")
+    if not analysis.elo:
+        part.missing.append(analysis.why.get("elo", "battles.csv: no battles between runs of this data set yet"))
+        return part
+    table = next(iter(analysis.elo.values()))
+    part.findings.append(findings.elo_finding(table))
+    png = figures.save(figures.elo_figure(analysis.elo), folder, "elo")
+    part.figures.append(
+        (png, f"Elo with 95 % intervals from {len(table.samples)} bootstraps over {table.prompts} prompts")
+    )
+    rows = []
+    for rating in table.ratings:
+        row = {"run": rating.name, "battles": f"{rating.battles:,}"}
+        for judge, judged in analysis.elo.items():
+            found = next((r for r in judged.ratings if r.name == rating.name), None)
+            row[judge] = f"{found.elo:.0f}\n{found.low:.0f} to {found.high:.0f}" if found else "–"
+        rows.append(row)
+    part.tables.append((pd.DataFrame(rows), "Elo with 95 % interval, by judge"))
+    expected = table.win_rates()
+    frame = expected.map(lambda v: f"{v * 100:.0f} %" if np.isfinite(v) else "–").reset_index(
+        names="row against column"
+    )
+    part.tables.append((frame, "Expected score of the row's run against the column's, ties as half"))
+    return part
+
+
+def correlation_section(analysis: Analysis, look: Look, folder: Path) -> Section:
+    """Validation loss against each score."""
+    part = Section("Does loss predict quality?")
+    part.missing += [f"{k.removeprefix('correlation ')}: {v}" for k, v in analysis.why.items() if "correlation" in k]
+    if not analysis.correlations:
+        part.missing.append("scores of at least three runs are needed")
+        return part
+    rows = []
+    for name, (found, points, label) in analysis.correlations.items():
+        part.findings.append(findings.correlation_finding(found, name))
+        stem = f"correlation_{name.lower().replace(' ', '_')}"
+        png = figures.save(figures.correlation_figure(points, found, look, label), folder, stem)
+        part.figures.append((png, f"Validation loss against {name}, a point a run, 95 % intervals of the score"))
+        for kind, c in (("Pearson", found.pearson), ("Spearman", found.spearman)):
+            rows.append(
+                {
+                    "loss against": name,
+                    "coefficient": kind,
+                    "r": f"{c.r:.3f}",
+                    "95 % interval": f"{c.low:.3f} to {c.high:.3f}",
+                    "interval by": c.interval,
+                    "p": f"{c.p:.4f}",
+                    "p by": c.p_method,
+                    "runs": str(found.rows),
+                }
+            )
+    part.tables.append((pd.DataFrame(rows), "Correlations over runs of the main data set"))
+    part.notes.append("Runs that differ in size differ in loss and in score together: this is not yet loss given size.")
+    return part
+
+
+def samples_section(tables: StudyTables) -> Section:
+    """The grid of samples, at its natural size."""
+    part = Section("Samples")
+    if tables.samples is None:
+        part.missing.append("figures/samples.png has not been made yet")
+        return part
+    part.wide.append((tables.samples.read_bytes(), "Same prompts and same noise in every run; nothing was picked"))
+    return part
+
+
+def others_section(tables: StudyTables, folder: Path) -> list[Section]:
+    """Runs of other data sets, apart, since their losses and scores are not comparable with the rest."""
+    if tables.others.empty and tables.other_curves.empty:
+        return []
+    part = Section("Other data sets")
+    frame = tables.others
+    if len(frame):
+        table = _run_table(frame, Analysis())
+        table.insert(1, "data set", frame["dataset"].loc[table.index])
+        keep = [column for column in table.columns if (table[column] != "–").any()]
+        part.tables.append((table[keep], "Finished runs"))
+    if len(tables.other_curves):
+        look = Look.of(tables.other_curves)
+        for dataset, curves in tables.other_curves.groupby("dataset", sort=True):
+            png = figures.save(figures.loss_curves(curves, look, "step"), folder, f"loss_step_{dataset}")
+            part.figures.append((png, f"Validation loss on {dataset}"))
+    part.notes.append(
+        f"A loss on one data set says nothing about another: none of these is compared with {tables.dataset}."
+    )
+    return [part]
+
+
+def method_section(tables: StudyTables, analysis: Analysis, notes: Sequence[str], draws: int) -> Section:
+    """How the numbers were made, so that a reader can distrust the right ones."""
+    part = Section("How these numbers were made")
+    say = part.findings.append
+    count = len(levels(tables.results) or levels(tables.curves))
+    say(
+        f"Validation loss is the mean squared velocity error on held-out examples with fixed noise, at {count} levels "
+        "equally spaced in t (0 data, 1 noise), on the averaged (EMA) weights; the mean of the levels is shown."
+    )
+    say(
+        "FLOPs are counted per stream with attention, forward and backward; the 6ND convention, which counts every "
+        "parameter for every token, stands beside it in the table of runs. Figures and laws use the per-stream count."
+    )
+    say(
+        "A law is fitted to the compute frontier: the validations, at any checkpoint, that no run of its formulation "
+        f"beats at their compute, the first {BURN_IN:.0%} of each run left out. Huber loss (delta 1e-3) on log "
+        f"residuals, many starts; {draws} bootstraps, of whole runs where there are {MIN_GROUPS} or more, else of "
+        "residuals, a run's moving together and taken from the law fitted without it. Bands are for the law, not for "
+        "one new run. A checkpoint stands for a run of its length: that holds for a constant learning rate and "
+        "averaged weights."
+    )
+    sizes = values(tables.geneval, "n").dropna() if len(tables.geneval) else pd.Series(dtype=float)
+    sizes = sizes[tables.geneval.loc[sizes.index, "task"] != "overall"] if len(sizes) else sizes
+    if len(sizes):
+        images = f"{sizes.min():.0f} to {sizes.max():.0f}" if sizes.nunique() > 1 else f"{sizes.max():.0f}"
+        say(
+            f"The GenEval proxy has {images} images a task; intervals of pass rates are Wilson's; "
+            "overall is the mean of the tasks; chance is what a random scene scores on a random prompt."
+        )
+    if analysis.elo:
+        table = next(iter(analysis.elo.values()))
+        say(
+            f"Elo is Bradley–Terry with ties (Davidson) by maximum likelihood over {table.battles:,} battles on "
+            f"{table.prompts} prompts; a prompt's battles are resampled together, {len(table.samples)} times."
+        )
+    if analysis.correlations:
+        rows = max(found.rows for found, _, _ in analysis.correlations.values())
+        say(f"Correlations are over {rows} runs of one data set; intervals and p-values by the methods in the table.")
+    part.findings += list(notes)
+    return part
+
+
+def _column(frame: pd.DataFrame, name: str, pattern: str) -> list[str]:
+    return _format(values(frame, name), pattern)
+
+
+def _format(numbers: pd.Series, pattern: str) -> list[str]:
+    return [pattern.format(value) if np.isfinite(value) else "–" for value in numbers.astype(float)]

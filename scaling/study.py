@@ -1,0 +1,118 @@
+"""A study directory's tables, as the report reads them: any may be missing, or hold runs of several data sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scaling.errors import TableError
+from scaling.tables import read_table, require
+
+RUN_COLUMNS = ("run_id", "name", "formulation", "depth", "dataset")
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """The tables of one study, cut down to the runs of its main data set; the other runs stay in ``others``.
+
+    ``dataset`` is the one with most runs (the first by name among equals): losses, scores and battles are only
+    compared within it. An absent table is an empty frame. Columns are those the study's collector writes.
+    """
+
+    dataset: str
+    results: pd.DataFrame
+    curves: pd.DataFrame
+    geneval: pd.DataFrame
+    battles: pd.DataFrame
+    others: pd.DataFrame
+    other_curves: pd.DataFrame
+    samples: Path | None
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """One row a run of the main data set that has results or a curve: RUN_COLUMNS, by formulation and depth."""
+        return _runs(self.results, self.curves)
+
+
+def load_study(folder: Path) -> StudyTables:
+    """Read results.csv, curves.csv, geneval.csv, battles.csv and figures/samples.png from ``folder``, where they are.
+
+    Raises TableError where neither results nor curves exist, or a table lacks the columns that name its runs.
+    """
+    results, curves = _optional(folder / "results.csv"), _optional(folder / "curves.csv")
+    geneval, battles = _optional(folder / "geneval.csv"), _optional(folder / "battles.csv")
+    for frame, columns in (
+        (results, RUN_COLUMNS),
+        (curves, (*RUN_COLUMNS, "step", "train_flops", "val_loss")),
+        (geneval, ("name", "task", "rate", "low", "high")),
+        (battles, ("prompt", "left", "right", "outcome")),
+    ):
+        if len(frame):
+            require(frame, columns)
+    runs = _runs(results, curves)
+    if runs.empty:
+        raise TableError(
+            f"study={str(folder)!r}: no results.csv or curves.csv with runs; expected a study that has run"
+        )
+    counts = runs["dataset"].value_counts()
+    dataset = min(counts.index[counts == counts.max()])
+    names = set(runs.loc[runs["dataset"] == dataset, "name"])
+    main_results, main_curves = (_where(frame, "dataset", {dataset}) for frame in (results, curves))
+    samples = folder / "figures" / "samples.png"
+    both = _where(_where(battles, "left", names), "right", names)
+    return StudyTables(
+        dataset=str(dataset),
+        results=_ordered(main_results),
+        curves=main_curves,
+        geneval=_where(geneval, "name", names),
+        battles=both,
+        others=_ordered(results.drop(main_results.index)),
+        other_curves=curves.drop(main_curves.index),
+        samples=samples if samples.exists() else None,
+    )
+
+
+def levels(frame: pd.DataFrame) -> list[str]:
+    """The columns val_loss_0 … val_loss_k, in order of level."""
+    names = [str(column) for column in frame.columns if str(column).removeprefix("val_loss_").isdigit()]
+    return sorted(names, key=lambda name: int(name.removeprefix("val_loss_")))
+
+
+def values(frame: pd.DataFrame, column: str) -> pd.Series:
+    """A numeric column, NaN where it is absent or not a number: what a partial study needs."""
+    if column not in frame.columns:
+        return pd.Series(np.nan, index=frame.index, dtype=float)
+    return pd.to_numeric(frame[column], errors="coerce").replace([np.inf, -np.inf], np.nan)
+
+
+def _optional(path: Path) -> pd.DataFrame:
+    if not path.exists() or path.stat().st_size == 0:
+        return pd.DataFrame()
+    try:
+        frame = read_table(path)
+    except TableError as error:
+        if "no rows" in str(error):
+            return pd.DataFrame()
+        raise
+    for column in ("run_id", "name", "formulation", "dataset", "left", "right", "task"):
+        if column in frame.columns:
+            frame[column] = frame[column].astype(str)
+    return frame
+
+
+def _where(frame: pd.DataFrame, column: str, allowed: set) -> pd.DataFrame:
+    return frame[frame[column].isin(allowed)] if len(frame) else frame
+
+
+def _runs(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    parts = [frame[list(RUN_COLUMNS)] for frame in (results, curves) if len(frame)]
+    if not parts:
+        return pd.DataFrame(columns=list(RUN_COLUMNS))
+    return _ordered(pd.concat(parts).drop_duplicates("run_id").reset_index(drop=True))
+
+
+def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.sort_values(["formulation", "depth", "name"], kind="stable") if len(frame) else frame

@@ -1,0 +1,81 @@
+"""Reading tables: a path or a data frame in, clean columns out, every complaint one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scaling.errors import TableError
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a CSV (any suffix) or Parquet (``.parquet``, ``.pq``) file; blank cells become NaN, nothing else does.
+
+    Raises TableError where the file is missing, unreadable, or holds no rows.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise TableError(f"table={str(path)!r}: no such file; expected a CSV or Parquet file")
+    if path.is_dir():
+        raise TableError(f"table={str(path)!r}: is a folder; expected a CSV or Parquet file in it")
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, keep_default_na=False, na_values=[""], skipinitialspace=True)
+    except pd.errors.EmptyDataError:
+        raise TableError(f"table={str(path)!r}: empty file; expected a header line and rows") from None
+    except (OSError, ValueError) as error:  # ParserError, UnicodeDecodeError and pyarrow's errors are ValueErrors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TableError(f"table={str(path)!r}: not a readable CSV or Parquet file ({reason})") from None
+    table.columns = [str(column).strip() for column in table.columns]
+    if table.empty:
+        raise TableError(f"table={str(path)!r}: no rows; expected at least one below the header")
+    return table
+
+
+def require(table: pd.DataFrame, names: Iterable[str]) -> None:
+    """Raise TableError for the first of ``names`` that is not a column, with the nearest one that is."""
+    for name in names:
+        if name not in table.columns:
+            columns = [str(column) for column in table.columns]
+            close = difflib.get_close_matches(name.lower(), [column.lower() for column in columns], n=1, cutoff=0.0)
+            nearest = next((column for column in columns if close and column.lower() == close[0]), "")
+            listed = ", ".join(columns[:12]) + (", …" if len(columns) > 12 else "")
+            raise TableError(f"column={name!r}: not in the table; did you mean {nearest!r}? (columns: {listed})")
+
+
+def numbers(table: pd.DataFrame, name: str, *, positive: bool = False, allow_missing: bool = False) -> np.ndarray:
+    """A column as float64 ``[rows]``; finite, and above zero where ``positive``.
+
+    Rows are counted from 1, the header left out. Raises TableError naming the first row that will not do;
+    with ``allow_missing`` blank cells become NaN instead.
+    """
+    require(table, [name])
+    raw = table[name]
+    values = np.array(pd.to_numeric(raw, errors="coerce"), dtype=np.float64)
+    bad = ~np.isfinite(values)
+    if allow_missing:
+        bad &= ~raw.isna().to_numpy()
+    if positive:
+        bad |= values <= 0
+    if bad.any():
+        row = int(np.argmax(bad))
+        expected = "a finite number above 0" if positive else "a finite number"
+        cell = "blank" if pd.isna(raw.iloc[row]) else repr(str(raw.iloc[row]))
+        more = f", and {int(bad.sum()) - 1} more" if bad.sum() > 1 else ""
+        raise TableError(f"{name}={cell} (row {row + 1}{more}): expected {expected}")
+    return values
+
+
+def labels(table: pd.DataFrame, name: str) -> np.ndarray:
+    """A column as text ``[rows]`` (object array of str). Raises TableError naming the first blank row."""
+    require(table, [name])
+    missing = table[name].isna().to_numpy()
+    if missing.any():
+        raise TableError(f"{name}=blank (row {int(np.argmax(missing)) + 1}): expected a name")
+    return np.array([str(value) for value in table[name]], dtype=object)

@@ -1,0 +1,85 @@
+"""What every test shares: JAX on the CPU, no wandb, and a study small enough to train in seconds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+TINY_STUDY = '''
+"""Two tiny runs for the tests."""
+from mmdit_jax.config import *
+from mmdit_jax.models import MMDiTConfig
+
+def study():
+    data = DataConfig(name="scenes", examples=256, validation_examples=8, text_encoders=("words", "tower"))
+    context, pooled = text_widths(data.text_encoders)
+    model = MMDiTConfig.from_depth(
+        2, head_size=16, patch_size=8, in_channels=3, context_dim=context, pooled_dim=pooled, position_table=8
+    )
+    base = dict(
+        model=model, data=data, batch=8, steps=40, validate_every=10,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5, ema_decay=0.9),
+        evaluation=EvaluationConfig(prompts_per_task=2, sampling_steps=2),
+        hardware=HardwareConfig(checkpoint_every=10),
+    )
+    names = {"rf": "rf", "log normal": "rf/lognorm(0.00,1.00)"}
+    return Study("tiny", tuple(Run(name=name, formulation=f, **base) for name, f in names.items()))
+'''
+
+
+class Mmdit:
+    """Runs the console script in a process of its own, as a user does."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder = folder
+        self.study = folder / "tiny.py"
+        self.study.write_text(TINY_STUDY)
+        self._cache = cache
+
+    def start(self, *args: str, devices: int = 1, **options: object) -> subprocess.Popen[str]:
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(self._cache),
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch.cli", *args],
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,  # type: ignore[call-overload]
+        )
+
+    def __call__(self, *args: str, devices: int = 1, **options: object) -> subprocess.CompletedProcess[str]:
+        process = self.start(*args, devices=devices, **options)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled programs, shared by the processes that tests start."""
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture
+def mmdit(tmp_path: Path, compile_cache: Path) -> Mmdit:
+    """The console script in an empty folder that holds ``tiny.py``."""
+    return Mmdit(tmp_path, compile_cache)
+
+
+@pytest.fixture
+def tiny_study(tmp_path: Path) -> Path:
+    """A study file with two runs that train in seconds."""
+    path = tmp_path / "tiny_study.py"
+    path.write_text(TINY_STUDY)
+    return path

@@ -1,0 +1,117 @@
+"""Bad input: one line that says what, which value and what would work; exit code 2; nothing lost."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+
+BASE = Path(__file__).parent
+
+
+def told(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line that ``mmdit args`` says on its way out with exit code 2."""
+    assert main(list(args)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("model.depth=0", "depth=0: expected 1 or more"),
+        ("model.heads=3", "heads"),
+        ("formulation=rf/lognrm(0.00,1.00)", "rf/lognorm("),
+        ("formulation=nothing", "did you mean"),
+        ("optimizer.learning_rat=1", "did you mean 'learning_rate'"),
+        ("modle.depth=1", "did you mean 'model'"),
+        ("steps=many", "steps='many': expected int"),
+        ("steps=0", "steps=0: expected a whole number, 1 or more"),
+        ("model.context_dim=5", "model.context_dim=5: expected"),
+        ("data.text_encoders=('wrods',)", "words"),
+        ("optimizer.name=adam", "adamw"),
+        ("optimizer", "expected field=value"),
+        ("optimizer=3", "a group of fields"),
+    ],
+)
+def test_field_values(tmp_path, capsys, tiny_study, setting, expected) -> None:
+    line = told(capsys, "study", "plan", str(tiny_study), "--root", str(tmp_path / "s"), "--set", setting)
+    assert expected in line
+    assert not (tmp_path / "s").exists()
+
+
+def test_unknown_study_run_and_file(tmp_path, capsys, tiny_study) -> None:
+    assert "did you mean 'quickstart'" in told(capsys, "study", "run", "quikstart", "--root", str(tmp_path))
+    assert "no such file" in told(capsys, "study", "run", "missing.py", "--root", str(tmp_path))
+    line = told(capsys, "train", str(tiny_study), "--run", "rg", "--root", str(tmp_path))
+    assert "run='rg'" in line and "did you mean 'rf-" in line
+    assert list(tmp_path.glob("tiny")) == []
+
+
+def test_unknown_field_in_a_study_file(tmp_path, capsys) -> None:
+    study = tmp_path / "mine.py"
+    study.write_text("from mmdit_jax.config import *\ndef study():\n    return OptimizerConfig(learning_rte=1.0)\n")
+    line = told(capsys, "study", "plan", str(study))
+    assert "line 3" in line and "did you mean 'learning_rate'" in line
+
+
+def test_missing_checkpoint(tmp_path, capsys, tiny_study) -> None:
+    line = told(capsys, "sample", str(tiny_study), "--run", "rf", "a red circle", "--root", str(tmp_path))
+    assert "checkpoint=" in line and "train the run first" in line
+
+
+@pytest.mark.parametrize("root", ["/proc/nothing", "file/below"])
+def test_unwritable_root(tmp_path, capsys, tiny_study, monkeypatch, root) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("in the way")
+    line = told(capsys, "study", "run", str(tiny_study), "--root", root)
+    assert f"root={root}" in line and "choose another --root" in line
+    assert Path("file").read_text() == "in the way"
+
+
+@pytest.mark.slow
+def test_disk_full_while_saving(mmdit) -> None:
+    """Writes past a limit fail, as on a full disk; what was there before stays, and the run goes on afterwards."""
+    train = ("train", "tiny.py", "--run", "rf", "--quiet")
+    assert mmdit("data", "build", "scenes", "--examples", "256").returncode == 0
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    full = mmdit(*train, preexec_fn=limit)
+    assert full.returncode == 2, full.stderr
+    lines = [line for line in full.stderr.splitlines() if line.startswith("mmdit: ")]
+    assert len(lines) == 1 and "disk full" in lines[0]
+    folder = next((mmdit.folder / "studies" / "tiny").glob("rf-*"))
+    assert not (folder / "result.json").exists()
+    finished = mmdit(*train)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads((folder / "result.json").read_text())["steps"] == 40
+
+
+@pytest.mark.slow
+def test_divergence_says_where_and_exits_3(mmdit) -> None:
+    wild = (
+        "train",
+        "tiny.py",
+        "--run",
+        "rf",
+        "--quiet",
+        "--set",
+        "optimizer.learning_rate=1e30",
+        "--set",
+        "optimizer.clip_norm=1e30",
+    )
+    first = mmdit(*wild)
+    assert first.returncode == 3, first.stderr
+    assert "diverged at step" in first.stderr and "t bin" in first.stderr
+    again = mmdit(*wild)
+    assert again.returncode == 3
+    assert again.stderr.strip().splitlines()[-1] == first.stderr.strip().splitlines()[-1]
