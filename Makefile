@@ -24,5 +24,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy mmdit_jax scaling launch experiments
 
+# Figures of docs/results/benchmarks.md; needs torch and diffusers, on a quiet machine.
+bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m benchmarks.train_step_vs_diffusers
+	$(BIN)/python -m benchmarks.compile_time
+	$(BIN)/python -m benchmarks.loop_overhead
+
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,59 +4,91 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import logging
 import os
 import sys
+from typing import NoReturn
 
-from launch import data, runs, stats, study
-from launch.runtime import start_runtime
-from mmdit_jax.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_PREEMPTED, UserError
-from mmdit_jax.training.loop import Diverged, Preempted
+from mmdit_jax.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_PREEMPTED, Diverged, Preempted, UserError, nearest
+from mmdit_jax.training.xla_flags import tune_xla_for_host
 from scaling.errors import TableError
 
+COMMANDS = {
+    "study": ("launch.study", "a whole study: run, plan, status, report"),
+    "train": ("launch.runs", "one run of a study: what executors call"),
+    "evaluate": ("launch.runs", "scores of a trained run, with other settings if given"),
+    "sample": ("launch.runs", "images from a trained run"),
+    "data": ("launch.data", "build and look at data sets"),
+    "fit": ("launch.stats", "a scaling law with intervals, from any table"),
+    "elo": ("launch.stats", "ratings with intervals, from any table of battles"),
+    "correlate": ("launch.stats", "correlation of two columns with intervals"),
+}
 EXIT_CODES = (
     "exit codes: 0 done, 75 preempted and saved (run again), 2 bad input, 3 training diverged, 128+ infrastructure"
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command of ``mmdit``."""
-    top = argparse.ArgumentParser(
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of ``command``; without one, that of all commands by name only, since some take seconds to import."""
+    top = OneLineParser(
         prog="mmdit", description="Scaling studies of text-to-image rectified-flow transformers.", epilog=EXIT_CODES
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (study, runs, data, stats):
-        module.add_parsers(commands)
+    if command in COMMANDS:
+        importlib.import_module(COMMANDS[command][0]).add_parsers(commands)
+    else:
+        for name, (_, text) in COMMANDS.items():
+            commands.add_parser(name, help=text)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    command = words[0] if words else None
+    if command and not command.startswith("-") and command not in COMMANDS:
+        return _say(
+            f"mmdit: command={command!r}: unknown; did you mean {nearest(command, COMMANDS)!r}?", EXIT_BAD_INPUT
+        )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells there, at length, what we tell in a line
     try:
-        start_runtime(args)
+        args = parser(command).parse_args(words)
+        if "root" in vars(args):  # the commands that run models
+            tune_xla_for_host()
         code: int = args.run(args)
         return code
     except (UserError, TableError) as error:
         return _say(f"mmdit: {error}", EXIT_BAD_INPUT)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        what = _told(error)
+        if what is None:
+            raise
+        return _say(f"mmdit: {what}", EXIT_BAD_INPUT)
     except Diverged as error:
         return _say(f"mmdit: {error}", EXIT_DIVERGED)
     except Preempted as error:
         return _say(f"mmdit: {error}", EXIT_PREEMPTED)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return _say(
-                f"mmdit: {error.filename or 'disk'}: disk full; free space and run again, nothing saved is lost",
-                EXIT_BAD_INPUT,
-            )
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-            return _say(f"mmdit: {error.filename}: {error.strerror}; choose another place", EXIT_BAD_INPUT)
-        raise
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+def _told(error: OSError) -> str | None:
+    """The line for an operating system's refusal that the user can do something about."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.filename or 'root'}: disk full; free space and run again, what was saved is kept"
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        return f"{error.filename}: {error.strerror}; choose another place"
+    return None
 
 
 def _say(line: str, code: int) -> int:

@@ -17,14 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from launch.runtime import keep_compiled_programs
 from mmdit_jax.config import Run, to_dict
-from mmdit_jax.errors import UserError
+from mmdit_jax.errors import Diverged, UserError
 from mmdit_jax.evaluation.evaluate import evaluate
 from mmdit_jax.files import write_json
 from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.data import training_data
 from mmdit_jax.training.events import EventLog, read_events, validations
-from mmdit_jax.training.loop import Diverged, train
+from mmdit_jax.training.loop import train
 from mmdit_jax.training.sharding import make_mesh
 from mmdit_jax.training.state import abstract_state
 
@@ -64,6 +65,7 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
     if done is not None:
         return done
     make_folder(run_dir)
+    keep_compiled_programs(places.root)
     with _lock(run_dir):
         for event in read_events(run_dir):
             if event["event"] == "diverged":

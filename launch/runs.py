@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.execute import execute, make_folder, restore_ema
-from launch.runtime import add_study
+from launch.runtime import add_study, keep_compiled_programs
 from launch.studies import load_study
 from launch.study import places_of
 from mmdit_jax.config import Run
@@ -100,6 +100,7 @@ def _trained(args: argparse.Namespace) -> tuple[Run, Any, Any]:
         if name not in run.data.text_encoders:
             unknown("drop", name, run.data.text_encoders)
     ema = restore_ema(run, places.run_dir(run))
+    keep_compiled_programs(places.root)
     given = {"sampling_steps": args.steps, "guidance": args.guidance, "seed": args.seed}
     settings = replace(run.evaluation, **{key: value for key, value in given.items() if value is not None})
     return replace(run, evaluation=settings), ema, places

@@ -1,24 +1,21 @@
-"""What has to be set before JAX meets its devices."""
+"""What the commands that run models share: their places, and the programs that XLA compiled for them."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from mmdit_jax.training.xla_flags import tune_xla_for_host
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 
-def start_runtime(args: argparse.Namespace) -> None:
-    """XLA's flags for this platform, and the folder of compiled programs that a restarted run finds again."""
-    tune_xla_for_host()
-    if "root" not in vars(args):
+def keep_compiled_programs(root: Path) -> None:
+    """Keep what XLA compiles under ``root`` (writable by now), where a restarted run finds it again."""
+    if jax.config.jax_compilation_cache_dir is not None:  # set before, or by JAX_COMPILATION_CACHE_DIR
         return
-    import jax
-
-    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or args.root / "_cache" / "xla")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(root / "_cache" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    compilation_cache.reset_cache()  # a program may have been compiled before there was a folder
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:

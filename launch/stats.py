@@ -21,7 +21,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         subparsers,
         "fit",
         "fit a scaling law to a table",
-        "mmdit fit studies/quickstart/results.csv --law power --c train_flops --loss val_loss --json",
+        "mmdit fit studies/quickstart/results.csv --where dataset=scenes --c train_flops --loss val_loss --json",
     )
     fit.add_argument("table", help="CSV or Parquet file")
     fit.add_argument("--law", choices=["power"], default="power", help="power: L = floor + a·C^(-b)")
@@ -38,7 +38,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         subparsers,
         "elo",
         "rate runs from pairwise battles (columns prompt, left, right, outcome = left, right or tie)",
-        "mmdit elo studies/quickstart/battles.csv",
+        "mmdit elo studies/quickstart/battles.csv --where judge=scorer",
     )
     elo.add_argument("battles", help="CSV or Parquet file")
     _resampling(elo)
@@ -48,7 +48,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         subparsers,
         "correlate",
         "Pearson and Spearman correlation of two columns, with intervals",
-        "mmdit correlate studies/quickstart/results.csv --x val_loss --y geneval --json",
+        "mmdit correlate studies/quickstart/results.csv --where dataset=scenes --x val_loss --y geneval --json",
     )
     correlate.add_argument("table", help="CSV or Parquet file")
     correlate.add_argument("--x", metavar="COL", required=True, help="first column")
@@ -60,9 +60,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 def run_fit(args: argparse.Namespace) -> int:
     """Fit the law and print it, as text or as one JSON object (``law, params, intervals, objective, rows, …``)."""
     from scaling.laws import fit_power_law
-    from scaling.tables import labels, numbers, read_table
+    from scaling.tables import labels, numbers, read_table, where
 
-    table = read_table(args.table)
+    table = where(read_table(args.table), args.where)
     law = fit_power_law(
         numbers(table, args.c, positive=True),
         numbers(table, args.loss, positive=True),
@@ -80,9 +80,9 @@ def run_fit(args: argparse.Namespace) -> int:
 def run_elo(args: argparse.Namespace) -> int:
     """Rate the runs and print them best first, as text or as one JSON object (``ratings``: a list)."""
     from scaling.elo import rate
-    from scaling.tables import read_table
+    from scaling.tables import read_table, where
 
-    table = rate(read_table(args.battles), draws=args.bootstrap, seed=args.seed)
+    table = rate(where(read_table(args.battles), args.where), draws=args.bootstrap, seed=args.seed)
     if args.json:
         print(json.dumps(table.to_json()))
         return EXIT_OK
@@ -98,9 +98,9 @@ def run_elo(args: argparse.Namespace) -> int:
 def run_correlate(args: argparse.Namespace) -> int:
     """Correlate two columns and print both coefficients, as text or as one JSON object."""
     from scaling.correlation import correlate
-    from scaling.tables import numbers, read_table
+    from scaling.tables import numbers, read_table, where
 
-    table = read_table(args.table)
+    table = where(read_table(args.table), args.where)
     result = correlate(numbers(table, args.x), numbers(table, args.y), draws=args.bootstrap, seed=args.seed)
     if args.json:
         print(json.dumps({"x": args.x, "y": args.y, **result.to_json()}))
@@ -137,6 +137,7 @@ def _command(
 
 
 def _resampling(parser: argparse.ArgumentParser, default: int = 1000) -> None:
+    parser.add_argument("--where", metavar="COL=VALUE", action="append", default=[], help="only these rows; repeatable")
     parser.add_argument("--bootstrap", metavar="N", type=int, default=default, help="resamples (%(default)s); 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of the resampling (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

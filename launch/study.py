@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from launch.collect import collect
-from launch.execute import Places, describe, execute, is_locked, make_folder, read_result
+from launch.execute import RESULT, Places, describe, execute, is_locked, make_folder, read_result
 from launch.runtime import add_study
 from launch.studies import load_study
+from mmdit_jax import __version__
 from mmdit_jax.config import Run, Study
-from mmdit_jax.errors import EXIT_DIVERGED, UserError
+from mmdit_jax.errors import EXIT_DIVERGED, Diverged, UserError
+from mmdit_jax.files import write_atomic
 from mmdit_jax.training.events import read_events
-from mmdit_jax.training.loop import Diverged
 from mmdit_jax.training.peak import matmul_flops_per_second
 from mmdit_jax.training.progress import duration
 from scaling.report import write_report
@@ -83,7 +85,7 @@ def run_study(args: argparse.Namespace) -> int:
         print(f"[{number}/{len(chosen)}] {_summary(result)}  {duration(time.perf_counter() - begun)}", file=sys.stderr)
     if skipped:
         print(f"{skipped} of {len(chosen)} runs were done already", file=sys.stderr)
-    path = _report(study, places)
+    path = _report(study, places, only_if_stale=True)
     print(f"study {study.name}: {duration(time.perf_counter() - started)}", file=sys.stderr)
     if path is not None:
         print(path)
@@ -100,11 +102,19 @@ def report_study(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(study: Study, places: Places) -> Path | None:
-    if all(read_result(places.run_dir(run)) is None for run in study.runs):
+def _report(study: Study, places: Places, only_if_stale: bool = False) -> Path | None:
+    """The report's path; none where no run is finished. What it was made from is noted beside it."""
+    found = [places.run_dir(run) / RESULT for run in study.runs if read_result(places.run_dir(run)) is not None]
+    if not found:
         return None
+    source = hashlib.sha256(__version__.encode() + b"".join(path.read_bytes() for path in found)).hexdigest()
+    report, note = places.study_dir / "report.html", places.study_dir / ".report-source"
+    if only_if_stale and report.exists() and note.exists() and note.read_text() == source:
+        return report
     collect(study, places)
-    return write_report(places.study_dir, title=f"Study: {study.name}")
+    write_report(places.study_dir, title=f"Study: {study.name}")
+    write_atomic(note, source)
+    return report
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -91,7 +91,7 @@ class EvaluationConfig:
     """What is generated from the finished run's EMA weights, and scored."""
 
     prompts_per_task: int = 40
-    """Prompts for each of the six GenEval tasks; for a set without tasks, six times as many of its held-out captions."""
+    """Prompts a GenEval task, of which there are six; a set without tasks: six times as many held-out captions."""
     images_per_prompt: int = 1
     sampling_steps: int = 24
     """Euler steps."""

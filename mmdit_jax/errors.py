@@ -16,6 +16,14 @@ class UserError(ValueError):
     """Bad input, told in one line: which field, which value, what would work. Exit code 2."""
 
 
+class Diverged(RuntimeError):
+    """The loss or its gradient is not finite. The run is not tried again: it would do the same."""
+
+
+class Preempted(RuntimeError):
+    """SIGTERM came; everything is saved. Run me again."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The valid name closest to ``name`` (case ignored); the first valid one where none is close."""
     names = list(valid)

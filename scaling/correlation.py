@@ -12,9 +12,8 @@ from scipy import stats
 from scaling.errors import TableError
 
 EXACT_ROWS = 8
-"""Up to this many rows all permutations are counted (8! = 40,320); above, ``RANDOM_PERMUTATIONS`` random ones."""
-RANDOM_PERMUTATIONS = 20_000
-BOOTSTRAP_ROWS = 10
+"""Up to this many rows all permutations are counted (8! = 40,320); above, as many random ones as asked for."""
+BOOTSTRAP_ROWS = 20
 """From this many rows on, intervals are BCa bootstrap; below, Fisher's z, since few rows repeat too often."""
 
 
@@ -56,7 +55,15 @@ class Correlation:
         }
 
 
-def correlate(x: np.ndarray, y: np.ndarray, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Correlation:
+def correlate(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    permutations: int = 20_000,
+    seed: int = 0,
+) -> Correlation:
     """Correlate two columns ``[rows]`` of finite numbers.
 
     Intervals: BCa bootstrap over rows (Efron 1987) from BOOTSTRAP_ROWS on; below, Fisher's z with standard error
@@ -77,13 +84,19 @@ def correlate(x: np.ndarray, y: np.ndarray, *, level: float = 0.95, draws: int =
     return Correlation(
         rows=len(x),
         level=level,
-        pearson=_coefficient(x, y, False, level, draws, rng),
-        spearman=_coefficient(x, y, True, level, draws, rng),
+        pearson=_coefficient(x, y, False, level, draws, permutations, rng),
+        spearman=_coefficient(x, y, True, level, draws, permutations, rng),
     )
 
 
 def _coefficient(
-    x: np.ndarray, y: np.ndarray, ranked: bool, level: float, draws: int, rng: np.random.Generator
+    x: np.ndarray,
+    y: np.ndarray,
+    ranked: bool,
+    level: float,
+    draws: int,
+    permutations: int,
+    rng: np.random.Generator,
 ) -> Coefficient:
     rows = len(x)
     r = float(_pearson(*_maybe_rank(x[None], y[None], ranked))[0])
@@ -98,7 +111,7 @@ def _coefficient(
         low, high, method = min(math.tanh(z - reach), r), max(math.tanh(z + reach), r), "Fisher z"
     else:
         low, high, method = -1.0, 1.0, "none: fewer than 4 rows"
-    p, p_method = _permutation_p(x, y, ranked, r, rng)
+    p, p_method = _permutation_p(x, y, ranked, r, permutations, rng)
     return Coefficient(r, low, high, p, method, p_method)
 
 
@@ -134,12 +147,14 @@ def _bca(
     return float(low), float(high)
 
 
-def _permutation_p(x: np.ndarray, y: np.ndarray, ranked: bool, r: float, rng: np.random.Generator) -> tuple[float, str]:
+def _permutation_p(
+    x: np.ndarray, y: np.ndarray, ranked: bool, r: float, permutations: int, rng: np.random.Generator
+) -> tuple[float, str]:
     rows = len(x)
     if rows <= EXACT_ROWS:
         order, method = np.array(list(itertools.permutations(range(rows)))), "exact permutation"
     else:
-        order, method = np.argsort(rng.random((RANDOM_PERMUTATIONS, rows)), axis=1), "random permutation"
+        order, method = np.argsort(rng.random((permutations, rows)), axis=1), "random permutation"
     x, y = _maybe_rank(x, y, ranked)
     others = np.abs(_pearson(np.broadcast_to(x, order.shape), y[order]))
     extreme = int((others >= abs(r) - 1e-12).sum())

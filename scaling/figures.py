@@ -116,6 +116,7 @@ def save(figure: Figure, folder: Path, name: str) -> bytes:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
+        figure.set_layout_engine("none")  # the PNG's layout serves the PDF too
         empty = {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None}
         figure.savefig(folder / f"{name}.pdf", format="pdf", metadata=empty)
     (folder / f"{name}.png").write_bytes(buffer.getvalue())
@@ -342,8 +343,6 @@ def elo_figure(tables: Mapping[str, EloTable]) -> Figure:
 
 def correlation_figure(points: pd.DataFrame, found: Correlation, look: Look, label: str) -> Figure:
     """Validation loss against a score, a point a run. ``points``: depth, formulation, x, y[, low, high]."""
-    from matplotlib.lines import Line2D
-
     with drawing() as (figure, axes):
         for _, run in points.iterrows():
             colour = look.shade(run["depth"])
@@ -355,5 +354,6 @@ def correlation_figure(points: pd.DataFrame, found: Correlation, look: Look, lab
         axes.margins(x=0.08)
         pearson = found.pearson
         text = f"Pearson r = {pearson.r:.2f} [{pearson.low:.2f}, {pearson.high:.2f}], n = {found.rows}"
-        look.legend(figure, [Line2D([], [], lw=0, label=text)])
+        axes.set_title(text.replace("-", "−"), fontsize=9)
+        look.legend(figure)
         return figure

@@ -216,7 +216,7 @@ def correlation_finding(found: Correlation, what: str) -> str:
     numbers = (
         f"Pearson {pearson.r:.2f} ({pearson.low:.2f} to {pearson.high:.2f}), "
         f"Spearman {spearman.r:.2f} ({spearman.low:.2f} to {spearman.high:.2f}), {found.rows} runs"
-    )
+    ).replace("-", "−")
     if pearson.low <= 0 <= pearson.high:
         return f"Validation loss and {what} are not shown to be related ({numbers}: the interval holds zero)."
     direction = "higher" if pearson.r < 0 else "lower"

@@ -262,8 +262,8 @@ def correlation_section(analysis: Analysis, look: Look, folder: Path) -> Section
                 {
                     "loss against": name,
                     "coefficient": kind,
-                    "r": f"{c.r:.3f}",
-                    "95 % interval": f"{c.low:.3f} to {c.high:.3f}",
+                    "r": f"{c.r:.3f}".replace("-", "−"),
+                    "95 % interval": f"{c.low:.3f} to {c.high:.3f}".replace("-", "−"),
                     "interval by": c.interval,
                     "p": f"{c.p:.4f}",
                     "p by": c.p_method,
@@ -301,6 +301,8 @@ def others_section(tables: StudyTables, folder: Path) -> list[Section]:
         for dataset, curves in tables.other_curves.groupby("dataset", sort=True):
             png = figures.save(figures.loss_curves(curves, look, "step"), folder, f"loss_step_{dataset}")
             part.figures.append((png, f"Validation loss on {dataset}"))
+    for dataset, path in tables.other_samples.items():
+        part.wide.append((path.read_bytes(), f"Samples on {dataset}: same noise in every run; nothing was picked"))
     part.notes.append(
         f"A loss on one data set says nothing about another: none of these is compared with {tables.dataset}."
     )

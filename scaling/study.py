@@ -30,6 +30,7 @@ class StudyTables:
     others: pd.DataFrame
     other_curves: pd.DataFrame
     samples: Path | None
+    other_samples: dict[str, Path]
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -38,7 +39,7 @@ class StudyTables:
 
 
 def load_study(folder: Path) -> StudyTables:
-    """Read results.csv, curves.csv, geneval.csv, battles.csv and figures/samples.png from ``folder``, where they are.
+    """Read results, curves, geneval and battles (.csv) and figures/samples[_dataset].png from ``folder``.
 
     Raises TableError where neither results nor curves exist, or a table lacks the columns that name its runs.
     """
@@ -61,7 +62,9 @@ def load_study(folder: Path) -> StudyTables:
     dataset = min(counts.index[counts == counts.max()])
     names = set(runs.loc[runs["dataset"] == dataset, "name"])
     main_results, main_curves = (_where(frame, "dataset", {dataset}) for frame in (results, curves))
-    samples = folder / "figures" / "samples.png"
+    grids = {name: folder / "figures" / f"samples_{name}.png" for name in sorted(set(runs["dataset"]))}
+    grids = {name: path for name, path in grids.items() if path.exists()}
+    plain = folder / "figures" / "samples.png"
     both = _where(_where(battles, "left", names), "right", names)
     return StudyTables(
         dataset=str(dataset),
@@ -71,7 +74,8 @@ def load_study(folder: Path) -> StudyTables:
         battles=both,
         others=_ordered(results.drop(main_results.index)),
         other_curves=curves.drop(main_curves.index),
-        samples=samples if samples.exists() else None,
+        samples=grids.get(dataset, plain if plain.exists() else None),
+        other_samples={name: path for name, path in grids.items() if name != dataset},
     )
 
 

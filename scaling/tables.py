@@ -72,6 +72,24 @@ def numbers(table: pd.DataFrame, name: str, *, positive: bool = False, allow_mis
     return values
 
 
+def where(table: pd.DataFrame, conditions: Iterable[str]) -> pd.DataFrame:
+    """The rows that meet every ``COLUMN=VALUE``, compared as text; rows are numbered anew from 1.
+
+    Raises TableError for a condition without ``=``, an unknown column, or no row left.
+    """
+    for condition in conditions:
+        name, separator, value = condition.partition("=")
+        if not separator:
+            raise TableError(f"where={condition!r}: expected COLUMN=VALUE")
+        require(table, [name])
+        kept = table[table[name].astype(str) == value]
+        if kept.empty:
+            seen = ", ".join(repr(str(other)) for other in table[name].unique()[:6])
+            raise TableError(f"where={condition!r}: no such row; the column holds {seen}")
+        table = kept
+    return table.reset_index(drop=True)
+
+
 def labels(table: pd.DataFrame, name: str) -> np.ndarray:
     """A column as text ``[rows]`` (object array of str). Raises TableError naming the first blank row."""
     require(table, [name])

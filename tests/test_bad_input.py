@@ -27,7 +27,7 @@ def told(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     ("setting", "expected"),
     [
         ("model.depth=0", "depth=0: expected 1 or more"),
-        ("model.heads=3", "heads"),
+        ("model.head_size=7", "with heads=2 the width is 14"),
         ("formulation=rf/lognrm(0.00,1.00)", "rf/lognorm("),
         ("formulation=nothing", "did you mean"),
         ("optimizer.learning_rat=1", "did you mean 'learning_rate'"),

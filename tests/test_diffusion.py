@@ -108,21 +108,21 @@ def test_ldm_linear_is_the_discrete_schedule() -> None:
     assert float(f.a(0.0)) == 1 and float(f.b(0.0)) == 0
 
 
+@jax.jit
+def _quantities(f, t, x0, eps):
+    z, output = f.mix(x0, eps, t), f.target(x0, eps, t)
+    slopes = [jax.vmap(jax.grad(function))(t) for function in (f.a, f.b, f.log_snr)]
+    levels = f.level(t), f.time_at(f.level(t)), f.log_snr(t), f.log_snr_slope(t)
+    velocities = f.velocity(output, z, t), f.straight_velocity(output, z, t)
+    return f.a(t), f.b(t), slopes, levels, velocities, f.recover(output, z, t)
+
+
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_slopes_levels_and_predictions_agree_with_the_path(name: str) -> None:
     f = formulation(name)
     t = jnp.asarray(T[4:-4], jnp.float32) + 3e-4  # off the knots of the linear schedule
     x0, eps = (jax.random.normal(jax.random.key(i), (len(t), 3)) for i in range(2))
-
-    @jax.jit
-    def quantities(f):
-        z, output = f.mix(x0, eps, t), f.target(x0, eps, t)
-        slopes = [jax.vmap(jax.grad(function))(t) for function in (f.a, f.b, f.log_snr)]
-        levels = f.level(t), f.time_at(f.level(t)), f.log_snr(t), f.log_snr_slope(t)
-        velocities = f.velocity(output, z, t), f.straight_velocity(output, z, t)
-        return f.a(t), f.b(t), slopes, levels, velocities, f.recover(output, z, t)
-
-    a, b, (a_slope, b_slope, log_snr_grad), levels, velocities, recovered = quantities(f)
+    a, b, (a_slope, b_slope, log_snr_grad), levels, velocities, recovered = _quantities(f, t, x0, eps)
     level, time, log_snr, log_snr_slope = levels
     np.testing.assert_allclose(log_snr, 2 * np.log(a / b), atol=2e-4)
     np.testing.assert_allclose(log_snr_slope, log_snr_grad, rtol=2e-3)
@@ -150,12 +150,8 @@ def test_targets_are_the_published_ones() -> None:
     np.testing.assert_allclose(f.network_input(z, t), z / np.sqrt(total), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_loss_weighs_an_error_in_eps_by_the_effective_weight(name: str) -> None:
-    """A network that is off by ``wrong`` in ε, at a given z: its loss per unit of t is effective_weight · wrong²."""
-    f, wrong = formulation(name), 0.3
-    x0 = jnp.full((256, 2), 0.7)
-
+@jax.jit
+def _loss_of_wrong_eps(f, x0, wrong):
     def network(z_in: jax.Array, t: jax.Array) -> jax.Array:
         z = z_in / f.network_input(jnp.ones_like(z_in), t)
         a, b = f.a(t)[:, None], f.b(t)[:, None]
@@ -163,9 +159,15 @@ def test_loss_weighs_an_error_in_eps_by_the_effective_weight(name: str) -> None:
         return f.target((z - b * eps) / a, eps, t)
 
     loss, t = training_loss(f, network, x0, jax.random.key(1))
+    return loss, t, f.effective_weight(t) * wrong**2 / f.density(t)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_loss_weighs_an_error_in_eps_by_the_effective_weight(name: str) -> None:
+    """A network that is off by ``wrong`` in ε, at a given z: its loss per unit of t is effective_weight · wrong²."""
+    loss, t, expected = map(np.asarray, _loss_of_wrong_eps(formulation(name), jnp.full((256, 2), 0.7), 0.3))
     assert loss.shape == t.shape == (256,)
     inside = (t > 0.05) & (t < 0.95)
-    expected = f.effective_weight(t) * wrong**2 / f.density(t)
     np.testing.assert_allclose(loss[inside], expected[inside], rtol=5e-3)
 
 
@@ -236,7 +238,8 @@ def test_euler_carries_noise_to_gaussian_data_with_first_order_error(name: str) 
 
     def network(z_in: jax.Array, t: jax.Array) -> jax.Array:
         z = z_in / f.network_input(jnp.ones_like(z_in), t)
-        return f.target(*_posterior(f, z, t, mean, deviation), t)
+        x0, eps = _posterior(f, z, t, mean, deviation)
+        return f.target(x0, eps, t)
 
     noise = jnp.asarray([[-2.0], [-1.0], [0.5], [1.5]])
     draw = jax.jit(lambda times, steps: sample(f, network, noise, times, steps))
@@ -269,6 +272,14 @@ def test_euler_carries_noise_to_two_modes() -> None:
     x0 = np.asarray(euler_sample(velocity, noise, timesteps(400)))[:, 0]
     cdf = lambda x: 0.3 * scipy.stats.norm.cdf(x, -1, 0.2) + 0.7 * scipy.stats.norm.cdf(x, 1, 0.2)  # noqa: E731
     assert scipy.stats.kstest(x0, cdf).pvalue > 0.01
+
+
+def test_euler_steps_by_hand() -> None:
+    """dz/dt = t z from 1 over 0.5 to 0: (1 − 0.5 · 1)(1 − 0.5 · 0.5)."""
+    times = jnp.asarray([1.0, 0.5, 0.0])
+    velocity = lambda z, t: t[:, None] * z  # noqa: E731
+    np.testing.assert_allclose(euler_sample(velocity, jnp.ones((2, 1)), times), 0.375)
+    np.testing.assert_allclose(euler_sample(velocity, jnp.ones((2, 1)), times, steps=1), 0.5)
 
 
 def test_timesteps_and_guidance() -> None:

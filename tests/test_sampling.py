@@ -105,7 +105,7 @@ def test_steps_guidance_seed_and_formulation_share_a_program(params, text) -> No
         )
         np.testing.assert_array_equal(lognorm, draw(params, text))  # the density is a matter of training
     assert sampling._compiled.cache_info().currsize == 1
-    assert sampling._compiled(CONFIG, (8, 8, 3), True, None)._cache_size() == 1
+    assert sampling._compiled(CONFIG, (8, 8, 3), True, None)._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_either_encoder_can_be_removed(params, text) -> None:

@@ -129,7 +129,7 @@ class Split:
     @functools.cached_property
     def image_shape(self) -> tuple[int, int, int]:
         """(R, R, 3)."""
-        return tuple(self._records([0])[0]["image"].shape)  # type: ignore[return-value]
+        return tuple(self._records([0])[0]["image"].shape)
 
     @property
     def images(self) -> np.ndarray:
@@ -145,7 +145,7 @@ class Split:
     def fingerprint(self) -> str:
         """Hash of every caption and image: a key for what is computed from them."""
         digest = hashlib.blake2b("\n".join(self.captions).encode(), digest_size=8)
-        digest.update(self.images)
+        digest.update(self.images.data)
         return digest.hexdigest()
 
     def take(self, rows: np.ndarray) -> np.ndarray:

@@ -45,9 +45,7 @@ class Builder(Protocol):
 def _scenes(data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int) -> Builder:
     from mmdit_jax.data.scenes.builder import Scenes, ScenesConfig
 
-    config = ScenesConfig(
-        resolution=resolution, examples=examples, validation_examples=validation_examples, seed=seed
-    )
+    config = ScenesConfig(resolution=resolution, examples=examples, validation_examples=validation_examples, seed=seed)
     return Scenes(data_dir=str(data_dir), config=config)
 
 
@@ -61,9 +59,7 @@ BUILDERS: dict[str, Callable[[Path, int, int, int, int], Builder]] = {"scenes": 
 """By name: (data_dir, resolution, examples, validation_examples, seed) to a builder. `emoji` has its own numbers."""
 
 
-def builder(
-    name: str, data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int
-) -> Builder:
+def builder(name: str, data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int) -> Builder:
     """The TFDS builder of a data set.
 
     Raises:
@@ -138,8 +134,14 @@ def build(make: Callable[[Path], Builder], data_dir: Path) -> Path:
 
 def _build_in(made: Builder, hidden: Path, folder: Path, data_dir: Path) -> None:
     logger.info("building %s", folder)
-    with _quiet():
-        made.download_and_prepare()
+    try:
+        with _quiet():
+            made.download_and_prepare()
+    except (RuntimeError, ValueError) as error:
+        # array_record tells of a full disk in words only.
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
     built = Path(made.data_path)
     manifest = {
         "files": {file.name: file.stat().st_size for file in sorted(built.iterdir())},

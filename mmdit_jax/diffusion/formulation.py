@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from mmdit_jax.diffusion import densities
 from mmdit_jax.diffusion.densities import clip_time
@@ -83,30 +84,30 @@ class Formulation:
     def _schedule(self) -> Schedule:
         return Schedule(self.kind, self.m, self.s)
 
-    def a(self, t: Array | float) -> Array:
+    def a(self, t: ArrayLike) -> Array:
         """Coefficient of the data, of t's shape."""
         return self._ab(t)[0]
 
-    def b(self, t: Array | float) -> Array:
+    def b(self, t: ArrayLike) -> Array:
         """Coefficient of the noise, of t's shape."""
         return self._ab(t)[1]
 
-    def _ab(self, t: Array | float) -> tuple[Array, Array]:
+    def _ab(self, t: ArrayLike) -> tuple[Array, Array]:
         return PATHS[self.path].ab(self._schedule, jnp.asarray(t, jnp.float32))
 
-    def log_snr(self, t: Array | float) -> Array:
+    def log_snr(self, t: ArrayLike) -> Array:
         """λ = log(a²/b²), of t's shape."""
         return PATHS[self.path].log_snr(self._schedule, jnp.asarray(t, jnp.float32))
 
-    def log_snr_slope(self, t: Array | float) -> Array:
+    def log_snr_slope(self, t: ArrayLike) -> Array:
         """λ', the derivative of ``log_snr`` by t in closed form; negative."""
         return PATHS[self.path].log_snr_slope(self._schedule, jnp.asarray(t, jnp.float32))
 
-    def level(self, t: Array | float) -> Array:
+    def level(self, t: ArrayLike) -> Array:
         """b/(a + b): the time at which the straight path of `rf` has the log-SNR that this path has at t."""
         return jax.nn.sigmoid(-0.5 * self.log_snr(t))
 
-    def time_at(self, level: Array | float) -> Array:
+    def time_at(self, level: ArrayLike) -> Array:
         """Inverse of ``level``, within [1e-5, 1 − 1e-5]: the nearest t where the path does not reach that level."""
         return clip_time(PATHS[self.path].time_at(self._schedule, clip_time(level)))
 
@@ -118,7 +119,7 @@ class Formulation:
 
     # ---- the density and the weight -------------------------------------------------------------------------------
 
-    def density(self, t: Array | float) -> Array:
+    def density(self, t: ArrayLike) -> Array:
         """Probability density of the t that training draws; 1 for every path but rf."""
         if self.path != "rf":
             return jnp.ones_like(jnp.asarray(t, jnp.float32))
@@ -129,11 +130,11 @@ class Formulation:
         u = jax.random.uniform(key, shape, jnp.float32)
         return densities.quantile(self.kind, self.m, self.s, u) if self.path == "rf" else clip_time(u)
 
-    def weight(self, t: Array | float) -> Array:
+    def weight(self, t: ArrayLike) -> Array:
         """Weight of the mean squared error of the network's output at t ~ density; constant for all of the paper's."""
         return jnp.full_like(jnp.asarray(t, jnp.float32), _WEIGHTS[self.path, self.prediction])
 
-    def effective_weight(self, t: Array | float) -> Array:
+    def effective_weight(self, t: ArrayLike) -> Array:
         """−½ w_t λ'_t: what the loss gives ‖ε_Θ − ε‖² per unit of t, the density included (equation 8)."""
         t = clip_time(t)
         alpha, beta = self._target(t)
@@ -155,7 +156,7 @@ class Formulation:
         total = jnp.sqrt(b**2 + SIGMA_DATA**2)  # F: (x0 − c_skip z) / c_out of EDM, written out
         return b / (SIGMA_DATA * total), -SIGMA_DATA / total
 
-    def _recovery(self, t: Array | float) -> Recovery:
+    def _recovery(self, t: ArrayLike) -> Recovery:
         """Solve z = a x0 + b ε, out = α x0 + β ε for x0 and ε."""
         t = clip_time(t)
         (a, b), (alpha, beta) = self._ab(t), self._target(t)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from mmdit_jax.diffusion.formulation import Formulation
 from mmdit_jax.errors import UserError
@@ -33,7 +34,7 @@ def timesteps(steps: int, shift: float = 1.0) -> np.ndarray:
     return (shift * t / (1.0 + (shift - 1.0) * t)).astype(np.float32)
 
 
-def euler_sample(velocity_fn: VelocityFn, noise: Array, times: Array, steps: Array | int | None = None) -> Array:
+def euler_sample(velocity_fn: VelocityFn, noise: Array, times: ArrayLike, steps: ArrayLike | None = None) -> Array:
     """Follow dz/dt = velocity from ``times[0]`` to the last time: z ← z + (t' − t) v(z, t) (pure; jit it).
 
     Args:
@@ -54,7 +55,9 @@ def euler_sample(velocity_fn: VelocityFn, noise: Array, times: Array, steps: Arr
     return jax.lax.fori_loop(0, times.shape[0] - 1 if steps is None else steps, step, noise.astype(jnp.float32))
 
 
-def sample(f: Formulation, network: VelocityFn, noise: Array, times: Array, steps: Array | int | None = None) -> Array:
+def sample(
+    f: Formulation, network: VelocityFn, noise: Array, times: ArrayLike, steps: ArrayLike | None = None
+) -> Array:
     """Samples of a network trained under any formulation.
 
     Integrates on the straight path that the formulation's own is a rescaling of: y = z / (a + b) moves by ε − x0 per
@@ -78,7 +81,7 @@ def sample(f: Formulation, network: VelocityFn, noise: Array, times: Array, step
     return euler_sample(velocity, last * noise, last * jnp.asarray(times, jnp.float32), steps)
 
 
-def guided(conditional: Array, unconditional: Array, guidance: Array | float) -> Array:
+def guided(conditional: Array, unconditional: Array, guidance: ArrayLike) -> Array:
     """Classifier-free guidance: unconditional + guidance · (conditional − unconditional); 1 means none.
 
     Being linear, it gives the same samples on velocities as on raw outputs of any prediction.

@@ -121,7 +121,9 @@ def _noun(words: list[str], place: int) -> str | None:
     return singular if singular in SHAPES else None
 
 
-def _other(names: tuple[str, ...] | dict[str, tuple[float, float, float]], words: list[str], rng: np.random.Generator) -> str:
+def _other(
+    names: tuple[str, ...] | dict[str, tuple[float, float, float]], words: list[str], rng: np.random.Generator
+) -> str:
     free = [name for name in names if name not in words] or list(names)
     return free[rng.integers(len(free))]
 

@@ -98,7 +98,7 @@ def sample_images(
     return np.concatenate([np.asarray(part) for part in parts])[: len(index)]
 
 
-def initial_noise(seed: ArrayLike, indices: Array, shape: tuple[int, ...]) -> Array:
+def initial_noise(seed: ArrayLike, indices: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Standard normal float32 [N, *shape]; row i is a function of (seed, indices[i])."""
     key = jax.random.key(seed)
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape, jnp.float32))(indices)

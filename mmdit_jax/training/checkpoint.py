@@ -102,7 +102,7 @@ def _told(error: Exception, folder: Path) -> Exception:
         or "RESOURCE_EXHAUSTED" in text
     ):
         return UserError(
-            f"root={folder}: disk full while saving a checkpoint; free space and run again (earlier checkpoints are kept)"
+            f"root={folder}: disk full while saving a checkpoint; free space and run again, earlier ones are kept"
         )
     if any(number in (errno.EACCES, errno.EROFS, errno.EPERM) for number in numbers):
         return UserError(f"root={folder}: cannot be written; choose another --root or change its permissions")

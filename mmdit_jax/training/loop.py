@@ -14,7 +14,7 @@ import numpy as np
 
 from mmdit_jax.config import Run, to_dict
 from mmdit_jax.diffusion import formulation
-from mmdit_jax.errors import UserError
+from mmdit_jax.errors import Diverged, Preempted, UserError
 from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.data import TrainingData, global_batches
 from mmdit_jax.training.events import EventLog
@@ -30,14 +30,6 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
 """Steps dispatched ahead of the one whose metrics are read, so that the device never waits for the host."""
-
-
-class Diverged(RuntimeError):
-    """The loss or its gradient is not finite. Exit code 3; the run is not tried again, it would do the same."""
-
-
-class Preempted(RuntimeError):
-    """SIGTERM came; everything is saved. Exit code 75: run me again."""
 
 
 class _Terminated:
@@ -128,7 +120,7 @@ class Meter:
     def __init__(self, run: Run, events: EventLog, wandb: WandbLog | None, progress: Progress, peak: float) -> None:
         self._run, self._events, self._wandb, self._progress, self._peak = run, events, wandb, progress, peak
         self._queue: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
-        self._every = max(1, run.steps // 100)
+        self._every = max(10, run.steps // 100)
         self._window: list[dict[str, Any]] = []
         self._since: float | None = None
         self.bad_step = 0

@@ -102,7 +102,7 @@ def _compiled(config: MMDiTConfig, levels: int, mesh: Mesh | None) -> Callable[.
     return jax.jit(errors, out_shardings=None if mesh is None else replicated(mesh))
 
 
-def validation_noise(index: Array, levels: int, shape: tuple[int, ...]) -> Array:
+def validation_noise(index: ArrayLike, levels: int, shape: tuple[int, ...]) -> Array:
     """Noise float32 [len(index), levels, *shape]; that of an image at a level is a function of the two alone."""
 
     def draw(i: Array, level: Array) -> Array:
@@ -110,7 +110,7 @@ def validation_noise(index: Array, levels: int, shape: tuple[int, ...]) -> Array
         return jax.random.normal(key, shape, jnp.float32)
 
     by_level = jax.vmap(draw, in_axes=(None, 0))
-    return jax.vmap(by_level, in_axes=(0, None))(index, jnp.arange(levels))
+    return jax.vmap(by_level, in_axes=(0, None))(jnp.asarray(index), jnp.arange(levels))
 
 
 def _per_level(array: Array, levels: int) -> Array:

@@ -1,4 +1,4 @@
-"""The emoji that ship with the package: 3,139 drawings with label, tags and group. See NOTICE.txt for their licences."""
+"""The emoji that ship with the package: 3,139 drawings with label, tags and group (licences: NOTICE.txt)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Emoji:
 
 
 def _plain(text: str) -> list[str]:
-    for mark in ",:;-–—_/()“”\"":
+    for mark in ',:;-–—_/()“”"':
         text = text.replace(mark, " ")
     return text.lower().split()
 

@@ -73,9 +73,7 @@ def collect(fluent: Path, emojibase: Path) -> tuple[list[Emoji], np.ndarray]:
             f'viewBox="{box}">{icon["body"]}</svg>'
         )
         text = known[codes[name]]
-        made.append(
-            (Emoji(codes[name], text["label"], tuple(text["tags"]), text["group"]), render(svg, RESOLUTION))
-        )
+        made.append((Emoji(codes[name], text["label"], tuple(text["tags"]), text["group"]), render(svg, RESOLUTION)))
     made.sort(key=lambda pair: pair[0].code)
     return [row for row, _ in made], np.stack([image for _, image in made])
 
@@ -91,7 +89,9 @@ def main() -> None:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["code", "label", "tags", "group"])
         writer.writerows([row.code, row.label, "|".join(row.tags), row.group] for row in rows)
-    print(f"{len(rows)} emoji; {IMAGES.name} {IMAGES.stat().st_size:,} bytes; {TABLE.name} {TABLE.stat().st_size:,} bytes")
+    print(
+        f"{len(rows)} emoji; {IMAGES.name} {IMAGES.stat().st_size:,} bytes; {TABLE.name} {TABLE.stat().st_size:,} bytes"
+    )
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ and on images that are no scenes at all.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Final
 
 import numpy as np
 from scipy import ndimage
 
 from mmdit_jax.data.scenes.geometry import AREA, SHAPES, Array, coverage, rotate
-from mmdit_jax.data.scenes.layout import MAX_TURN, Box
+from mmdit_jax.data.scenes.layout import MAX_TURN, SMALLEST, Box
 from mmdit_jax.data.scenes.vocabulary import COLOURS
 from mmdit_jax.errors import UserError
 
@@ -27,13 +28,18 @@ FOREGROUND_NOISE: Final = 4.0  # ... or this many standard deviations of the noi
 MIN_AREA: Final = 0.012  # share of the image
 MAX_FOREGROUND: Final = 0.5  # beyond it, this is no scene of objects on a background
 BACKGROUND_RMS: Final = 0.05  # what is not an object must be flat to this
-MIN_FIT: Final = 0.70  # overlap (soft intersection over union) with the best shape
+SMALLEST_SHARE: Final = 0.8  # of the area of the smallest such shape that is ever painted
+MIN_FIT: Final = 0.82  # overlap (soft intersection over union) with the best shape
+CIRCLE_FIT: Final = 0.86  # any soft blob is something of a circle; Gaussian ones reach 0.83
 COLOUR_DISTANCE: Final = 0.38  # from the nearest colour of the palette
 FLATNESS: Final = 0.09  # rms deviation from one colour inside an object
+EXPLAINED: Final = 0.5  # share of the foreground that clean objects must make up
 SAME_COLOUR: Final = 0.72  # share of pixels; below it, objects of several colours touch
 SOFTNESS: Final = (0.0, 0.8)  # blur of an object's outline, in pixels: a sampled image is rarely as sharp as a render
 _SLOPE: Final = 0.15  # the most a background may change from one side to the other
-_ANGLES: Final = np.radians([-MAX_TURN, 0.0, MAX_TURN]).astype(np.float32)[:, None, None]
+_ANGLES: Final = np.radians(np.linspace(-MAX_TURN, MAX_TURN, 5)).astype(np.float32)[:, None, None]
+_TURNS: Final = {shape: _ANGLES[:1] if shape == "circle" else _ANGLES for shape in SHAPES}
+_FIRST: Final = np.cumsum([0] + [len(_TURNS[shape]) for shape in SHAPES])[:-1]  # where each shape's templates start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,8 @@ def detect(images: Array) -> list[list[Detection]]:
     around = ndimage.maximum_filter(distance, size=(1, 3, 3))
     foreground = distance > np.maximum(np.maximum(FOREGROUND, FOREGROUND_NOISE * noise)[:, None, None], 0.45 * around)
     scene = _is_scene(foreground, distance, noise)
-    labels, _ = ndimage.label(foreground & scene[:, None, None], _in_plane(ndimage.generate_binary_structure(2, 1)))
+    # Diagonal neighbours belong together: the squares of a checkerboard are no separate objects.
+    labels, _ = ndimage.label(foreground & scene[:, None, None], _in_plane(np.ones((3, 3), bool)))
     found: list[list[Detection]] = [[] for _ in rgb]
     for number, (row, ys, xs) in enumerate(ndimage.find_objects(labels), start=1):
         mask = labels[row, ys, xs][0] == number
@@ -93,7 +100,15 @@ def detect(images: Array) -> list[list[Detection]]:
             blur=float(blur[image]),
         )
         found[image] += _objects(component)
-    return found
+    shown = foreground.mean((1, 2))
+    return [_trust(objects, float(share)) for objects, share in zip(found, shown, strict=True)]
+
+
+def _trust(objects: list[Detection], foreground: float) -> list[Detection]:
+    """Call nothing clean where clean objects are the smaller part of what stands out: a drawing, not a scene."""
+    if sum(o.area for o in objects if o.clean) >= EXPLAINED * foreground:
+        return objects
+    return [dataclasses.replace(o, clean=False) for o in objects]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,9 +216,10 @@ def _measure(component: _Component, inside: Array) -> list[Detection]:
         return []
     rgb, size = component.rgb, component.size
     typical = np.median(rgb[inside], axis=0)
-    deepest = ndimage.binary_erosion(inside)
-    flat_area = rgb[deepest] if deepest.sum() >= 6 else rgb[inside]
-    spread = np.sqrt(((flat_area - typical) ** 2).mean())
+    core = _erode(component.mask)
+    deepest = ndimage.binary_erosion(core)
+    flat_area = rgb[deepest] if deepest.sum() >= 6 else rgb[core]
+    spread = np.sqrt(((flat_area - np.median(flat_area, axis=0)) ** 2).mean())
     # The pixels farthest from the background show the colour; in a small star most others are mixed with it.
     along = ((rgb - component.background) * (typical - component.background)).sum(-1)
     colour = rgb[component.mask & (along >= np.quantile(along[component.mask], 0.85))].mean(axis=0)
@@ -213,7 +229,7 @@ def _measure(component: _Component, inside: Array) -> list[Detection]:
     alpha = ((rgb - component.background) * step).sum(-1) / np.maximum((step * step).sum(-1), 1e-3)
     halo = ndimage.binary_dilation(component.mask, iterations=2) & ~component.others
     halo &= ndimage.binary_dilation(component.mask) | ~ndimage.binary_dilation(component.others)
-    alpha = np.where(halo, alpha.clip(0, 1), 0)
+    alpha = np.where(halo, alpha.clip(0, 1.5), 0)
     area = float(alpha.sum())
     if area < MIN_AREA * size * size:
         return []
@@ -228,7 +244,11 @@ def _measure(component: _Component, inside: Array) -> list[Detection]:
         (component.top + rows[-1] + 1) / size,
     )
     near = bool(from_palette.min() <= COLOUR_DISTANCE)
-    clean = near and max(fits) >= MIN_FIT and bool(spread <= FLATNESS + component.noise)
+    shape = SHAPES[int(np.argmax(fits))]
+    whole = min(box.left, box.top) > 0 and max(box.right, box.bottom) < 1
+    whole = whole and area >= SMALLEST_SHARE * AREA[shape] * (SMALLEST * size) ** 2
+    fitting = max(fits) >= (CIRCLE_FIT if shape == "circle" else MIN_FIT)
+    clean = near and whole and fitting and bool(spread <= FLATNESS + component.noise)
     name = COLOUR_NAMES[int(from_palette.argmin())] if near else None
     return [Detection(name, box, area / size**2, fits, clean)]
 
@@ -239,16 +259,18 @@ def _overlaps(alpha: Array, area: float, blur: float) -> tuple[float, ...]:
     x = np.arange(width, dtype=np.float32) + np.float32(0.5)
     y = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5)
     x, y = x - (alpha * x).sum() / area, y - (alpha * y).sum() / area
-    fits = []
-    for shape in SHAPES:
-        radius = np.sqrt(area / AREA[shape])
-        angles = np.zeros((1, 1, 1), np.float32) if shape == "circle" else _ANGLES
-        sharp = coverage(shape, *rotate(x, y, angles), radius)
-        best = 0.0
-        for soft in SOFTNESS:
-            width = np.hypot(blur, soft)
-            template = ndimage.gaussian_filter(sharp, (0, width, width), mode="constant") if width else sharp
-            overlap = np.minimum(template, alpha).sum((1, 2)) / np.maximum(template, alpha).sum((1, 2))
-            best = max(best, float(overlap.max()))
-        fits.append(best)
-    return tuple(fits)
+    templates = np.concatenate([coverage(s, *rotate(x, y, _TURNS[s]), np.sqrt(area / AREA[s])) for s in SHAPES])
+    overlaps = np.zeros(len(templates))
+    for soft in SOFTNESS:
+        sigma = round(float(np.hypot(blur, soft)), 3)
+        blurred = _gaussian(height, sigma) @ templates @ _gaussian(width, sigma) if sigma else templates
+        overlap = np.minimum(blurred, alpha).sum((1, 2)) / np.maximum(blurred, alpha).sum((1, 2))
+        overlaps = np.maximum(overlaps, overlap)
+    return tuple(np.maximum.reduceat(overlaps, _FIRST).tolist())
+
+
+@functools.cache
+def _gaussian(length: int, sigma: float) -> Array:
+    """The matrix that blurs a signal of this length, zero beyond its ends; symmetric."""
+    offset = np.subtract.outer(np.arange(length), np.arange(length))
+    return (np.exp(-0.5 * (offset / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))).astype(np.float32)

@@ -13,8 +13,6 @@ from flax import nnx
 
 from mmdit_jax.errors import UserError
 
-TRAINER = "python -m mmdit_jax.evaluation.train_judge"
-
 
 def flatten(module: nnx.Module) -> dict[str, np.ndarray]:
     """A module's parameters as numpy arrays by path, "blocks/0/qkv/kernel"."""
@@ -54,8 +52,14 @@ def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     os.replace(temporary, path)
 
 
-def load(path: Path, module: nnx.Module) -> dict[str, np.ndarray]:
+def load(path: Path, module: nnx.Module, maker: str, extra: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Read a weight file into a module; returns the arrays as stored.
+
+    Args:
+        path: the npz file.
+        module: takes the parameters.
+        maker: the command that makes the file, for the error message.
+        extra: names of arrays in the file that aren't parameters.
 
     Raises:
         UserError: the file is missing, damaged, or of another model.
@@ -63,10 +67,12 @@ def load(path: Path, module: nnx.Module) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
-        unflatten(module, arrays)
+        if missing := [name for name in extra if name not in arrays]:
+            raise ValueError(f"{missing[0]} is missing")
+        unflatten(module, {name: array for name, array in arrays.items() if name not in extra})
     except FileNotFoundError:
-        raise UserError(f"weights={path}: missing; `{TRAINER}` makes it") from None
+        raise UserError(f"weights={path}: missing; `{maker}` makes it") from None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"weights={path}: unreadable ({reason}); `{TRAINER}` makes it anew") from None
+        raise UserError(f"weights={path}: unreadable ({reason}); `{maker}` makes it anew") from None
     return arrays

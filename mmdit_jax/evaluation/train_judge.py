@@ -1,0 +1,278 @@
+"""Train the small contrastive models that ship with the package, on the training splits of `scenes` and `emoji`.
+
+    python -m mmdit_jax.evaluation.train_judge                   # the judge, under two minutes on two cores
+    python -m mmdit_jax.evaluation.train_judge --model encoder   # the text encoder `tower`, from another seed
+
+Writes float16 weights into the package and prints how well images and captions of the held-out splits find each other.
+The encoder is another model than the judge, so that no model is judged by the eyes it was taught with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from mmdit_jax.data.emoji import assets
+from mmdit_jax.data.scenes.captions import examples as scene_examples
+from mmdit_jax.evaluation import contrastive, judge
+from mmdit_jax.evaluation.near_misses import near_misses
+from mmdit_jax.models.text import tower, weights
+from mmdit_jax.models.text.tokens import LENGTH, bucket, word_vector, words
+
+_VARIANTS = 4
+"""Captions of an emoji to choose from, and near misses of a scene's caption."""
+_WRONG = 2
+"""Near misses an image is shown against in one step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is trained. The judge and the encoder differ in seed, hence in data and initial weights."""
+
+    path: Path
+    seed: int
+    steps: int = 600
+    batch: tuple[int, int] = (88, 48)
+    """Scenes and emoji of a batch."""
+    scenes: int = 20_000
+    learning_rate: float = 2e-3
+
+
+RECIPES = {
+    "judge": Recipe(judge.WEIGHTS, seed=1),
+    "encoder": Recipe(tower.WEIGHTS, seed=2),
+}
+
+
+class Pool(NamedTuple):
+    """Images with numbered captions. Captions are rows of ``Vocabulary.rows``."""
+
+    images: np.ndarray
+    """uint8 [N, 32, 32, 3]"""
+    captions: np.ndarray
+    """int [N, V]: captions that are true of the image"""
+    wrong: np.ndarray
+    """int [N, V]: near misses; V is 0 for emoji, which have none"""
+
+
+class Vocabulary:
+    """Every caption once, as rows of word numbers: a step looks hashes and vectors up instead of making them."""
+
+    def __init__(self) -> None:
+        self._words: dict[str, int] = {"": 0}
+        self._captions: dict[str, int] = {}
+        self._rows: list[list[int]] = []
+
+    def add(self, caption: str) -> int:
+        """The number of a caption."""
+        if caption not in self._captions:
+            self._captions[caption] = len(self._rows)
+            row = [self._words.setdefault(word, len(self._words)) for word in words(caption)[:LENGTH]]
+            self._rows.append(row + [0] * (LENGTH - len(row)))
+        return self._captions[caption]
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """rows int32 [captions, 16] of words; ids int32 [words]; vectors float32 [words, 64]. Word 0 is padding."""
+        known = list(self._words)[1:]
+        ids = np.array([0] + [bucket(word, tower.TextTower.buckets) for word in known], np.int32)
+        width = tower.TextTower.vector_width
+        vectors = np.stack([np.zeros(width, np.float32)] + [word_vector(word, width) for word in known])
+        return np.array(self._rows, np.int32), ids, vectors
+
+
+def scenes_pool(recipe: Recipe, vocabulary: Vocabulary) -> Pool:
+    """Freshly rendered training scenes, with near misses of their captions."""
+    rng = np.random.default_rng((recipe.seed, 0))
+    size = contrastive.RESOLUTION
+    images, captions = scene_examples(recipe.seed, "train", 0, recipe.scenes, size)
+    right = np.array([vocabulary.add(caption) for caption in captions])
+    wrong = [[vocabulary.add(miss) for miss in near_misses(caption, _VARIANTS, rng)] for caption in captions]
+    return Pool(images, np.repeat(right[:, None], _VARIANTS, axis=1), np.array(wrong))
+
+
+def emoji_pool(recipe: Recipe, vocabulary: Vocabulary) -> Pool:
+    """The training emoji, each with its caption, its label alone, and its label with other tags."""
+    rng = np.random.default_rng((recipe.seed, 1))
+    rows, images = assets.load()[0], assets.images_at(contrastive.RESOLUTION)
+    kept = [i for i, row in enumerate(rows) if assets.split_of(row.code) == "train"]
+    captions = []
+    for i in kept:
+        texts = [rows[i].caption(), rows[i].label]
+        while len(texts) < _VARIANTS:
+            tags = rng.permutation(np.array(rows[i].tags, dtype=str))[: rng.integers(1, 4)]
+            texts.append(", ".join([rows[i].label, *map(str, tags)]))
+        captions.append([vocabulary.add(text) for text in texts])
+    return Pool(images[kept], np.array(captions), np.zeros((len(kept), 0), int))
+
+
+def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Slightly moved, recoloured and noisy copies of images float [N, 32, 32, 3] in [-1, 1]."""
+    count = images.shape[0]
+    keys = jax.random.split(key, 4)
+    moves = jax.random.randint(keys[0], (count, 2), -1, 2)
+    moved = jax.vmap(lambda image, by: jnp.roll(image, by, axis=(0, 1)))(images, moves)
+    tint = 0.06 * jax.random.normal(keys[1], (count, 1, 1, 3))
+    sigma = 0.08 * jax.random.uniform(keys[2], (count, 1, 1, 1))
+    return jnp.clip(moved + tint + sigma * jax.random.normal(keys[3], images.shape), -1, 1)
+
+
+def damage(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Copies that are worse pictures of the same thing: noisy, blurred, recoloured, faded into the next, or torn.
+
+    Shown to the model as wrong images of the caption, so that it prefers the clean one.
+    """
+    count = images.shape[0]
+    keys = jax.random.split(key, 5)
+    strength = jax.random.uniform(keys[0], (count, 1, 1, 1), minval=0.15, maxval=1.0)
+    noisy = images + 0.8 * strength * jax.random.normal(keys[1], images.shape)
+    blurred = images
+    for axis in (1, 2):
+        for _ in range(2):
+            blurred = (jnp.roll(blurred, 1, axis) + blurred + jnp.roll(blurred, -1, axis)) / 3
+    blurred = images + (blurred - images) * (0.5 + 0.5 * strength)
+    recoloured = jnp.roll(images, 1, axis=3)
+    faded = images + (jnp.roll(images, 1, axis=0) - images) * (0.3 + 0.4 * strength)
+    rows = jax.random.randint(keys[2], (count, 2), 4, 28)
+    torn = jax.vmap(lambda image, by: jnp.roll(image, by, axis=(0, 1)))(images, rows)
+    choice = jax.random.randint(keys[3], (count, 1, 1, 1), 0, 5)
+    kinds = (noisy, blurred, recoloured, faded, torn)
+    return jnp.clip(sum(jnp.where(choice == i, kind, 0.0) for i, kind in enumerate(kinds)), -1, 1)
+
+
+def train(recipe: Recipe) -> contrastive.Contrastive:
+    """A trained model; the same for the same recipe on the same machine."""
+    start = time.perf_counter()
+    vocabulary = Vocabulary()
+    pools = [scenes_pool(recipe, vocabulary), emoji_pool(recipe, vocabulary)]
+    rows, ids, vectors = (jnp.asarray(array) for array in vocabulary.arrays())
+    graph, params = nnx.split(contrastive.blank(recipe.seed), nnx.Param)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, 50, recipe.steps, 2e-5)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05))
+
+    def loss_of(params: nnx.State, key: jax.Array, images: jax.Array, right: jax.Array, wrong: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, params)
+        count = len(right)
+        clean = images.astype(jnp.float32) / 127.5 - 1
+        # Every fourth image meets its damaged self: the image tower is what a step costs.
+        both = jnp.concatenate([augment(key, clean), damage(jax.random.fold_in(key, 1), clean[::4])])
+        texts = rows[jnp.concatenate([right, wrong.reshape(-1)])]
+        image, damaged = jnp.split(model.embed_images(both), [count])
+        text, missed = jnp.split(model.embed_texts(ids[texts], vectors[texts]), [count])
+        scale = model.scale()
+        near = jnp.einsum("nd,nkd->nk", image[: len(wrong)], missed.reshape(*wrong.shape, -1))
+        worse = jnp.full((count,), -jnp.inf).at[::4].set(scale * jnp.sum(damaged * text[::4], axis=1))
+        same = (right[:, None] == right[None, :]) & ~jnp.eye(count, dtype=bool)
+        return contrastive.contrastive_loss(scale * image @ text.T, same, scale * near, worse)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(
+        params: nnx.State,
+        state: optax.OptState,
+        key: jax.Array,
+        images: jax.Array,
+        right: jax.Array,
+        wrong: jax.Array,
+    ) -> tuple[nnx.State, optax.OptState, jax.Array]:
+        loss, gradient = jax.value_and_grad(loss_of)(params, key, images, right, wrong)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    state = optimizer.init(params)
+    rng = np.random.default_rng((recipe.seed, 2))
+    for number in range(recipe.steps):
+        picked = [rng.integers(len(pool.images), size=n) for pool, n in zip(pools, recipe.batch, strict=True)]
+        images = np.concatenate([pool.images[chosen] for pool, chosen in zip(pools, picked, strict=True)])
+        right = np.concatenate(
+            [
+                pool.captions[chosen, rng.integers(_VARIANTS, size=len(chosen))]
+                for pool, chosen in zip(pools, picked, strict=True)
+            ]
+        )
+        columns = rng.integers(_VARIANTS, size=(recipe.batch[0], _WRONG))
+        wrong = np.take_along_axis(pools[0].wrong[picked[0]], columns, axis=1)
+        key = jax.random.fold_in(jax.random.key(recipe.seed), number)
+        params, state, loss = step(params, state, key, images, right, wrong)
+        if number % 50 == 0 or number == recipe.steps - 1:
+            print(f"step {number:4d}  loss {float(loss):.3f}  {time.perf_counter() - start:.0f} s", flush=True)
+    return nnx.merge(graph, params)
+
+
+def retrieval(trained: judge.Judge, images: np.ndarray, captions: Sequence[str], among: int = 100) -> float:
+    """Share of images whose own caption is the most similar of ``among`` different ones."""
+    found = []
+    distinct = sorted({caption: i for i, caption in reversed(list(enumerate(captions)))}.values())
+    for start in range(0, len(distinct) - among + 1, among):
+        rows = distinct[start : start + among]
+        similar = trained.embed_images(images[rows]) @ trained.embed_texts([captions[i] for i in rows]).T
+        found.append(np.mean(similar.argmax(axis=1) == np.arange(among)))
+    return float(np.mean(found))
+
+
+def tie_threshold(trained: judge.Judge, scenes: int = 3000) -> float:
+    """The median difference in similarity between two held-out scenes that the same caption describes."""
+    images, captions = scene_examples(0, "validation", 0, scenes, contrastive.RESOLUTION)
+    similar = trained.similarity(images, captions)
+    last: dict[str, float] = {}
+    differences = []
+    for caption, value in zip(captions, similar.tolist(), strict=True):
+        if caption in last:
+            differences.append(abs(value - last.pop(caption)))
+        else:
+            last[caption] = value
+    return float(np.median(differences))
+
+
+def report(trained: judge.Judge) -> dict[str, float]:
+    """Accuracies on the held-out splits: of retrieval, and of telling a scene's caption from near misses of it."""
+    images, captions = scene_examples(0, "validation", 0, 1000, contrastive.RESOLUTION)
+    rng = np.random.default_rng(0)
+    rows = assets.load()[0]
+    held = [i for i, row in enumerate(rows) if assets.split_of(row.code) == "validation"]
+    emoji = assets.images_at(contrastive.RESOLUTION)[held]
+    misses = [near_misses(caption, 1, rng)[0] for caption in captions]
+    right, wrong = trained.similarity(images, captions), trained.similarity(images, misses)
+    return {
+        "scenes: right caption of 100": retrieval(trained, images, captions),
+        "scenes: caption before a near miss": float(np.mean(right > wrong)),
+        "emoji: right caption of 100": retrieval(trained, emoji, [rows[i].caption() for i in held]),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train one model, write it, print what it can do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(RECIPES), default="judge")
+    parser.add_argument("--seed", type=int, help="another one than the recipe's")
+    parser.add_argument("--steps", type=int, help="fewer or more than the recipe's")
+    parser.add_argument("--output", type=Path, help="npz file; default: the one in the package")
+    arguments = parser.parse_args(argv)
+    changes = {"seed": arguments.seed, "steps": arguments.steps, "path": arguments.output}
+    recipe = dataclasses.replace(RECIPES[arguments.model], **{k: v for k, v in changes.items() if v is not None})
+
+    start = time.perf_counter()
+    model = train(recipe)
+    print(f"trained in {time.perf_counter() - start:.0f} s")
+    if arguments.model == "judge":
+        tie = np.array(tie_threshold(judge.Judge(model, "")))
+        weights.save(recipe.path, {**weights.flatten(model), "tie": tie})
+        print(f"a difference within {tie:.4f} is a tie")
+    else:
+        weights.save(recipe.path, weights.flatten(model.text))
+    print(f"{recipe.path}: {recipe.path.stat().st_size / 1e6:.2f} MB")
+    for name, value in report(judge.Judge(model, "")).items():
+        print(f"{name}: {value:.3f}")
+
+
+if __name__ == "__main__":
+    main()
