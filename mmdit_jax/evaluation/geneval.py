@@ -12,86 +12,125 @@ import numpy as np
 from PIL import Image
 
 from mmdit_jax.data.scenes import TASKS, Prompt, examples, score_all
-from mmdit_jax.errors import UserError
+from mmdit_jax.data.scenes.detector import detect
+from mmdit_jax.data.scenes.scorer import judge
+from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.files import write_atomic
 
 DRAWS = 2000
 """Bootstrap draws over prompts."""
-CHANCE_SCENES = 16
-"""Random scenes that chance is measured on, for each prompt."""
+CHANCE_SCENES = 256
+"""Random scenes that chance is measured on; every prompt is put to all of them."""
 CHANCE_SEED = 2**20
 """Offset of their seed: scenes of the training distribution that no data set holds."""
 _Z = 1.959963984540054
 
 
-def wilson(passed: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate of ``passed`` out of ``n``."""
+def wilson(passed: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate of ``passed`` out of ``n``, either of which may be an effective number."""
     centre = (passed + _Z**2 / 2) / (n + _Z**2)
     half = _Z / (n + _Z**2) * math.sqrt(passed * (n - passed) / n + _Z**2 / 4)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def geneval(images: np.ndarray, prompts: Sequence[Prompt], *, seed: int = 0) -> list[dict[str, Any]]:
-    """One row a task, and "overall", the mean of the tasks' rates.
+def rate_interval(passed: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the pass rate of one task: Wilson's on the effective number of images.
 
-    Intervals are 95 %: Wilson's for a task's rate (a prompt that comes again with other noise counts as another
-    question), a bootstrap over prompts, task by task, for graded means and for the overall.
+    Samples of one prompt resemble each other, so n images tell as much as n / deff independent ones, where deff is the
+    variance of the prompts' means over what independent images would have, kept between 1 and K (Korn and Graubard's
+    adjustment).
 
     Args:
-        images: uint8 [P, K, H, W, 3], K samples of each prompt.
+        passed: bool or 0/1 [P, K], K samples of each of P prompts.
+    """
+    prompts, samples = passed.shape
+    rate = float(passed.mean())
+    deff = 1.0
+    if prompts > 1 and 0 < rate < 1:
+        independent = rate * (1 - rate) / samples
+        deff = float(np.clip(passed.mean(axis=1).var(ddof=1) / independent, 1, samples))
+    n = passed.size / deff
+    return wilson(rate * n, n)
+
+
+def mean_interval(rates: Sequence[float], intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """95 % interval of the mean of independent rates, from the interval of each.
+
+    The method of variance estimates recovery (Zou and Donner 2008): distances to the limits add up in squares. Unlike
+    a bootstrap it keeps its width where a task has no pass, or nothing but passes.
+    """
+    mean = float(np.mean(rates))
+    below = math.sqrt(sum((rate - low) ** 2 for rate, (low, _) in zip(rates, intervals, strict=True)))
+    above = math.sqrt(sum((high - rate) ** 2 for rate, (_, high) in zip(rates, intervals, strict=True)))
+    return max(0.0, mean - below / len(rates)), min(1.0, mean + above / len(rates))
+
+
+def geneval(images: np.ndarray, prompts: Sequence[Prompt], *, seed: int = 0) -> list[dict[str, Any]]:
+    """One row a task in the order of ``TASKS``, then "overall": the mean of the tasks' values.
+
+    Intervals are 95 %: ``rate_interval`` and ``mean_interval`` for rates; for graded means a bootstrap over prompts,
+    task by task, with a fixed seed. A prompt that comes twice in the list counts as two.
+
+    Args:
+        images: uint8 or float in [0, 1], [P, K, H, W, 3]: K samples of each prompt.
         prompts: P prompts.
+        seed: of the bootstrap and of the scenes that chance is measured on.
 
     Returns:
         Rows with task, n (images), rate, low, high, graded, graded_low, graded_high, chance, chance_graded.
 
     Raises:
-        UserError: not as many prompts as rows of images.
+        UserError: images of another shape, no prompt, or a prompt of a task that GenEval does not have.
     """
-    if len(images) != len(prompts):
-        raise UserError(f"prompts={len(prompts)}: expected one for each of the {len(images)} rows of images")
+    if images.ndim != 5 or not len(prompts) or len(images) != len(prompts):
+        raise UserError(
+            f"images.shape={images.shape}: expected [P, K, H, W, 3] with P={len(prompts)} prompts, 1 or more"
+        )
+    for prompt in prompts:
+        if prompt.task not in TASKS:
+            unknown("task", prompt.task, TASKS)
     count = images.shape[1]
     found = score_all(images.reshape(-1, *images.shape[2:]), [prompt for prompt in prompts for _ in range(count)])
     passed = np.array([item.passed for item in found], float).reshape(len(prompts), count)
     graded = np.array([item.graded for item in found], float).reshape(len(prompts), count)
-    chances = chance(tuple(prompts), images.shape[2], seed)
+    by_chance = chance(prompts, images.shape[2], seed)
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     resampled: list[np.ndarray] = []
     for task in [task for task in TASKS if any(prompt.task == task for prompt in prompts)]:
         member = np.array([prompt.task == task for prompt in prompts])
-        both = np.stack([passed[member].mean(axis=1), graded[member].mean(axis=1)])
-        draws = both[:, rng.integers(both.shape[1], size=(DRAWS, both.shape[1]))].mean(axis=2)
-        resampled.append(draws)
-        n = int(member.sum()) * count
-        low, high = wilson(int(passed[member].sum()), n)
-        by_chance = chances[member].mean(axis=0)
-        rows.append(_row(task, n, both.mean(axis=1), (low, high), np.quantile(draws[1], (0.025, 0.975)), by_chance))
-    overall = np.mean(resampled, axis=0)
-    means = {key: float(np.mean([row[key] for row in rows])) for key in ("rate", "graded", "chance", "chance_graded")}
-    rate_low, rate_high = np.quantile(overall[0], (0.025, 0.975))
-    if means["rate"] in (0.0, 1.0):  # a bootstrap of equal outcomes says nothing: Wilson's bound on all of them does
-        n = sum(row["n"] for row in rows)
-        rate_low, rate_high = wilson(round(means["rate"] * n), n)
-    rows.append(
-        _row(
-            "overall",
-            sum(row["n"] for row in rows),
-            np.array([means["rate"], means["graded"]]),
-            (float(rate_low), float(rate_high)),
-            np.quantile(overall[1], (0.025, 0.975)),
-            np.array([means["chance"], means["chance_graded"]]),
+        means = graded[member].mean(axis=1)
+        resampled.append(means[rng.integers(len(means), size=(DRAWS, len(means)))].mean(axis=1))
+        rate = float(passed[member].mean())
+        rows.append(
+            _row(
+                task, passed[member].size, rate, rate_interval(passed[member]), means, resampled[-1], by_chance[member]
+            )
         )
-    )
+    rates = [row["rate"] for row in rows]
+    interval = mean_interval(rates, [(row["low"], row["high"]) for row in rows])
+    graded_means = np.array([row["graded"] for row in rows])
+    chances = np.array([(row["chance"], row["chance_graded"]) for row in rows])
+    draws = np.mean(resampled, axis=0)
+    rows.append(_row("overall", passed.size, float(np.mean(rates)), interval, graded_means, draws, chances))
     return rows
 
 
-@functools.lru_cache(maxsize=8)
-def chance(prompts: tuple[Prompt, ...], resolution: int, seed: int = 0) -> np.ndarray:
+def chance(prompts: Sequence[Prompt], resolution: int, seed: int = 0) -> np.ndarray:
     """(pass rate, graded mean) of random training-like scenes against each prompt: float64 [P, 2], by simulation."""
-    images, _ = examples(CHANCE_SEED + seed, "validation", 0, CHANCE_SCENES * len(prompts), resolution)
-    found = score_all(images, [prompt for prompt in prompts for _ in range(CHANCE_SCENES)])
-    values = np.array([(item.passed, item.graded) for item in found], float)
-    return values.reshape(len(prompts), CHANCE_SCENES, 2).mean(axis=1)
+    table = _chance(frozenset(prompts), resolution, seed)
+    return np.array([table[prompt] for prompt in prompts])
+
+
+@functools.lru_cache(maxsize=8)
+def _chance(prompts: frozenset[Prompt], resolution: int, seed: int) -> dict[Prompt, tuple[float, float]]:
+    images, _ = examples(CHANCE_SEED + seed, "validation", 0, CHANCE_SCENES, resolution)
+    scenes = detect(images)
+    table = {}
+    for prompt in prompts:
+        found = [judge(objects, prompt) for objects in scenes]
+        table[prompt] = (float(np.mean([x.passed for x in found])), float(np.mean([x.graded for x in found])))
+    return table
 
 
 def write_geneval_tree(images: np.ndarray, prompts: Sequence[Prompt], folder: Path) -> None:
@@ -124,17 +163,25 @@ def read_geneval_tree(folder: Path) -> tuple[np.ndarray, list[Prompt]]:
 
 
 def _row(
-    task: str, n: int, mean: np.ndarray, rate: tuple[float, float], graded: np.ndarray, by_chance: np.ndarray
+    task: str,
+    n: int,
+    rate: float,
+    interval: tuple[float, float],
+    graded: np.ndarray,
+    draws: np.ndarray,
+    by_chance: np.ndarray,
 ) -> dict[str, Any]:
+    low, high = np.quantile(draws, (0.025, 0.975))
+    chance_rate, chance_graded = by_chance.mean(axis=0)
     return {
         "task": task,
         "n": n,
-        "rate": float(mean[0]),
-        "low": rate[0],
-        "high": rate[1],
-        "graded": float(mean[1]),
-        "graded_low": float(graded[0]),
-        "graded_high": float(graded[1]),
-        "chance": float(by_chance[0]),
-        "chance_graded": float(by_chance[1]),
+        "rate": rate,
+        "low": interval[0],
+        "high": interval[1],
+        "graded": float(graded.mean()),
+        "graded_low": float(low),
+        "graded_high": float(high),
+        "chance": float(chance_rate),
+        "chance_graded": float(chance_graded),
     }
