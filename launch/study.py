@@ -112,9 +112,24 @@ def _report(study: Study, places: Places, only_if_stale: bool = False) -> Path |
     if only_if_stale and report.exists() and note.exists() and note.read_text() == source:
         return report
     collect(study, places)
-    write_report(places.study_dir, title=f"Study: {study.name}")
+    write_report(places.study_dir, title=f"Study: {study.name}", notes=_notes(study, places))
     write_atomic(note, source)
     return report
+
+
+def _notes(study: Study, places: Places) -> list[str]:
+    """Where and how long the finished runs ran, from their own events."""
+    seconds, machines = 0.0, set()
+    for run in study.runs:
+        for event in read_events(places.run_dir(run)):
+            if event["event"] == "done":
+                seconds += event["train_seconds"] + event["evaluate_seconds"]
+            if event["event"] == "start":
+                machines.add(f"{event['devices']} {event['platform']} device(s), {event['cores']} cores")
+    return [
+        f"Made by `mmdit study run {study.name}`, version {__version__}, on {'; '.join(sorted(machines))}.",
+        f"Last attempts of the finished runs took {seconds / 60:.1f} minutes, compilation and evaluation included.",
+    ]
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ from mmdit_jax.data.scenes.vocabulary import BACKGROUNDS, COLOURS, RELATIONS, SH
 
 def satisfying(prompt: Prompt, draws: Draws) -> Scene:
     """A scene of exactly the objects that the prompt asks for; what it leaves open is random."""
-    items, relation = [], None
+    items: list[tuple[str, str]] = []
+    relation = None
     for asked in prompt.include:
         if asked.position is not None:
             relation = Relation(len(items), *asked.position)
@@ -78,6 +79,6 @@ def _change(prompt: Prompt, draws: Draws) -> Prompt:
             dataclasses.replace(second, colour=first.colour),
         ]
     else:
-        taken = [asked.colour for asked in include]
-        include[place] = dataclasses.replace(item, colour=draws.choice([c for c in COLOURS if c not in taken]))
+        used = [asked.colour for asked in include]
+        include[place] = dataclasses.replace(item, colour=draws.choice([c for c in COLOURS if c not in used]))
     return dataclasses.replace(prompt, include=tuple(include))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,9 +42,8 @@ def test_splits_share_no_emoji() -> None:
         assert len({assets.base_code(code) for code in family}) == len({splits[code] for code in family}) == 1
     by_label = collections.defaultdict(set)
     for row in rows:
-        by_label[row.label.split(":")[0]].add(splits[row.code])
-    toned = {row.label.split(":")[0] for row in rows if "skin tone" in row.label}
-    assert len(toned) > 100 and all(len(by_label[label]) == 1 for label in toned)
+        by_label[re.sub(r":? ?(medium-)?(light|medium|dark) skin tone,?", "", row.label)].add(splits[row.code])
+    assert len(by_label) < 2000 and all(len(found) == 1 for found in by_label.values())
     # Independent of codes: no drawing of the validation split occurs in the training split.
     drawings = collections.defaultdict(set)
     for row, image in zip(rows, images, strict=True):
@@ -90,11 +90,11 @@ def test_builder_gives_back_the_assets(tmp_path: Path) -> None:
 
 def test_no_tensorflow() -> None:
     code = (
-        "import sys; sys.modules['tensorflow'] = None; import tempfile;"
+        "import sys, tempfile;"
         "from mmdit_jax.data.pipeline import batches, load, prepare; d = tempfile.mkdtemp();"
         "prepare('emoji', d, resolution=16); s = load('emoji', d, resolution=16).split('train');"
-        "print(next(batches(s, batch=4, seed=0))['image'].shape)"
+        "print(next(batches(s, batch=4, seed=0))['image'].shape, 'tensorflow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "(4, 16, 16, 3)"
+    assert done.stdout.strip() == "(4, 16, 16, 3) False"

@@ -20,6 +20,10 @@ from mmdit_jax.evaluation.near_misses import KINDS, near_miss
 from mmdit_jax.models.text import text_encoder, tower, weights
 
 COUNT = 400
+SCENES_RETRIEVAL = 0.0
+EMOJI_RETRIEVAL = 0.0
+NEAR_MISS = dict.fromkeys(KINDS, 0.0)
+CLEAN = dict.fromkeys(["noise", "blur", "wrong colours", "pure noise", "another image"], 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +198,8 @@ def test_battles_rank_runs_of_known_quality(judging: Judge) -> None:
 
 def images_for(asked: list[Prompt]) -> np.ndarray:
     """A true image for every prompt: the first scene of a long list that the analytic scorer passes."""
-    from mmdit_jax.data.scenes.scorer import detect, judge as decide
+    from mmdit_jax.data.scenes.scorer import detect
+    from mmdit_jax.data.scenes.scorer import judge as decide
 
     pool, _ = examples(5, "train", 0, 3000, 32)
     found = detect(pool)

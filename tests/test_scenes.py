@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +64,8 @@ def test_area_reach_and_bounds_are_the_outline_s(shape: str) -> None:
     # Painted, and turned by 0.1 radians: same area, and a box like the turned outline's.
     angle, radius, size = 0.1, 20.0, 64
     centres = np.arange(size) + 0.5 - size / 2
-    alpha = coverage(shape, *rotate(*np.meshgrid(centres, centres), angle), radius)
+    x, y = rotate(centres[None, :] + 0 * centres[:, None], centres[:, None] + 0 * centres[None, :], angle)
+    alpha = coverage(shape, x, y, radius)
     assert math.isclose(alpha.sum(), AREA[shape] * radius**2, rel_tol=0.01)
     turned = corners @ np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     np.testing.assert_allclose(bounds(shape, angle), [*turned.min(axis=0), *turned.max(axis=0)], atol=1e-4)
@@ -185,6 +188,8 @@ def test_builder_writes_and_reads_the_examples(tmp_path) -> None:
             assert record["image"].dtype == np.uint8
             np.testing.assert_array_equal(record["image"], images[index])
             assert record["caption"].decode() == captions[index]
-    for field, value in (("examples", 0), ("resolution", 8), ("seed", -1)):
+    assert dataclasses.replace(config, seed=8).name != config.name  # never two sets in one folder
+    wrong: dict[str, Any] = {"examples": 0, "resolution": 8, "seed": -1}
+    for field, value in wrong.items():
         with pytest.raises(UserError, match=f"{field}={value}: expected"):
-            ScenesConfig(**{field: value})
+            dataclasses.replace(config, **{field: value})

@@ -29,7 +29,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
     """In split ``train``."""
     validation_examples: int = 1_024
     seed: int = 0
-    name: str = ""
+    name: str = dataclasses.field(default="", init=False)
 
     def __post_init__(self) -> None:
         for field in ("examples", "validation_examples"):
@@ -39,7 +39,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
             raise UserError(f"resolution={self.resolution}: expected {MIN_RESOLUTION} or more")
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: expected 0 or more")
-        self.name = self.name or f"r{self.resolution}_n{self.examples}_v{self.validation_examples}_s{self.seed}"
+        self.name = f"r{self.resolution}_n{self.examples}_v{self.validation_examples}_s{self.seed}"
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):

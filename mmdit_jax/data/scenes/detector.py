@@ -29,13 +29,14 @@ MIN_AREA: Final = 0.012  # share of the image
 MAX_FOREGROUND: Final = 0.5  # beyond it, this is no scene of objects on a background
 BACKGROUND_RMS: Final = 0.05  # what is not an object must be flat to this
 SMALLEST_SHARE: Final = 0.8  # of the area of the smallest such shape that is ever painted
-MIN_FIT: Final = 0.82  # overlap (soft intersection over union) with the best shape
-CIRCLE_FIT: Final = 0.86  # any soft blob is something of a circle; Gaussian ones reach 0.83
+MIN_FIT: Final = 0.84  # overlap (soft intersection over union) with the best shape
+CIRCLE_FIT: Final = 0.86  # any soft blob is something of a circle; Gaussian ones reach 0.83 of it, or of a square
 COLOUR_DISTANCE: Final = 0.38  # from the nearest colour of the palette
 FLATNESS: Final = 0.09  # rms deviation from one colour inside an object
 EXPLAINED: Final = 0.5  # share of the foreground that clean objects must make up
 SAME_COLOUR: Final = 0.72  # share of pixels; below it, objects of several colours touch
 SOFTNESS: Final = (0.0, 0.8)  # blur of an object's outline, in pixels: a sampled image is rarely as sharp as a render
+_CHUNK: Final = 256  # images looked at together
 _SLOPE: Final = 0.15  # the most a background may change from one side to the other
 _ANGLES: Final = np.radians(np.linspace(-MAX_TURN, MAX_TURN, 5)).astype(np.float32)[:, None, None]
 _TURNS: Final = {shape: _ANGLES[:1] if shape == "circle" else _ANGLES for shape in SHAPES}
@@ -69,7 +70,13 @@ def detect(images: Array) -> list[list[Detection]]:
     Raises:
         UserError: another shape or type.
     """
-    rgb = _as_float(images)
+    images = _checked(images)
+    return [objects for start in range(0, len(images), _CHUNK) for objects in _detect(images[start : start + _CHUNK])]
+
+
+def _detect(images: Array) -> list[list[Detection]]:
+    rgb = images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32)
+    rgb = np.nan_to_num(rgb).clip(0, 1)
     size = rgb.shape[1]
     rgb, noise, blur = _denoise(rgb)
     background = _background(rgb, noise)
@@ -128,15 +135,13 @@ class _Component:
     """Standard deviation of the noise that is left, and of the Gaussian that took the rest, in pixels."""
 
 
-def _as_float(images: Array) -> Array:
+def _checked(images: Array) -> Array:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
         raise UserError(f"images.shape={images.shape}: expected [N, size, size, 3]")
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255)
-    if np.issubdtype(images.dtype, np.floating):
-        return np.nan_to_num(images.astype(np.float32)).clip(0, 1)
-    raise UserError(f"images.dtype={images.dtype}: expected uint8, or float in [0, 1]")
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise UserError(f"images.dtype={images.dtype}: expected uint8, or float in [0, 1]")
+    return images
 
 
 def _in_plane(structure: Array) -> Array:
