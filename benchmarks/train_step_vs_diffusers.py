@@ -30,9 +30,9 @@ LEARNING_RATE, CLIP_NORM, EMA_DECAY = 1e-4, 1.0, 0.999
 
 def jax_side(depth: int, scan: bool) -> Callable[[int], float]:
     """Compile and warm our step; the function given back runs n steps and returns seconds a step."""
-    from mmdit_jax.training.xla_flags import tune_xla_for_host
+    from mmdit_jax.host import keep_freed_memory
 
-    tune_xla_for_host()
+    keep_freed_memory()
     import jax
     import numpy as np
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+import mmdit_jax.data.pipeline as pipeline
 from launch.runtime import add_places
 from mmdit_jax.config import DataConfig
-from mmdit_jax.data import pipeline
 from mmdit_jax.evaluation.grids import grid_png
 
 EXAMPLE = "example: mmdit data build scenes --resolution 32; mmdit data inspect scenes --out scenes.png"

@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 def keep_compiled_programs(root: Path) -> None:
     """Keep what XLA compiles under ``root`` (writable by now), where a restarted run finds it again."""
-    if jax.config.jax_compilation_cache_dir is not None:  # set before, or by JAX_COMPILATION_CACHE_DIR
+    if jax.config.values["jax_compilation_cache_dir"] is not None:  # set before, or by JAX_COMPILATION_CACHE_DIR
         return
     jax.config.update("jax_compilation_cache_dir", str(root / "_cache" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -152,7 +152,11 @@ def task_finding(geneval: pd.DataFrame) -> str:
     best = overall.iloc[0]
     chance = values(overall, "chance").mean()
     text = f"{best['name']} passes most, {best['rate']:.3f} ({best['low']:.3f} to {best['high']:.3f})"
-    if len(overall) > 1:
+    if not best["rate"] > 0:
+        text = (
+            f"no run passes a single strict test (at most {best['high']:.3f} by the interval): read the graded scores"
+        )
+    elif len(overall) > 1:
         tied = [row["name"] for _, row in overall.iloc[1:].iterrows() if row["high"] >= best["low"]]
         if tied:
             text += f", but the intervals of {len(tied)} of the other {len(overall) - 1} runs overlap its own"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage, special
 
 from mmdit_jax.data.emoji import assets
 from mmdit_jax.data.scenes.captions import examples
+from mmdit_jax.data.scenes.layout import Draws, Relation, arrange
 from mmdit_jax.data.scenes.prompts import Prompt, prompts
+from mmdit_jax.data.scenes.renderer import dress, render
+from mmdit_jax.data.scenes.vocabulary import COLOURS
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation import contrastive, judge, train_judge
 from mmdit_jax.evaluation.battles import Battle, battles, write_battles
@@ -134,12 +138,12 @@ def test_the_loss_is_cross_entropy_with_hard_negatives() -> None:
     ]
     own = [special.logsumexp([right[i], *near[i]]) - right[i] for i in range(2)]
     expected = (np.mean(per_image) + np.mean(per_text)) / 2 + np.mean(own)
-    got = contrastive.contrastive_loss(table, same, near, worse)
+    got = contrastive.contrastive_loss(*map(jnp.asarray, (table, same, near, worse)))
     assert float(got) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_script_learns_and_is_deterministic(tmp_path: Path) -> None:
-    """The committed script in small: two runs give the same bytes, another seed gives others, and the loss falls."""
+def test_the_script_is_deterministic(tmp_path: Path) -> None:
+    """The committed script in small: two runs give the same bytes, another seed gives others."""
     recipe = train_judge.Recipe(tmp_path / "a.npz", seed=3, steps=4, batch=(8, 4), scenes=64)
     arrays = [
         weights.flatten(train_judge.train(changed))
@@ -197,17 +201,18 @@ def test_battles_rank_runs_of_known_quality(judging: Judge) -> None:
 
 
 def images_for(asked: list[Prompt]) -> np.ndarray:
-    """A true image for every prompt: the first scene of a long list that the analytic scorer passes."""
-    from mmdit_jax.data.scenes.scorer import detect
-    from mmdit_jax.data.scenes.scorer import judge as decide
-
-    pool, _ = examples(5, "train", 0, 3000, 32)
-    found = detect(pool)
-    chosen = []
-    for prompt in asked:
-        passing = [i for i, objects in enumerate(found) if decide(objects, prompt).passed]
-        chosen.append(passing[len(chosen) % len(passing)] if passing else 0)
-    return pool[chosen]
+    """A scene that shows what it is asked for, for every prompt."""
+    scenes = []
+    for number, prompt in enumerate(asked):
+        draws = Draws(np.random.default_rng((5, number)))
+        items, relation = [], None
+        for place, part in enumerate(prompt.include):
+            colour = part.colour or draws.choice(tuple(COLOURS))
+            items += [(part.shape, colour)] * part.count
+            if part.position is not None:
+                relation = Relation(place, part.position[0], part.position[1])
+        scenes.append(dress(draws, arrange(draws, items, relation), "light gray"))
+    return render(scenes, 32)
 
 
 def test_equal_runs_tie_and_captions_have_one_judge(judging: Judge) -> None:

@@ -26,6 +26,9 @@ class Judge:
 
     ``tie`` is the median difference in similarity of two held-out scenes that the same caption describes: a smaller
     difference says nothing.
+
+    It sees colours, numbers, backgrounds and most shapes, but, as single-vector models do,
+    hardly which object has which colour or stands left of which: those are the analytic scorer's to judge.
     """
 
     name = "contrastive"

@@ -7,7 +7,6 @@ import numpy as np
 from mmdit_jax.data.scenes.vocabulary import BACKGROUNDS, COLOURS, NUMBERS, SHAPES
 
 KINDS = ("colour", "shape", "number", "relation", "swap", "background")
-_HARDEST = ("relation", "swap")
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 _PLURAL = {shape + ("es" if shape.endswith("s") else "s"): shape for shape in SHAPES}
 _COUNTS = {**{word: number for number, word in enumerate(NUMBERS) if number > 1}, "a": 1, "an": 1}
@@ -28,12 +27,10 @@ def near_miss(caption: str, kind: str, rng: np.random.Generator) -> str | None:
 def near_misses(caption: str, count: int, rng: np.random.Generator) -> list[str]:
     """``count`` near misses of different kinds; the same may come twice where a caption allows few.
 
-    Where relations and exchanged colours can be wrong they come first: few captions allow them, and they are the
-    hardest to see. A caption about something else than scenes has no near misses: then the list is empty.
+    A caption about something else than scenes has none: then the list is empty.
     """
     out: list[str] = []
-    others = [kind for kind in KINDS if kind not in _HARDEST]
-    for kind in [*_HARDEST, *rng.permutation(others)]:
+    for kind in rng.permutation(KINDS):
         made = near_miss(caption, str(kind), rng)
         if made is not None:
             out.append(made)

@@ -42,7 +42,7 @@ class Recipe:
 
     path: Path
     seed: int
-    steps: int = 600
+    steps: int = 500
     batch: tuple[int, int] = (88, 48)
     """Scenes and emoji of a batch."""
     scenes: int = 20_000

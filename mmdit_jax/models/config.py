@@ -90,7 +90,7 @@ class MMDiTConfig:
                     raise UserError(f"width={width}: expected a multiple of head_size={head_size}")
                 fields["heads"] = width // head_size
             elif heads * head_size != width:
-                raise UserError(f"width={width}: expected heads x head_size = {heads} x {head_size} = {heads * head_size}")
+                raise UserError(f"width={width}: expected heads x head_size = {heads} x {head_size}")
         return cls(depth=depth, **fields)
 
     @property
@@ -122,7 +122,9 @@ class MMDiTConfig:
                 raise UserError(f"{field}={size}: expected a positive multiple of patch_size={self.patch_size}")
             if size // self.patch_size > self.position_table:
                 largest = self.position_table * self.patch_size
-                raise UserError(f"{field}={size}: expected at most {largest} (position_table={self.position_table} patches)")
+                raise UserError(
+                    f"{field}={size}: expected at most {largest} (position_table={self.position_table} patches)"
+                )
         return height // self.patch_size, width // self.patch_size
 
     def num_params(self) -> int:

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+import mmdit_jax.data.pipeline as pipeline
 from mmdit_jax.config import DataConfig, Run
-from mmdit_jax.data import pipeline
 from mmdit_jax.models.text import TextStates, encode_all, text_encoder
 
 

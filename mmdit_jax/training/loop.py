@@ -77,7 +77,7 @@ def train(run: Run, run_dir: Path, data: TrainingData, *, project: str, quiet: b
         return state
 
     peak = matmul_flops_per_second(run.model.dtype)
-    machine = {"devices": mesh.size, "platform": jax.default_backend(), "cores": os.cpu_count()}
+    machine: dict[str, Any] = {"devices": mesh.size, "platform": jax.default_backend(), "cores": os.cpu_count()}
     events.write("start", step=start, **machine, peak_flops_per_second=peak)
     wandb = WandbLog(run_dir, project, run.run_id, run.name, to_dict(run)) if main else None
     meter = Meter(run, events, wandb, Progress(run.name, run.steps, enabled=main and not quiet), peak)

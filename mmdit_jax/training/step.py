@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import Formulation, training_loss
+from mmdit_jax.host import cpu_compiler_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.text import assemble
 from mmdit_jax.training.optimizer import ema_decay, make_optimizer
@@ -84,6 +85,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh), whole, whole),
         out_shardings=(shardings, whole),
         donate_argnums=0,
+        compiler_options=cpu_compiler_options() or None,
     )
 
 
