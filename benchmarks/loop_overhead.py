@@ -31,9 +31,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("studies/_data"))
     args = parser.parse_args(argv)
 
-    from mmdit_jax.training.xla_flags import tune_xla_for_host
+    from mmdit_jax.host import prepare_host
 
-    tune_xla_for_host()
+    prepare_host()
     from experiments import quickstart
     from mmdit_jax.config import HardwareConfig
     from mmdit_jax.diffusion import formulation

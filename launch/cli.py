@@ -11,7 +11,7 @@ import sys
 from typing import NoReturn
 
 from mmdit_jax.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_PREEMPTED, Diverged, Preempted, UserError, nearest
-from mmdit_jax.training.xla_flags import tune_xla_for_host
+from mmdit_jax.host import prepare_host
 from scaling.errors import TableError
 
 COMMANDS = {
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parser(command).parse_args(words)
         if "root" in vars(args):  # the commands that run models
-            tune_xla_for_host()
+            prepare_host()
         code: int = args.run(args)
         return code
     except (UserError, TableError) as error:

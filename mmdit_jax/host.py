@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import platform
 import sys
-
-import jax
-import jaxlib
 
 # glibc's names (malloc.h) for the parameters of mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -16,13 +14,25 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 # Matrix products by oneDNN, one by one. XLA's default (YNNPACK, and Eigen for transposed operands) reaches 60 to 90 %
 # of oneDNN's rate on products whose contracted axis is the first (weight gradients) and half of it on small batched
 # ones (attention). Plain "DOT" would also merge neighbouring products, which ends the process on some of them.
-_ONEDNN = {
+_ONEDNN: dict[str, bool | str] = {
     "xla_cpu_use_onednn": True,
     "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
     "xla_cpu_experimental_ynn_fusion_type": "",
 }
+# One operation after another, each on all cores, is faster on few. On a mesh of fake CPU devices it is needed, too:
+# the concurrent scheduler may start independent collectives in another order on each device, and they then wait for one
+# another for ever.
+_SEQUENTIAL = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 # The options are experimental: they are used with the releases they were measured on.
 _TRIED_JAXLIB = (0, 10)
+
+
+def prepare_host() -> None:
+    """Fit a process that trains to its host. Call it once, before jax starts its threads."""
+    keep_freed_memory()
+    present = os.environ.get("XLA_FLAGS", "")
+    if _SEQUENTIAL.split("=")[0] not in present:
+        os.environ["XLA_FLAGS"] = f"{_SEQUENTIAL} {present}".strip()
 
 
 def keep_freed_memory() -> bool:
@@ -42,7 +52,10 @@ def keep_freed_memory() -> bool:
 
 @functools.cache
 def cpu_compiler_options() -> dict[str, bool | str]:
-    """Options for ``jax.jit(..., compiler_options=...)`` that suit the default backend; none where it isn't an x86 CPU."""
+    """Options for ``jax.jit(..., compiler_options=...)`` that suit the backend; none unless it is an x86 CPU."""
+    import jax
+    import jaxlib
+
     release = tuple(int(part) for part in jaxlib.__version__.split(".")[:2])
     if jax.default_backend() != "cpu" or platform.machine() != "x86_64" or release != _TRIED_JAXLIB:
         return {}

@@ -24,10 +24,13 @@ from mmdit_jax.evaluation.near_misses import KINDS, near_miss
 from mmdit_jax.models.text import text_encoder, tower, weights
 
 COUNT = 400
-SCENES_RETRIEVAL = 0.0
-EMOJI_RETRIEVAL = 0.0
-NEAR_MISS = dict.fromkeys(KINDS, 0.0)
-CLEAN = dict.fromkeys(["noise", "blur", "wrong colours", "pure noise", "another image"], 0.0)
+# Bounds, each well below what the shipped judge reaches (in brackets).
+SCENES_RETRIEVAL = 0.55  # of 100 captions (0.68)
+EMOJI_RETRIEVAL = 0.07  # of 100 captions of emoji it has never seen (0.145)
+# By what the near miss changes (0.99, 0.81, 0.96, 1.00). It is blind to relations and exchanged colours (0.5).
+NEAR_MISS = {"colour": 0.93, "shape": 0.68, "number": 0.85, "background": 0.93}
+# By what was done to the image (0.92, 0.70, 0.99, 0.99, 0.98).
+CLEAN = {"noise": 0.8, "blur": 0.58, "wrong colours": 0.9, "pure noise": 0.93, "another image": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_it_finds_the_caption_of_held_out_images(judging: Judge, scenes: tuple[n
     assert train_judge.retrieval(judging, *held_out_emoji()) > EMOJI_RETRIEVAL
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NEAR_MISS)
 def test_it_tells_captions_from_near_misses(judging: Judge, scenes: tuple[np.ndarray, list[str]], kind: str) -> None:
     rng = np.random.default_rng(0)
     images, captions = scenes
@@ -81,7 +84,7 @@ def damage(images: np.ndarray, kind: str) -> np.ndarray:
     return np.round(np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["noise", "blur", "wrong colours", "pure noise", "another image"])
+@pytest.mark.parametrize("kind", CLEAN)
 def test_it_prefers_the_clean_image(judging: Judge, scenes: tuple[np.ndarray, list[str]], kind: str) -> None:
     images, captions = scenes
     if kind == "wrong colours":  # of use only where the caption names a colour

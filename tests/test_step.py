@@ -55,7 +55,7 @@ def run(devices_fsdp: int, optimizer: OptimizerConfig = OPTIMIZER, name: str = "
 def test_any_mesh_gives_the_same_losses() -> None:
     """8 fake devices as 8 x 1 and 2 x 4 (data x fsdp), in a process of their own, against one device here."""
     script = (
-        "from mmdit_jax.training.xla_flags import tune_xla_for_host; tune_xla_for_host(); "
+        "from mmdit_jax.host import prepare_host; prepare_host(); "
         "import json, sys; sys.path.insert(0, sys.argv[1]); import test_step as t; from dataclasses import replace; "
         "m = replace(t.OPTIMIZER, name='muon'); "
         "print(json.dumps([t.run(1), t.run(4), t.run(4, m)]))"

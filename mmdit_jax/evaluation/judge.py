@@ -27,8 +27,8 @@ class Judge:
     ``tie`` is the median difference in similarity of two held-out scenes that the same caption describes: a smaller
     difference says nothing.
 
-    It sees colours, numbers, backgrounds and most shapes, but, as single-vector models do,
-    hardly which object has which colour or stands left of which: those are the analytic scorer's to judge.
+    It sees colours, numbers, backgrounds and most shapes, but not which object has which colour or which stands left
+    of the other (near misses of these kinds: at chance). Those are the analytic scorer's to judge.
     """
 
     name = "contrastive"
