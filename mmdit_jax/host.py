@@ -51,7 +51,7 @@ def keep_freed_memory() -> bool:
 
 
 @functools.cache
-def cpu_compiler_options() -> dict[str, bool | str]:
+def onednn_options() -> dict[str, bool | str]:
     """Options for ``jax.jit(..., compiler_options=...)`` that suit the backend; none unless it is an x86 CPU."""
     import jax
     import jaxlib

@@ -16,7 +16,6 @@ from jax.typing import ArrayLike
 
 from mmdit_jax.diffusion import Formulation, guided, sample, timesteps
 from mmdit_jax.errors import UserError, unknown
-from mmdit_jax.host import cpu_compiler_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.text import assemble
 
@@ -128,11 +127,7 @@ def _compiled(
         x = sample(f, network, initial_noise(seed, index, shape), times, steps)
         return jnp.clip(jnp.round((x + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8)
 
-    return jax.jit(
-        run,
-        out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()),
-        compiler_options=cpu_compiler_options() or None,
-    )
+    return jax.jit(run, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
 
 
 def _beside_zeros(array: Array) -> Array:

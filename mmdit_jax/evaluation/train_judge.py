@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,44 +151,70 @@ def damage(key: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.clip(sum(jnp.where(choice == i, kind, 0.0) for i, kind in enumerate(kinds)), -1, 1)
 
 
+class Tables(NamedTuple):
+    """``Vocabulary.arrays`` on the device."""
+
+    rows: jax.Array
+    ids: jax.Array
+    vectors: jax.Array
+
+
+class Batch(NamedTuple):
+    """Scenes first, then emoji."""
+
+    images: jax.Array | np.ndarray
+    """uint8 [N, 32, 32, 3]"""
+    right: jax.Array | np.ndarray
+    """int [N]: a caption of each"""
+    wrong: jax.Array | np.ndarray
+    """int [M, 2]: near misses of the M scenes"""
+
+
+def loss_of(model: contrastive.Contrastive, key: jax.Array, batch: Batch, tables: Tables) -> jax.Array:
+    """Contrastive loss of a batch, augmented and with damaged copies of every fourth image."""
+    count, (scenes, misses) = len(batch.right), batch.wrong.shape
+    right, wrong = jnp.asarray(batch.right), jnp.asarray(batch.wrong)
+    clean = jnp.asarray(batch.images, jnp.float32) / 127.5 - 1
+    # Not of every image: the image tower is what a step costs.
+    both = jnp.concatenate([augment(key, clean), damage(jax.random.fold_in(key, 1), clean[::4])])
+    texts = tables.rows[jnp.concatenate([right, wrong.reshape(-1)])]
+    image, damaged = jnp.split(model.embed_images(both), [count])
+    text, missed = jnp.split(model.embed_texts(tables.ids[texts], tables.vectors[texts]), [count])
+    scale = model.scale()
+    near = jnp.einsum("nd,nkd->nk", image[:scenes], missed.reshape(scenes, misses, -1))
+    worse = jnp.full((count,), -jnp.inf).at[::4].set(scale * jnp.sum(damaged * text[::4], axis=1))
+    same = (right[:, None] == right[None, :]) & ~jnp.eye(count, dtype=bool)
+    return contrastive.contrastive_loss(scale * image @ text.T, same, scale * near, worse)
+
+
+@functools.lru_cache(maxsize=1)
+def make_step(
+    steps: int, learning_rate: float, muon_rate: float
+) -> tuple[optax.GradientTransformation, Callable[..., tuple[nnx.State, optax.OptState, jax.Array]]]:
+    """The optimizer, and the compiled step (params, optimizer state, key, batch, tables) to both anew and the loss."""
+    optimizer = _optimizer(steps, learning_rate, muon_rate)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: contrastive.Contrastive(rngs=nnx.Rngs(0))))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(
+        params: nnx.State, state: optax.OptState, key: jax.Array, batch: Batch, tables: Tables
+    ) -> tuple[nnx.State, optax.OptState, jax.Array]:
+        loss, gradient = jax.value_and_grad(lambda p: loss_of(nnx.merge(graph, p), key, batch, tables))(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    return optimizer, step
+
+
 def train(recipe: Recipe) -> contrastive.Contrastive:
     """A trained model; the same for the same recipe on the same machine."""
     start = time.perf_counter()
     vocabulary = Vocabulary()
     pools = [scenes_pool(recipe, vocabulary), emoji_pool(recipe, vocabulary)]
-    rows, ids, vectors = (jnp.asarray(array) for array in vocabulary.arrays())
+    tables = Tables(*(jnp.asarray(array) for array in vocabulary.arrays()))
     graph, params = nnx.split(contrastive.blank(recipe.seed), nnx.Param)
-    optimizer = _optimizer(recipe)
-
-    def loss_of(params: nnx.State, key: jax.Array, images: jax.Array, right: jax.Array, wrong: jax.Array) -> jax.Array:
-        model = nnx.merge(graph, params)
-        count = len(right)
-        clean = images.astype(jnp.float32) / 127.5 - 1
-        # Every fourth image meets its damaged self: the image tower is what a step costs.
-        both = jnp.concatenate([augment(key, clean), damage(jax.random.fold_in(key, 1), clean[::4])])
-        texts = rows[jnp.concatenate([right, wrong.reshape(-1)])]
-        image, damaged = jnp.split(model.embed_images(both), [count])
-        text, missed = jnp.split(model.embed_texts(ids[texts], vectors[texts]), [count])
-        scale = model.scale()
-        near = jnp.einsum("nd,nkd->nk", image[: len(wrong)], missed.reshape(*wrong.shape, -1))
-        worse = jnp.full((count,), -jnp.inf).at[::4].set(scale * jnp.sum(damaged * text[::4], axis=1))
-        same = (right[:, None] == right[None, :]) & ~jnp.eye(count, dtype=bool)
-        return contrastive.contrastive_loss(scale * image @ text.T, same, scale * near, worse)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(
-        params: nnx.State,
-        state: optax.OptState,
-        key: jax.Array,
-        images: jax.Array,
-        right: jax.Array,
-        wrong: jax.Array,
-    ) -> tuple[nnx.State, optax.OptState, jax.Array]:
-        loss, gradient = jax.value_and_grad(loss_of)(params, key, images, right, wrong)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    state = optimizer.init(params)
+    optimizer, step = make_step(recipe.steps, recipe.learning_rate, recipe.muon_rate)
+    state = jax.jit(optimizer.init)(params)
     rng = np.random.default_rng((recipe.seed, 2))
     for number in range(recipe.steps):
         picked = [rng.integers(len(pool.images), size=n) for pool, n in zip(pools, recipe.batch, strict=True)]
@@ -202,7 +228,7 @@ def train(recipe: Recipe) -> contrastive.Contrastive:
         columns = rng.integers(_VARIANTS, size=(recipe.batch[0], _WRONG))
         wrong = np.take_along_axis(pools[0].wrong[picked[0]], columns, axis=1)
         key = jax.random.fold_in(jax.random.key(recipe.seed), number)
-        params, state, loss = step(params, state, key, images, right, wrong)
+        params, state, loss = step(params, state, key, Batch(images, right, wrong), tables)
         if number % 50 == 0 or number == recipe.steps - 1:
             print(f"step {number:4d}  loss {float(loss):.3f}  {time.perf_counter() - start:.0f} s", flush=True)
     return nnx.merge(graph, params)
@@ -219,12 +245,11 @@ def retrieval(trained: judge.Judge, images: np.ndarray, captions: Sequence[str],
     return float(np.mean(found))
 
 
-def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def _optimizer(steps: int, learning_rate: float, muon_rate: float) -> optax.GradientTransformation:
     """Muon for the blocks' matrices, Adam for the rest (Jordan 2024); both warm up and fall to nearly nothing."""
-    warm_up = min(50, recipe.steps // 4)
+    warm_up = min(50, steps // 4)
     muon, adam = (
-        optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, recipe.steps, rate / 100)
-        for rate in (recipe.muon_rate, recipe.learning_rate)
+        optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, steps, rate / 100) for rate in (muon_rate, learning_rate)
     )
 
     def matrices(params: nnx.State) -> nnx.State:

@@ -66,7 +66,7 @@ def train(run: Run, run_dir: Path, data: TrainingData, *, project: str, quiet: b
     mesh = make_mesh(fsdp=run.hardware.fsdp)
     if run.batch % mesh.size:
         raise UserError(f"batch={run.batch}: expected a multiple of the {mesh.size} devices")
-    step_fn = make_train_step(run.model, run.optimizer, run.steps, run.data.text_drop, mesh)
+    step_fn = make_train_step(run.model, run.optimizer, run.steps, run.data.text_drop, mesh, run.hardware.onednn)
     checkpoints = Checkpoints(run_dir, run.hardware.keep_checkpoints)
     restored = checkpoints.restore(abstract_state(run.model, run.optimizer, run.steps, mesh))
     start, state = restored or (0, init_state(run.model, run.optimizer, run.steps, run.seed, mesh))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import Formulation, training_loss
-from mmdit_jax.host import cpu_compiler_options
+from mmdit_jax.host import onednn_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.text import assemble
 from mmdit_jax.training.optimizer import ema_decay, make_optimizer
@@ -30,7 +30,12 @@ TrainStep = Callable[[TrainState, Batch, Formulation, Any], tuple[TrainState, Me
 
 @functools.lru_cache(maxsize=32)
 def make_train_step(
-    model_config: MMDiTConfig, optimizer_config: OptimizerConfig, steps: int, drop: float, mesh: Mesh
+    model_config: MMDiTConfig,
+    optimizer_config: OptimizerConfig,
+    steps: int,
+    drop: float,
+    mesh: Mesh,
+    onednn: bool = False,
 ) -> TrainStep:
     """The step of a run, jitted over ``mesh``; runs that differ in formulation or seed get the same function back.
 
@@ -46,6 +51,7 @@ def make_train_step(
 
     Args:
       steps: length of the run, which the learning rate's schedule needs.
+      onednn: let oneDNN do the matrix products where the backend is an x86 CPU (see ``HardwareConfig.onednn``).
       drop: probability that an encoder's text is replaced by zeros, drawn per example and encoder.
     """
     optimizer = make_optimizer(optimizer_config, steps)
@@ -85,7 +91,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh), whole, whole),
         out_shardings=(shardings, whole),
         donate_argnums=0,
-        compiler_options=cpu_compiler_options() or None,
+        compiler_options=onednn_options() if onednn else None,
     )
 
 

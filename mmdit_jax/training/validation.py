@@ -16,7 +16,6 @@ from jax.typing import ArrayLike
 
 from mmdit_jax.diffusion import Formulation
 from mmdit_jax.errors import UserError
-from mmdit_jax.host import cpu_compiler_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.text import assemble
 from mmdit_jax.training.sharding import batch_sharding, replicated
@@ -100,11 +99,7 @@ def _compiled(config: MMDiTConfig, levels: int, mesh: Mesh | None) -> Callable[.
         error = f.straight_velocity(output, z, t) - (eps - x0)
         return jnp.mean(error**2, axis=(1, 2, 3)).reshape(chunk, levels)
 
-    return jax.jit(
-        errors,
-        out_shardings=None if mesh is None else replicated(mesh),
-        compiler_options=cpu_compiler_options() or None,
-    )
+    return jax.jit(errors, out_shardings=None if mesh is None else replicated(mesh))
 
 
 def validation_noise(index: ArrayLike, levels: int, shape: tuple[int, ...]) -> Array:

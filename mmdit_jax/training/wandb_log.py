@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 def _mode() -> str:
     """``WANDB_MODE`` where set; online with a key in the environment or ~/.netrc; else offline."""
-    if os.environ.get("WANDB_MODE"):
+    if os.environ.get("WANDB_MODE"):  # wandb itself reads it; empty means unset
         return os.environ["WANDB_MODE"]
     if os.environ.get("WANDB_API_KEY"):
         return "online"
