@@ -59,7 +59,7 @@ def jax_side(depth: int, scan: bool) -> Callable[[int], float]:
     )
     mesh = make_mesh()
     state = init_state(model, optimizer, 1000, 0, mesh)
-    step = make_train_step(model, optimizer, 1000, 0.464, mesh)
+    step = make_train_step(model, optimizer, 1000, 0.464, mesh, onednn=True)
     random = np.random.default_rng(0)
     batch = shard_batch(
         {

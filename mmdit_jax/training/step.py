@@ -51,8 +51,8 @@ def make_train_step(
 
     Args:
       steps: length of the run, which the learning rate's schedule needs.
-      onednn: let oneDNN do the matrix products where the backend is an x86 CPU (see ``HardwareConfig.onednn``).
       drop: probability that an encoder's text is replaced by zeros, drawn per example and encoder.
+      onednn: let oneDNN do the matrix products where the backend is an x86 CPU (see ``HardwareConfig.onednn``).
     """
     optimizer = make_optimizer(optimizer_config, steps)
 
