@@ -145,6 +145,7 @@ def test_the_loss_is_cross_entropy_with_hard_negatives() -> None:
     assert float(got) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_script_is_deterministic(tmp_path: Path) -> None:
     """The committed script in small: the same recipe gives the same bits, in memory and in the file it writes."""
     recipe = train_judge.Recipe(tmp_path / "a.npz", seed=3, steps=4, batch=(8, 4), scenes=64)

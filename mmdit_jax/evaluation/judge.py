@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,9 +99,3 @@ class Judge:
             out[start : start + len(part)] = np.asarray(self._texts(ids, vectors))[: len(part)]
         row = {caption: i for i, caption in enumerate(distinct)}
         return out[[row[caption] for caption in captions]]
-
-
-@functools.cache
-def default_judge() -> Judge:
-    """The judge that ships, loaded once a process."""
-    return Judge.load()
