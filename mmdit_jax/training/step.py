@@ -86,13 +86,28 @@ def make_train_step(
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model_config, optimizer_config, steps, mesh))
     whole = replicated(mesh)
-    return jax.jit(
+    compiled = jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh), whole, whole),
         out_shardings=(shardings, whole),
         donate_argnums=0,
         compiler_options=onednn_options() if onednn else None,
     )
+    several_on_cpu = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    return one_at_a_time(compiled) if several_on_cpu else compiled
+
+
+def one_at_a_time(step: TrainStep) -> TrainStep:
+    """``step`` that returns when all devices are done.
+
+    CPU devices of one process share its threads: a device that begins the next step, and waits there for the others,
+    can hold the thread that they need to finish this one.
+    """
+
+    def finished(state: TrainState, batch: Batch, f: Formulation, seed: Any) -> tuple[TrainState, Metrics]:
+        return jax.block_until_ready(step(jax.block_until_ready(state), batch, f, seed))
+
+    return finished
 
 
 def keep_masks(key: jax.Array, encoders: list[str], batch: int, drop: float) -> dict[str, Bool[Array, " batch"]]:
