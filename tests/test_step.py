@@ -60,7 +60,8 @@ def test_any_mesh_gives_the_same_losses() -> None:
         "m = replace(t.OPTIMIZER, name='muon'); "
         "print(json.dumps([t.run(1), t.run(4), t.run(4, m)]))"
     )
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    devices = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"}
     done = subprocess.run(
         [sys.executable, "-c", script, os.path.dirname(__file__)], env=environment, capture_output=True, text=True
     )
