@@ -60,11 +60,15 @@ def test_any_mesh_gives_the_same_losses() -> None:
         "m = replace(t.OPTIMIZER, name='muon'); "
         "print(json.dumps([t.run(1), t.run(4), t.run(4, m)]))"
     )
-    devices = "--xla_force_host_platform_device_count=8"
+    # One thread a device: its share of a product must not wait for a thread that another device holds in a collective.
+    devices = "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, os.path.dirname(__file__)], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", script, os.path.dirname(__file__)]
+    for _ in range(3):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        # On few cores XLA's collectives among fake devices can starve one another, and XLA aborts: not our arithmetic.
+        if "rendezvous" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     data, fsdp, muon = json.loads(done.stdout.splitlines()[-1])
     alone = run(1)
