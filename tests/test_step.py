@@ -53,28 +53,26 @@ def run(devices_fsdp: int, optimizer: OptimizerConfig = OPTIMIZER, name: str = "
 
 @pytest.mark.slow
 def test_any_mesh_gives_the_same_losses() -> None:
-    """8 fake devices as 8 x 1 and 2 x 4 (data x fsdp), in a process of their own, against one device here."""
+    """8 fake devices as 8 x 1 and 4 x 2 (data x fsdp), in a process of their own, against one device here."""
     script = (
         "from mmdit_jax.host import prepare_host; prepare_host(); "
-        "import json, sys; sys.path.insert(0, sys.argv[1]); import test_step as t; from dataclasses import replace; "
-        "m = replace(t.OPTIMIZER, name='muon'); "
-        "print(json.dumps([t.run(1), t.run(4), t.run(4, m)]))"
+        "import json, sys; sys.path.insert(0, sys.argv[1]); import test_step as t; "
+        "print(json.dumps([t.run(1), t.run(2)]))"
     )
     # One thread a device: its share of a product must not wait for a thread that another device holds in a collective.
     devices = "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"}
     command = [sys.executable, "-c", script, os.path.dirname(__file__)]
-    for _ in range(3):
+    for _ in range(6):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         # On few cores XLA's collectives among fake devices can starve one another, and XLA aborts: not our arithmetic.
         if "rendezvous" not in done.stderr:
             break
     assert done.returncode == 0, done.stderr
-    data, fsdp, muon = json.loads(done.stdout.splitlines()[-1])
+    data, fsdp = json.loads(done.stdout.splitlines()[-1])
     alone = run(1)
     assert data == pytest.approx(alone, rel=1e-5)
     assert fsdp == pytest.approx(alone, rel=1e-5)
-    assert muon == pytest.approx(run(1, replace(OPTIMIZER, name="muon")), rel=1e-4)
     assert alone[5] < alone[0]
 
 
