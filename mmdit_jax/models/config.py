@@ -162,8 +162,8 @@ class MMDiTConfig:
         per_token = 3 * d * d + d * d + 2 * self.mlp_ratio * d * d  # qkv, output, MLP
         attention = 2 * (image + text) ** 2 * d  # scores and weighted values
         block = (image + text) * per_token + attention + 2 * 6 * d * d  # the modulation is once an image and stream
-        # The last block: its context stream makes queries, keys and values, and nothing after them.
-        last = image * per_token + text * 3 * d * d + attention + (6 + 2) * d * d
+        # The last block: its context stream makes queries, keys and values, of which the queries are not used.
+        last = image * per_token + text * 3 * d * d + 2 * image * (image + text) * d + (6 + 2) * d * d
         embeddings = (
             image * self.patch_features * d
             + text * self.context_dim * d

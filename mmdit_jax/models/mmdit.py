@@ -76,14 +76,15 @@ class JointBlock(nnx.Module):
     ) -> tuple[Float[Array, "batch image width"], Float[Array, "batch text width"]]:
         x_shift, x_scale, *x_rest = self.latent.chunks(condition)
         c_shift, c_scale, *c_rest = self.context.chunks(condition)
-        image_part = self.latent.attended(x, x_shift, x_scale)
-        text_part = self.context.attended(context, c_shift, c_scale)
-        q, k, v = (jnp.concatenate(pair, axis=2) for pair in zip(image_part, text_part, strict=True))
-        attention = joint_attention(q, k, v)
+        image_q, *image_kv = self.latent.attended(x, x_shift, x_scale)
+        text_q, *text_kv = self.context.attended(context, c_shift, c_scale)
+        k, v = (jnp.concatenate(pair, axis=2) for pair in zip(image_kv, text_kv, strict=True))
+        if self.context.ends:  # nothing reads what the text would attend to
+            return self.latent.residuals(x, joint_attention(image_q, k, v), x_rest), context
+        attention = joint_attention(jnp.concatenate([image_q, text_q], axis=2), k, v)
         image = x.shape[1]
         x = self.latent.residuals(x, attention[:, :, :image], x_rest)
-        if not self.context.ends:
-            context = self.context.residuals(context, attention[:, :, image:], c_rest)
+        context = self.context.residuals(context, attention[:, :, image:], c_rest)
         return x, context
 
 
