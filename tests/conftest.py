@@ -15,6 +15,20 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 FAST_COMPILATION = "--xla_backend_optimization_level=0"
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
 
+
+def fake_devices(number: int) -> dict[str, str]:
+    """Environment variables of a process that sees its host as so many devices.
+
+    XLA has as many threads as cores, and a device that waits for the others in a collective holds one. NPROC gives it
+    more, so that none waits for a thread; the time after which a collective gives up suits a busy machine.
+    """
+    flags = (
+        f"{FAST_COMPILATION} --xla_force_host_platform_device_count={number} "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+    )
+    return {"XLA_FLAGS": flags, "NPROC": str(4 * number)} if number > 1 else {"XLA_FLAGS": flags}
+
+
 TINY_STUDY = '''
 """Two tiny runs for the tests."""
 from mmdit_jax.config import *
@@ -49,7 +63,7 @@ class Mmdit:
     def start(self, *args: str, devices: int = 1, **options: object) -> subprocess.Popen[str]:
         environment = {
             **os.environ,
-            "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
+            **fake_devices(devices),
             "JAX_COMPILATION_CACHE_DIR": str(self._cache),
         }
         return subprocess.Popen(
