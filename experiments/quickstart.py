@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mmdit_jax.config import DataConfig, EvaluationConfig, OptimizerConfig, Run, Study, text_widths
+from mmdit_jax.config import DataConfig, EvaluationConfig, HardwareConfig, OptimizerConfig, Run, Study, text_widths
 from mmdit_jax.models import MMDiTConfig
 
 DEPTHS = (1, 2, 3)
@@ -31,6 +31,7 @@ def model(depth: int) -> MMDiTConfig:
         pooled_dim=pooled,
         position_table=16,
         qk_norm=True,
+        scan=False,
     )
 
 
@@ -46,9 +47,11 @@ def study() -> Study:
             name="muon", learning_rate=2e-2, adam_learning_rate=4e-3, warmup_steps=20, b2=0.99, ema_decay=0.99
         ),
         batch=32,
-        steps=600,
-        validate_every=75,
+        steps=700,
+        validate_every=100,
         evaluation=EvaluationConfig(prompts_per_task=40, sampling_steps=16, guidance=4.0),
+        # Blocks unrolled and products by oneDNN: 1.2 times the steps a second, for some seconds of compilation.
+        hardware=HardwareConfig(onednn=True),
     )
     scenes = [
         replace(first, name=f"d{depth}-{label}", model=model(depth), formulation=name)

@@ -154,7 +154,7 @@ def task_finding(geneval: pd.DataFrame) -> str:
     text = f"{best['name']} passes most, {best['rate']:.3f} ({best['low']:.3f} to {best['high']:.3f})"
     if not best["rate"] > 0:
         text = (
-            f"no run passes a single strict test (at most {best['high']:.3f} by the interval): read the graded scores"
+            f"No run passes a single strict test (at most {best['high']:.3f} by the interval): read the graded scores"
         )
     elif len(overall) > 1:
         tied = [row["name"] for _, row in overall.iloc[1:].iterrows() if row["high"] >= best["low"]]

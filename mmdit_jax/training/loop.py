@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def train(run: Run, run_dir: Path, data: TrainingData, *, project: str, quiet: b
     if run.batch % mesh.size:
         raise UserError(f"batch={run.batch}: expected a multiple of the {mesh.size} devices")
     step_fn = make_train_step(run.model, run.optimizer, run.steps, run.data.text_drop, mesh, run.hardware.onednn)
+    if run.hardware.onednn:  # known, documented, and said again at each start by JAX's compilation cache
+        warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry for 'jit_step'")
     checkpoints = Checkpoints(run_dir, run.hardware.keep_checkpoints)
     restored = checkpoints.restore(abstract_state(run.model, run.optimizer, run.steps, mesh))
     start, state = restored or (0, init_state(run.model, run.optimizer, run.steps, run.seed, mesh))
