@@ -47,8 +47,8 @@ def study() -> Study:
             name="muon", learning_rate=2e-2, adam_learning_rate=4e-3, warmup_steps=20, b2=0.99, ema_decay=0.99
         ),
         batch=32,
-        steps=700,
-        validate_every=100,
+        steps=600,
+        validate_every=75,
         evaluation=EvaluationConfig(prompts_per_task=40, sampling_steps=16, guidance=4.0),
         # Blocks unrolled and products by oneDNN: 1.2 times the steps a second, for some seconds of compilation.
         hardware=HardwareConfig(onednn=True),

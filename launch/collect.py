@@ -13,7 +13,7 @@ from mmdit_jax.config import Run, Study
 from mmdit_jax.evaluation.battles import battles, write_battles
 from mmdit_jax.evaluation.geneval import read_geneval_tree
 from mmdit_jax.evaluation.grids import grid_png
-from mmdit_jax.evaluation.judge import Judge
+from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.files import write_atomic
 from scaling.elo import rate
 
@@ -83,7 +83,7 @@ def _battle_table(finished: list[Any], trees: dict[str, Any], folder: Path) -> l
     comparable = [name for name in names if trees[name][1] == prompts]
     if len(comparable) < 2:
         return None
-    rows = battles({name: trees[name][0] for name in comparable}, prompts, Judge.load())
+    rows = battles({name: trees[name][0] for name in comparable}, prompts, packaged_judge())
     write_battles(rows, folder / "battles.csv")
     ratings = rate(pd.read_csv(folder / "battles.csv"))
     return [{"name": r.name, "elo": r.elo, "elo_low": r.low, "elo_high": r.high} for r in ratings.ratings]

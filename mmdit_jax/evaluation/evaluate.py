@@ -13,7 +13,7 @@ from mmdit_jax.config import Run
 from mmdit_jax.data.scenes.prompts import Prompt, prompts
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.evaluation.geneval import geneval, write_geneval_tree
-from mmdit_jax.evaluation.judge import Judge
+from mmdit_jax.evaluation.judge import Judge, packaged_judge
 from mmdit_jax.evaluation.sampling import sample_images
 from mmdit_jax.models.text import encode_all, text_encoder
 
@@ -63,7 +63,7 @@ def evaluate(
     images = generate(run, params, [item.prompt for item in asked], run.evaluation.images_per_prompt, drop)
     write_geneval_tree(images, asked, folder)
     rows = geneval(images, asked) if run.data.name == "scenes" else []
-    match = judge_match(images, [item.prompt for item in asked], Judge.load())
+    match = judge_match(images, [item.prompt for item in asked], packaged_judge())
     return {"geneval": rows, "judge_match": match, "judge_match_chance": 1 / (DISTRACTORS + 1)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Judge:
         Raises:
             UserError: the file is missing or damaged; the message names the script that makes it.
         """
-        model = contrastive.blank()
+        model = nnx.eval_shape(lambda: contrastive.Contrastive(rngs=nnx.Rngs(0)))
         arrays = weights.load(path, model, TRAINER, extra=("tie",))
         return cls(model, weights.fingerprint(_VERSION, arrays), float(arrays["tie"]))
 
@@ -99,3 +100,9 @@ class Judge:
             out[start : start + len(part)] = np.asarray(self._texts(ids, vectors))[: len(part)]
         row = {caption: i for i, caption in enumerate(distinct)}
         return out[[row[caption] for caption in captions]]
+
+
+@functools.cache
+def packaged_judge() -> Judge:
+    """``Judge.load()``, once a process: its programs are compiled once for all runs of a study."""
+    return Judge.load()

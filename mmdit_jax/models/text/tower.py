@@ -5,7 +5,6 @@ The judge's text tower is the same class with other weights, trained from anothe
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,7 +124,7 @@ class TowerEncoder:
         Raises:
             UserError: the file is missing or damaged.
         """
-        tower = blank()
+        tower = nnx.eval_shape(lambda: TextTower(rngs=nnx.Rngs(0)))
         return cls(tower, weights.fingerprint(_VERSION, weights.load(path, tower, TRAINER)))
 
     def encode(self, captions: Sequence[str]) -> TextStates:
@@ -145,15 +144,3 @@ class TowerEncoder:
 
 def _unit_rms(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _initial(seed: int) -> nnx.State:
-    return nnx.state(TextTower(rngs=nnx.Rngs(seed)))
-
-
-def blank(seed: int = 0) -> TextTower:
-    """A text tower with random weights."""
-    tower = nnx.eval_shape(lambda: TextTower(rngs=nnx.Rngs(0)))
-    nnx.update(tower, _initial(seed))
-    return tower

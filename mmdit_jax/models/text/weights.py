@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -21,18 +22,20 @@ def flatten(module: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def unflatten(module: nnx.Module, arrays: dict[str, np.ndarray]) -> None:
-    """Put arrays from ``flatten`` into a module, as float32.
+    """Put arrays from ``flatten`` into a module (which may be abstract, of shapes alone), as float32.
 
     Raises:
         ValueError: names or shapes are not those of the module.
     """
-    own = {"/".join(str(part) for part in path): leaf for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+    state = nnx.state(module, nnx.Param)
+    own = {"/".join(str(part) for part in path): leaf for path, leaf in nnx.to_flat_state(state)}
     if own.keys() != arrays.keys():
         raise ValueError(f"parameters differ: {sorted(own.keys() ^ arrays.keys())[:4]}")
     for name, leaf in own.items():
         if leaf.shape != arrays[name].shape:
             raise ValueError(f"{name}: shape {arrays[name].shape}, expected {leaf.shape}")
-        leaf[...] = np.asarray(arrays[name], np.float32)
+        leaf.set_value(jnp.asarray(arrays[name], jnp.float32))
+    nnx.update(module, state)
 
 
 def fingerprint(version: str, arrays: dict[str, np.ndarray]) -> str:
