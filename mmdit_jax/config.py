@@ -178,9 +178,16 @@ def context_tokens(run: Run) -> int:
 
 
 def text_widths(encoders: tuple[str, ...]) -> tuple[int, int]:
-    """(context_dim, pooled_dim) of a model fed by these encoders."""
+    """(context_dim, pooled_dim) of a model fed by these encoders.
+
+    Raises:
+      UserError: none of them gives a pooled state, without which an MMDiT is not conditioned on the text as a whole.
+    """
     found = [text_encoder(name) for name in encoders]
-    return sum(item.width for item in found), sum(item.pooled_width for item in found)
+    pooled = sum(item.pooled_width for item in found)
+    if not pooled:
+        raise UserError(f"text_encoders={encoders!r}: none gives a pooled state; add one that does, as 'tower'")
+    return sum(item.width for item in found), pooled
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmdit_jax.config import text_widths
 from mmdit_jax.data.emoji import assets
 from mmdit_jax.data.scenes.captions import example
 from mmdit_jax.data.scenes.prompts import TASKS, all_prompts
@@ -136,3 +137,9 @@ def test_encoding_a_data_set_takes_seconds() -> None:
         start = time.perf_counter()
         encode_all(encoder, captions)
         assert time.perf_counter() - start < 20
+
+
+def test_a_model_needs_a_pooled_state() -> None:
+    assert text_widths(("words", "tower"))[1] == text_widths(("tower",))[1] > 0
+    with pytest.raises(UserError, match=r"text_encoders=\('words',\): none gives a pooled state.*'tower'"):
+        text_widths(("words",))

@@ -10,9 +10,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import itertools
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from mmdit_jax.data.scenes.prompts import Prompt
 from mmdit_jax.data.scenes.scorer import score_all
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.judge import Judge
+from mmdit_jax.files import write_atomic
 
 QUESTION = "prompt following"
 """The one of SD3's three questions to people (prompt following, aesthetics, typography) that both judges can answer."""
@@ -86,18 +86,11 @@ def battles(images_by_run: Mapping[str, np.ndarray], prompts: Sequence[Prompt], 
 
 def write_battles(rows: Sequence[Battle], path: Path) -> None:
     """Write rows as CSV, in their order; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([field.name for field in dataclasses.fields(Battle)])
-            writer.writerows(dataclasses.astuple(row) for row in rows)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in dataclasses.fields(Battle)])
+    writer.writerows(dataclasses.astuple(row) for row in rows)
+    write_atomic(path, text.getvalue())
 
 
 def _similarities(images: np.ndarray, prompts: Sequence[Prompt], judge: Judge) -> np.ndarray:

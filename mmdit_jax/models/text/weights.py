@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+import io
 import zipfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from mmdit_jax.errors import UserError
+from mmdit_jax.files import write_atomic
 
 
 def flatten(module: nnx.Module) -> dict[str, np.ndarray]:
@@ -48,11 +48,9 @@ def fingerprint(version: str, arrays: dict[str, np.ndarray]) -> str:
 
 def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as float16; the file appears whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-    os.close(handle)
-    np.savez_compressed(temporary, **{name: np.asarray(a, np.float16) for name, a in arrays.items()})  # type: ignore[arg-type]
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    file = io.BytesIO()
+    np.savez_compressed(file, **{name: np.asarray(a, np.float16) for name, a in arrays.items()})  # type: ignore[arg-type]
+    write_atomic(path, file.getvalue())
 
 
 def load(path: Path, module: nnx.Module, maker: str, extra: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
