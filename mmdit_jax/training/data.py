@@ -68,4 +68,7 @@ def global_batches(run: Run, data: TrainingData, start_step: int, sharding: Name
             "image": batch["image"],
             "text": {name: (states.tokens[index], states.pooled[index]) for name, states in data.train_text.items()},
         }
-        yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local)
+        if jax.process_count() == 1:
+            yield jax.device_put(local, sharding)  # all arrays in one call: half the time
+        else:
+            yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local)
