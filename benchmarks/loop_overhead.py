@@ -1,36 +1,136 @@
-"""What a run costs outside its training step: data, metrics, events, wandb (offline), checkpoints.
+"""What a run costs outside its training step: data, metrics, events, wandb (offline), checkpoints, result.json.
 
-    python -m benchmarks.loop_overhead --depth 2 --steps 600 --rounds 3
+    python -m benchmarks.loop_overhead --rounds 3
 
-Two figures, each a median over rounds. Outside: the wall time of the whole training loop, from its first batch to its
-last checkpoint on disk, less validation (an evaluation, not an overhead) and less the time in which a step runs. Each
-step is waited for, so nothing hides behind it. Against bare steps: the same loop, not waiting, over the same compiled
-step called as many times on one batch that is on the device; it also holds what other threads take from a step, and all
-of a noisy machine's noise.
+Runs of the quickstart, through the code that executes them. Each step is waited for, so that nothing hides behind it;
+what is left of the run's wall time after its steps, its validations and its evaluation is "outside". It is told as a
+share of the run's wall time (without compilation: nothing compiles when it is measured) and of steps and outside
+together. What other threads (wandb, a checkpoint being written) take from a step shows in neither; so the same run is
+made without waiting, too, beside the same compiled step called as often on one batch. Medians over rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import json
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import jax
 
+Clock = collections.Counter[str]
+
+
+def timed(clock: Clock, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` that adds the seconds it takes, until its result is there, to ``clock[part]``."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        out = jax.block_until_ready(function(*arguments, **options))
+        clock[part] += time.perf_counter() - start
+        return out
+
+    return call
+
+
+@contextlib.contextmanager
+def parts_timed(clock: Clock, wait: bool) -> Iterator[None]:
+    """Validation and evaluation add up on ``clock`` in here; with ``wait`` the rest, too, and steps are waited for."""
+    from launch import execute
+    from mmdit_jax.training import loop
+
+    make_step, batches = loop.make_train_step, loop.global_batches
+
+    def timed_batches(*arguments: Any) -> Iterator[Any]:
+        advance = timed(clock, "batches", batches(*arguments).__next__)
+        while True:
+            yield advance()
+
+    parts: list[tuple[Any, str, Any]] = [
+        (loop, "validation_loss", timed(clock, "validation", loop.validation_loss)),
+        (execute, "evaluate", timed(clock, "evaluation", execute.evaluate)),
+    ]
+    if wait:
+        parts += [
+            (loop, "make_train_step", lambda *given: timed(clock, "steps", make_step(*given))),
+            (loop, "global_batches", timed_batches),
+            (loop.Meter, "add", timed(clock, "metrics", loop.Meter.add)),
+            (loop.Checkpoints, "save", timed(clock, "checkpoints", loop.Checkpoints.save)),
+            (loop.Checkpoints, "close", timed(clock, "checkpoints", loop.Checkpoints.close)),
+        ]
+    with contextlib.ExitStack() as stack:
+        for owner, name, replacement in parts:
+            stack.enter_context(mock.patch.object(owner, name, replacement))
+        yield
+
+
+def measure(depth: int, rounds: int, data_dir: Path) -> dict[str, Any]:
+    """Medians over ``rounds`` for the quickstart's run of ``depth``: seconds of each part, shares outside the step."""
+    from experiments import quickstart
+    from launch.execute import Places, execute
+    from mmdit_jax.diffusion import formulation
+    from mmdit_jax.training.data import global_batches, training_data
+    from mmdit_jax.training.sharding import make_mesh
+    from mmdit_jax.training.state import init_state
+    from mmdit_jax.training.step import make_train_step
+
+    run = next(run for run in quickstart.study().runs if run.model.depth == depth)
+    data, mesh, f = training_data(run.data, data_dir), make_mesh(), formulation(run.formulation)
+    step = make_train_step(run.model, run.optimizer, run.steps, run.data.text_drop, mesh, run.hardware.onednn)
+
+    def bare_steps() -> float:
+        state = init_state(run.model, run.optimizer, run.steps, run.seed, mesh)
+        batch = jax.block_until_ready(jax.device_put(next(global_batches(run, data, 0, mesh))))
+        start = time.perf_counter()
+        for _ in range(run.steps):
+            state, metrics = step(state, batch, f, run.seed)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - start
+
+    def whole_run() -> float:
+        with tempfile.TemporaryDirectory() as name:
+            start = time.perf_counter()
+            execute(run, Places(Path(name), "overhead", data_dir), quiet=True)
+            return time.perf_counter() - start
+
+    whole_run()  # compiles, and lets wandb start its service
+    clocks: list[Clock] = []
+    for number in range(rounds):
+        clock = Clock()
+        with parts_timed(clock, wait=True):
+            clock["run"] = whole_run()
+        clock["bare steps"] = bare_steps()
+        free = Clock()
+        with parts_timed(free, wait=False):
+            clock["free run"] = whole_run() - free["evaluation"] - free["validation"]
+        clock["outside"] = clock["run"] - clock["steps"] - clock["validation"] - clock["evaluation"]
+        print(f"depth {depth}, round {number + 1}: {_seconds(clock)}", file=sys.stderr, flush=True)
+        clocks.append(clock)
+    median = {part: statistics.median(clock[part] for clock in clocks) for part in clocks[0]}
+    return {
+        "depth": depth,
+        "steps": run.steps,
+        "seconds": median,
+        "outside_share_of_run": statistics.median(clock["outside"] / clock["run"] for clock in clocks),
+        "outside_share_of_loop": statistics.median(
+            clock["outside"] / (clock["outside"] + clock["steps"]) for clock in clocks
+        ),
+        "over_bare_steps": statistics.median(clock["free run"] / clock["bare steps"] - 1 for clock in clocks),
+    }
+
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the overhead as a share of the loop's wall time, and a JSON line."""
+    """Print the shares of each depth, and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depth", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--checkpoint-every", type=int, default=200)
+    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data-dir", type=Path, default=Path("studies/_data"))
     args = parser.parse_args(argv)
@@ -38,77 +138,23 @@ def main(argv: list[str] | None = None) -> None:
     from mmdit_jax.host import prepare_host
 
     prepare_host()
-    from experiments import quickstart
-    from mmdit_jax.config import HardwareConfig
-    from mmdit_jax.diffusion import formulation
-    from mmdit_jax.training import loop as training_loop
-    from mmdit_jax.training.data import global_batches, training_data
-    from mmdit_jax.training.events import read_events
-    from mmdit_jax.training.sharding import batch_sharding, make_mesh
-    from mmdit_jax.training.state import init_state
-    from mmdit_jax.training.step import make_train_step
+    rows = []
+    for depth in args.depths:
+        row = measure(depth, args.rounds, args.data_dir)
+        rows.append(row)
+        print(
+            f"depth {depth}: outside the step {row['seconds']['outside']:.2f} s of {row['seconds']['run']:.1f} s, "
+            f"{100 * row['outside_share_of_run']:.1f} % of the run "
+            f"({100 * row['outside_share_of_loop']:.1f} % of steps and outside together); "
+            f"without waiting {100 * row['over_bare_steps']:+.1f} % over bare steps",
+            file=sys.stderr,
+            flush=True,
+        )
+    print(json.dumps(rows))
 
-    run = replace(
-        quickstart.study().runs[0],
-        name=f"overhead-d{args.depth}",
-        model=quickstart.model(args.depth),
-        steps=args.steps,
-        validate_every=args.steps,
-        hardware=HardwareConfig(checkpoint_every=args.checkpoint_every),
-    )
-    data = training_data(run.data, args.data_dir)
-    mesh = make_mesh()
-    step = make_train_step(run.model, run.optimizer, run.steps, run.data.text_drop, mesh)
-    f = formulation(run.formulation)
 
-    def floor() -> float:
-        state = init_state(run.model, run.optimizer, run.steps, run.seed, mesh)
-        batch = next(global_batches(run, data, 0, batch_sharding(mesh)))
-        jax.block_until_ready((state, batch))
-        start = time.perf_counter()
-        for _ in range(args.steps):
-            state, metrics = step(state, batch, f, run.seed)
-        jax.block_until_ready((state, metrics))
-        return time.perf_counter() - start
-
-    def loop() -> float:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            start = time.perf_counter()
-            training_loop.train(run, folder, data, project="overhead", quiet=True)
-            seconds = time.perf_counter() - start
-            return seconds - sum(event["seconds"] for event in read_events(folder) if event["event"] == "validation")
-
-    def waiting_loop() -> tuple[float, float]:
-        """Seconds of a loop that waits for each step, and the part of them in which a step runs."""
-        inside = 0.0
-
-        def timed(*arguments: Any) -> Any:
-            nonlocal inside
-            start = time.perf_counter()
-            out = jax.block_until_ready(step(*arguments))
-            inside += time.perf_counter() - start
-            return out
-
-        with mock.patch.object(training_loop, "make_train_step", lambda *_: timed):
-            whole = loop()
-        return whole, inside
-
-    floor(), loop()  # compile, and let wandb start its service
-    outside, against = [], []
-    for _ in range(args.rounds):
-        whole, inside = waiting_loop()
-        outside.append(1 - inside / whole)
-        print(f"waiting: loop {whole:.2f} s, in steps {inside:.2f} s, outside {100 * outside[-1]:.1f} %", flush=True)
-        bare, free = floor(), loop()
-        against.append(free / bare - 1)
-        print(f"not waiting: loop {free:.2f} s, bare steps {bare:.2f} s, {100 * against[-1]:+.1f} %", flush=True)
-    result = {"depth": args.depth, "steps": args.steps, "outside": outside, "against_bare_steps": against}
-    print(
-        f"median: {100 * statistics.median(outside):.1f} % of the loop's wall time is outside the step", file=sys.stderr
-    )
-    print(f"median: the loop takes {100 * statistics.median(against):+.1f} % over bare steps", file=sys.stderr)
-    print(json.dumps(result))
+def _seconds(clock: Clock) -> str:
+    return ", ".join(f"{part} {seconds:.2f} s" for part, seconds in clock.items())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import os
 import platform
 import sys
@@ -29,7 +30,8 @@ _TRIED_JAXLIB = (0, 10)
 
 def prepare_host() -> None:
     """Fit a process that trains to its host. Call it once, before jax starts its threads."""
-    keep_freed_memory()
+    if keep_freed_memory():
+        use_huge_pages()
     present = os.environ.get("XLA_FLAGS", "")
     if _SEQUENTIAL.split("=")[0] not in present:
         os.environ["XLA_FLAGS"] = f"{_SEQUENTIAL} {present}".strip()
@@ -46,8 +48,32 @@ def keep_freed_memory() -> bool:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1))
+    wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))
     return all([libc.mallopt(parameter, value) == 1 for parameter, value in wanted])
+
+
+def use_huge_pages() -> int:
+    """Ask for huge pages under the heap's next quarter of the memory; returns how many bytes that is, or 0.
+
+    Activations are swept once and not again until the backward pass, so each sweep misses the translation cache page by
+    page: 2 MB pages take 5 % off a step at depth 2, 1 % at depth 3. Kernels mostly give them to those that ask
+    ("madvise"), which glibc does only if told by the environment before the process starts. So the heap is grown once,
+    marked, and given back to malloc, which keeps it (``keep_freed_memory`` must come first). Only addresses are taken:
+    memory is, as ever, when something is written there.
+    """
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    start = libc.malloc(size)
+    if not start:  # a limit on addresses (ulimit -v), or strict overcommit
+        return 0
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (start + size - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    refused = libc.madvise(first, length, mmap.MADV_HUGEPAGE)  # by a kernel built without them
+    libc.free(start)
+    return 0 if refused else length
 
 
 @functools.cache

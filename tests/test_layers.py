@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmdit_jax.models.attention import joint_attention
-from mmdit_jax.models.layers import dense, gelu, rms_norm
+from mmdit_jax.models.layers import dense, gelu, modulated_norm, rms_norm, rows_in_parts
 
 PRECISION = pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-6), ("bfloat16", 2e-2)])
 
@@ -69,11 +69,37 @@ def test_gelu(dtype: str, tolerance: float) -> None:
     compare(gelu, plain, dtype, tolerance, jnp.linspace(-12.0, 12.0, 999))
 
 
-def test_rms_norm() -> None:
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("size", [16, 64, 97, 192])  # one part, four, a prime number, eight
+def test_rms_norm(size: int, in_parts: bool) -> None:
     def plain(x: jax.Array, scale: jax.Array) -> jax.Array:
         return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale
 
-    compare(rms_norm, plain, "float32", 2e-6, normal(3, 2, 19, 16), normal(16))
+    with rows_in_parts(in_parts):
+        compare(rms_norm, plain, "float32", 2e-6, normal(3, 2, 19, size), normal(size))
+
+
+@PRECISION
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("size", [16, 64, 97, 192])
+def test_modulated_norm(dtype: str, tolerance: float, size: int, in_parts: bool) -> None:
+    def plain(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+        normed = jax.nn.standardize(x, epsilon=1e-6)
+        return normed * (1 + scale[:, None]) + shift[:, None]
+
+    x = 3 + normal(5, 7, size)
+    with rows_in_parts(in_parts):
+        compare(modulated_norm, plain, dtype, tolerance, x, normal(5, size), normal(5, size, seed=1))
+
+
+def test_rows_in_parts_changes_the_sums_and_ends() -> None:
+    x = jnp.ones((4, 128))
+    whole = str(jax.make_jaxpr(lambda x: rms_norm(x, jnp.ones(128)))(x))
+    with rows_in_parts(True):
+        parts = str(jax.make_jaxpr(lambda x: rms_norm(x, jnp.ones(128)))(x))
+    assert "slice" in parts
+    assert "slice" not in whole
+    assert str(jax.make_jaxpr(lambda x: rms_norm(x, jnp.ones(128)))(x)) == whole
 
 
 def test_rms_norm_keeps_the_scale_in_float32() -> None:

@@ -22,7 +22,7 @@ from mmdit_jax.training.data import TrainingData, global_batches
 from mmdit_jax.training.events import EventLog
 from mmdit_jax.training.peak import matmul_flops_per_second
 from mmdit_jax.training.progress import Progress
-from mmdit_jax.training.sharding import batch_sharding, make_mesh
+from mmdit_jax.training.sharding import make_mesh
 from mmdit_jax.training.state import TrainState, abstract_state, init_state
 from mmdit_jax.training.step import make_train_step
 from mmdit_jax.training.validation import validation_loss
@@ -84,7 +84,7 @@ def train(run: Run, run_dir: Path, data: TrainingData, *, project: str, quiet: b
     events.write("start", step=start, **machine, peak_flops_per_second=peak)
     wandb = WandbLog(run_dir, project, run.run_id, run.name, to_dict(run)) if main else None
     meter = Meter(run, events, wandb, Progress(run.name, run.steps, enabled=main and not quiet), peak)
-    batches = global_batches(run, data, start, batch_sharding(mesh))
+    batches = global_batches(run, data, start, mesh)
     try:
         with _Terminated() as terminated:
             for step in range(start, run.steps):
@@ -160,7 +160,7 @@ class Meter:
             self._wandb.close()
 
     def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = jax.device_get(metrics)
+        values = {name: np.asarray(value) for name, value in metrics.items()}  # a fifth of device_get's time
         if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
             self.bad_step = step
             raise Diverged(_advice(self._run, step, _what_broke(values)))

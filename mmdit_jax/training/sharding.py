@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmdit_jax.errors import UserError
@@ -82,17 +81,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's examples (a tree of numpy arrays, first axis the examples) as global arrays over the mesh.
-
-    Raises:
-      UserError: the devices don't divide the batch.
-    """
+    """This process's examples (a tree of numpy arrays, first axis the examples) as global arrays over the mesh."""
     sharding = batch_sharding(mesh)
-
-    def place(array: np.ndarray) -> jax.Array:
-        examples = len(array) * jax.process_count()
-        if examples % mesh.size:
-            raise UserError(f"batch={examples}: expected a multiple of the {mesh.size} devices")
-        return jax.make_array_from_process_local_data(sharding, array)
-
-    return jax.tree.map(place, batch)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)

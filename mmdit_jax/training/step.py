@@ -16,6 +16,7 @@ from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import Formulation, training_loss
 from mmdit_jax.host import onednn_options
 from mmdit_jax.models import MMDiTConfig, apply
+from mmdit_jax.models.layers import rows_in_parts
 from mmdit_jax.models.text import assemble
 from mmdit_jax.training.optimizer import ema_decay, make_optimizer
 from mmdit_jax.training.sharding import batch_sharding, replicated
@@ -55,6 +56,7 @@ def make_train_step(
       onednn: let oneDNN do the matrix products where the backend is an x86 CPU (see ``HardwareConfig.onednn``).
     """
     optimizer = make_optimizer(optimizer_config, steps)
+    options = onednn_options() if onednn else {}
 
     def step(state: TrainState, batch: Batch, f: Formulation, seed: jax.Array) -> tuple[TrainState, Metrics]:
         drop_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
@@ -70,7 +72,8 @@ def make_train_step(
             losses, t = training_loss(f, network, x0, loss_key)
             return jnp.mean(losses), (losses, t)
 
-        (loss, (losses, t)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        with rows_in_parts(bool(options)):
+            (loss, (losses, t)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(optimizer_config, state.step)
@@ -91,7 +94,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh), whole, whole),
         out_shardings=(shardings, whole),
         donate_argnums=0,
-        compiler_options=onednn_options() if onednn else None,
+        compiler_options=options or None,
     )
     several_on_cpu = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     return one_at_a_time(compiled) if several_on_cpu else compiled

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import netrc
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,32 @@ def _mode() -> str:
         return "offline"
 
 
+@functools.cache
+def _thread() -> ThreadPoolExecutor:
+    """wandb is spoken to from one thread, in order: no step waits for it, and the process ends when it has ended."""
+    return ThreadPoolExecutor(1, thread_name_prefix="wandb")
+
+
 class WandbLog:
-    """One wandb run, resumed under the run's id."""
+    """One wandb run, resumed under the run's id. All methods return at once."""
 
     def __init__(self, run_dir: Path, project: str, run_id: str, name: str, config: dict[str, Any]) -> None:
         self._run: Any = None
-        mode = _mode()
-        if mode == "disabled":
-            return
+        self._mode = _mode()
+        if self._mode != "disabled":
+            _thread().submit(self._start, run_dir, project, run_id, name, config)
+
+    def write(self, step: int, **fields: float) -> None:
+        if self._mode != "disabled":
+            _thread().submit(self._log, step, fields)
+
+    def close(self) -> None:
+        """Nothing is written from here on; what was reaches the disk or the server meanwhile."""
+        if self._mode != "disabled":
+            _thread().submit(self._finish)
+            self._mode = "disabled"
+
+    def _start(self, run_dir: Path, project: str, run_id: str, name: str, config: dict[str, Any]) -> None:
         try:
             wandb = importlib.import_module("wandb")
             self._run = wandb.init(
@@ -40,8 +60,8 @@ class WandbLog:
                 name=name,
                 config=config,
                 dir=str(run_dir),
-                mode=mode,
-                resume="allow" if mode == "online" else None,
+                mode=self._mode,
+                resume="allow" if self._mode == "online" else None,
                 settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
             )
         except ImportError:
@@ -49,11 +69,20 @@ class WandbLog:
         except Exception as error:
             log.warning("wandb could not start (%s): metrics go to events.jsonl only", error)
 
-    def write(self, step: int, **fields: float) -> None:
-        if self._run is not None:
+    def _log(self, step: int, fields: dict[str, float]) -> None:
+        if self._run is None:
+            return
+        try:
             self._run.log(fields, step=step)
-
-    def close(self) -> None:
-        if self._run is not None:
-            self._run.finish()
+        except Exception as error:
+            log.warning("wandb stopped at step %d (%s): metrics go to events.jsonl only", step, error)
             self._run = None
+
+    def _finish(self) -> None:
+        if self._run is None:
+            return
+        try:
+            self._run.finish()
+        except Exception as error:
+            log.warning("wandb could not end its run (%s); events.jsonl has every metric", error)
+        self._run = None

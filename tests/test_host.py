@@ -1,0 +1,59 @@
+"""Settings of the host, in processes of their own: they can't be taken back."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPORT = """
+import numpy as np
+from mmdit_jax.host import prepare_host, use_huge_pages
+{before}
+array = np.ones(2**26, np.float32)  # 256 MiB
+first = array.ctypes.data
+del array
+again = np.empty(2**26, np.float32)
+huge = [line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")]
+print(int(first == again.ctypes.data), int(huge[0]) // 1024)
+"""
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is set exists on Linux only")
+
+
+def _report(before: str, address_limit: int | None = None) -> tuple[bool, int]:
+    """Whether freed memory came back at the same place, and MiB in huge pages."""
+
+    def limit() -> None:
+        if address_limit is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (address_limit, address_limit))
+
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT.format(before=before)],
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        check=True,
+    )
+    same, huge = done.stdout.split()
+    return same == "1", int(huge)
+
+
+def test_large_arrays_lie_in_huge_pages_that_are_kept() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this kernel gives no huge pages to anyone")
+    kept, huge = _report("prepare_host()")
+    assert kept
+    assert huge >= 200
+    if "[madvise]" in setting.read_text():
+        assert _report("")[1] == 0  # nothing changes for whoever does not call it
+
+
+def test_a_limit_on_addresses_is_no_error() -> None:
+    total = resource.getpagesize() * int(subprocess.check_output(["getconf", "_PHYS_PAGES"]))
+    kept, _ = _report("prepare_host(); assert use_huge_pages() == 0", address_limit=total // 5)
+    assert kept
