@@ -38,18 +38,19 @@ class WandbLog:
     def __init__(self, run_dir: Path, project: str, run_id: str, name: str, config: dict[str, Any]) -> None:
         self._run: Any = None
         self._mode = _mode()
-        if self._mode != "disabled":
+        self._open = self._mode != "disabled"
+        if self._open:
             _thread().submit(self._start, run_dir, project, run_id, name, config)
 
     def write(self, step: int, **fields: float) -> None:
-        if self._mode != "disabled":
+        if self._open:
             _thread().submit(self._log, step, fields)
 
     def close(self) -> None:
         """Nothing is written from here on; what was reaches the disk or the server meanwhile."""
-        if self._mode != "disabled":
+        if self._open:
             _thread().submit(self._finish)
-            self._mode = "disabled"
+            self._open = False
 
     def _start(self, run_dir: Path, project: str, run_id: str, name: str, config: dict[str, Any]) -> None:
         try:
