@@ -27,6 +27,7 @@ from mmdit_jax.data.emoji import assets
 from mmdit_jax.data.scenes.captions import examples as scene_examples
 from mmdit_jax.evaluation import contrastive, judge
 from mmdit_jax.evaluation.near_misses import KINDS, near_miss, near_misses
+from mmdit_jax.host import onednn_options, prepare_host
 from mmdit_jax.models.text import tower, weights
 from mmdit_jax.models.text.tokens import LENGTH, bucket, word_vector, words
 
@@ -195,7 +196,7 @@ def make_step(
     optimizer = _optimizer(steps, learning_rate, muon_rate)
     graph = nnx.graphdef(nnx.eval_shape(lambda: contrastive.Contrastive(rngs=nnx.Rngs(0))))
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=onednn_options() or None)
     def step(
         params: nnx.State, state: optax.OptState, key: jax.Array, batch: Batch, tables: Tables
     ) -> tuple[nnx.State, optax.OptState, jax.Array]:
@@ -313,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     changes = {"seed": arguments.seed, "steps": arguments.steps, "path": arguments.output}
     recipe = dataclasses.replace(RECIPES[arguments.model], **{k: v for k, v in changes.items() if v is not None})
 
+    prepare_host()
     start = time.perf_counter()
     model = train(recipe)
     print(f"trained in {time.perf_counter() - start:.0f} s")
