@@ -132,7 +132,7 @@ class Split:
         """(R, R, 3)."""
         return tuple(self._records([0])[0]["image"].shape)
 
-    @property
+    @functools.cached_property
     def in_memory(self) -> bool:
         """Whether ``take`` reads from memory: the images take no more than ``CACHE_BYTES``."""
         return len(self) * int(np.prod(self.image_shape)) <= CACHE_BYTES

@@ -81,9 +81,14 @@ def _initial(seed: int) -> nnx.State:
     return nnx.state(Contrastive(rngs=nnx.Rngs(seed)))
 
 
+def abstract() -> Contrastive:
+    """The model's structure, with shapes in place of weights."""
+    return nnx.eval_shape(lambda: Contrastive(rngs=nnx.Rngs(0)))
+
+
 def blank(seed: int = 0) -> Contrastive:
     """A model with random weights."""
-    model = nnx.eval_shape(lambda: Contrastive(rngs=nnx.Rngs(0)))
+    model = abstract()
     nnx.update(model, _initial(seed))
     return model
 

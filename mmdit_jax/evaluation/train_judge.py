@@ -194,9 +194,9 @@ def make_step(
 ) -> tuple[optax.GradientTransformation, Callable[..., tuple[nnx.State, optax.OptState, jax.Array]]]:
     """The optimizer, and the compiled step (params, optimizer state, key, batch, tables) to both anew and the loss."""
     optimizer = _optimizer(steps, learning_rate, muon_rate)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: contrastive.Contrastive(rngs=nnx.Rngs(0))))
+    graph = nnx.graphdef(contrastive.abstract())
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=onednn_options() or None)
+    @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=onednn_options())
     def step(
         params: nnx.State, state: optax.OptState, key: jax.Array, batch: Batch, tables: Tables
     ) -> tuple[nnx.State, optax.OptState, jax.Array]:

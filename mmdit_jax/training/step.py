@@ -94,7 +94,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh), whole, whole),
         out_shardings=(shardings, whole),
         donate_argnums=0,
-        compiler_options=options or None,
+        compiler_options=options,
     )
     several_on_cpu = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     return one_at_a_time(compiled) if several_on_cpu else compiled

@@ -37,10 +37,10 @@ class WandbLog:
 
     def __init__(self, run_dir: Path, project: str, run_id: str, name: str, config: dict[str, Any]) -> None:
         self._run: Any = None
-        self._mode = _mode()
-        self._open = self._mode != "disabled"
+        mode = _mode()
+        self._open = mode != "disabled"
         if self._open:
-            _thread().submit(self._start, run_dir, project, run_id, name, config)
+            _thread().submit(self._start, mode, run_dir, project, run_id, name, config)
 
     def write(self, step: int, **fields: float) -> None:
         if self._open:
@@ -52,7 +52,7 @@ class WandbLog:
             _thread().submit(self._finish)
             self._open = False
 
-    def _start(self, run_dir: Path, project: str, run_id: str, name: str, config: dict[str, Any]) -> None:
+    def _start(self, mode: str, run_dir: Path, project: str, run_id: str, name: str, config: dict[str, Any]) -> None:
         try:
             wandb = importlib.import_module("wandb")
             self._run = wandb.init(
@@ -61,8 +61,8 @@ class WandbLog:
                 name=name,
                 config=config,
                 dir=str(run_dir),
-                mode=self._mode,
-                resume="allow" if self._mode == "online" else None,
+                mode=mode,
+                resume="allow" if mode == "online" else None,
                 settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
             )
         except ImportError:
