@@ -78,7 +78,7 @@ def measure(depth: int, rounds: int, data_dir: Path) -> dict[str, Any]:
     from launch.execute import Places, execute
     from mmdit_jax.diffusion import formulation
     from mmdit_jax.training.data import global_batches, training_data
-    from mmdit_jax.training.sharding import make_mesh, shard_batch
+    from mmdit_jax.training.sharding import make_mesh
     from mmdit_jax.training.state import init_state
     from mmdit_jax.training.step import make_train_step
 
@@ -88,7 +88,7 @@ def measure(depth: int, rounds: int, data_dir: Path) -> dict[str, Any]:
 
     def bare_steps() -> float:
         state = init_state(run.model, run.optimizer, run.steps, run.seed, mesh)
-        batch = jax.block_until_ready(shard_batch(next(global_batches(run, data, 0, mesh)), mesh))
+        batch = next(global_batches(run, data, 0, mesh))
         start = time.perf_counter()
         for _ in range(run.steps):
             state, metrics = step(state, batch, f, run.seed)
