@@ -29,19 +29,17 @@ Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch, Formulation, Any], tuple[TrainState, Metrics]]
 
 
-@functools.lru_cache(maxsize=32)
-def make_train_step(
+def step_function(
     model_config: MMDiTConfig,
     optimizer_config: OptimizerConfig,
     steps: int,
     drop: float,
-    mesh: Mesh,
     onednn: bool = False,
 ) -> TrainStep:
-    """The step of a run, jitted over ``mesh``; runs that differ in formulation or seed get the same function back.
+    """The step of a run as a pure function, to be jitted (``make_train_step``) or mapped over replicas first.
 
     ``step(state, batch, formulation, seed)`` returns the next state and the metrics of the batch, which are of the
-    weights before the update. The given state is donated. A batch holds
+    weights before the update. A batch holds
 
     - "image": uint8 [batch, height, width, channels], scaled to [-1, 1] inside;
     - "text": for each encoder, (tokens [batch, length, width], pooled [batch, pooled_width]).
@@ -53,10 +51,9 @@ def make_train_step(
     Args:
       steps: length of the run, which the learning rate's schedule needs.
       drop: probability that an encoder's text is replaced by zeros, drawn per example and encoder.
-      onednn: let oneDNN do the matrix products where the backend is an x86 CPU (see ``HardwareConfig.onednn``).
+      onednn: whether oneDNN will do the matrix products, which other forms of some sums suit.
     """
     optimizer = make_optimizer(optimizer_config, steps)
-    options = onednn_options() if onednn else {}
 
     def step(state: TrainState, batch: Batch, f: Formulation, seed: jax.Array) -> tuple[TrainState, Metrics]:
         drop_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
@@ -72,7 +69,7 @@ def make_train_step(
             losses, t = training_loss(f, network, x0, loss_key)
             return jnp.mean(losses), (losses, t)
 
-        with rows_in_parts(bool(options)):
+        with rows_in_parts(onednn):
             (loss, (losses, t)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -87,6 +84,28 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
+    return step
+
+
+@functools.lru_cache(maxsize=32)
+def make_train_step(
+    model_config: MMDiTConfig,
+    optimizer_config: OptimizerConfig,
+    steps: int,
+    drop: float,
+    mesh: Mesh,
+    onednn: bool = False,
+) -> TrainStep:
+    """``step_function`` jitted over ``mesh``; runs that differ in formulation or seed get the same function back.
+
+    The given state is donated.
+
+    Args:
+      steps, drop: as of ``step_function``.
+      onednn: let oneDNN do the matrix products where the backend is an x86 CPU (see ``HardwareConfig.onednn``).
+    """
+    options = onednn_options() if onednn else {}
+    step = step_function(model_config, optimizer_config, steps, drop, onednn=bool(options))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model_config, optimizer_config, steps, mesh))
     whole = replicated(mesh)
     compiled = jax.jit(
