@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmdit_jax.config import DataConfig, EvaluationConfig, HardwareConfig, OptimizerConfig, Run, Study, text_widths
+from mmdit_jax.diffusion import SamplerConfig
 from mmdit_jax.models import MMDiTConfig
 
 DEPTHS = (1, 2, 3)
@@ -49,7 +50,7 @@ def study() -> Study:
         batch=32,
         steps=600,
         validate_every=75,
-        evaluation=EvaluationConfig(prompts_per_task=40, sampling_steps=16, guidance=4.0),
+        evaluation=EvaluationConfig(prompts_per_task=40, sampler=SamplerConfig(steps=16, guidance=4.0)),
         # Blocks unrolled and products by oneDNN: 1.2 times the steps a second, for some seconds of compilation.
         hardware=HardwareConfig(onednn=True),
     )

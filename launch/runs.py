@@ -13,6 +13,7 @@ from launch.runtime import add_study, keep_compiled_programs
 from launch.studies import load_study
 from launch.study import places_of
 from mmdit_jax.config import Run
+from mmdit_jax.diffusion.sampler_config import METHODS
 from mmdit_jax.errors import unknown
 from mmdit_jax.evaluation.evaluate import evaluate, generate, save_png
 from mmdit_jax.training.data import training_data
@@ -21,6 +22,16 @@ EXAMPLES = {
     "train": "example: mmdit train quickstart --run d2-rf",
     "evaluate": "example: mmdit evaluate quickstart --run d2-rf --drop tower --out /tmp/without-tower --json",
     "sample": 'example: mmdit sample quickstart --run d2-rf "a red circle above a blue square" --out samples',
+}
+SAMPLER_OPTIONS: dict[str, tuple[Any, str]] = {
+    "steps": (int, "sampler steps"),
+    "guidance": (float, "guidance scale, 1 for none"),
+    "method": (str, f"one of {', '.join(METHODS)}"),
+    "shift": (float, "resolution shift of the steps"),
+    "shift_applied": (str, "once, or twice as the public reference samplers do"),
+    "variables": (str, "what steps are straight in: straight, or the path's own"),
+    "interval": (lambda text: _interval(text), "LOW,HIGH: noise levels between which guidance acts"),
+    "rescale": (float, "guidance rescale, 0 to 1"),
 }
 
 
@@ -40,8 +51,7 @@ def add_parsers(commands: Any) -> None:
             parser.add_argument(
                 "--drop", action="append", default=[], metavar="ENCODER", help="leave a text encoder out"
             )
-            parser.add_argument("--steps", type=int, help="Euler steps (default: the run's)")
-            parser.add_argument("--guidance", type=float, help="guidance scale (default: the run's)")
+            _add_sampler(parser)
             parser.add_argument("--seed", type=int, help="seed of the noise (default: the run's)")
         if name == "evaluate":
             parser.add_argument("--out", type=Path, required=True, help="folder for the image tree")
@@ -101,6 +111,18 @@ def _trained(args: argparse.Namespace) -> tuple[Run, Any, Any]:
             unknown("drop", name, run.data.text_encoders)
     ema = restore_ema(run, places.run_dir(run))
     keep_compiled_programs(places.root)
-    given = {"sampling_steps": args.steps, "guidance": args.guidance, "seed": args.seed}
-    settings = replace(run.evaluation, **{key: value for key, value in given.items() if value is not None})
+    given = {name: vars(args)[name] for name in SAMPLER_OPTIONS if vars(args)[name] is not None}
+    settings = replace(run.evaluation, sampler=replace(run.evaluation.sampler, **given))
+    if args.seed is not None:
+        settings = replace(settings, seed=args.seed)
     return replace(run, evaluation=settings), ema, places
+
+
+def _add_sampler(parser: argparse.ArgumentParser) -> None:
+    """Options that replace fields of the run's sampler."""
+    for name, (convert, text) in SAMPLER_OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=convert, help=f"{text} (default: the run's)")
+
+
+def _interval(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in text.split(","))

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmdit_jax.diffusion import formulation
+from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.errors import UserError, nearest, unknown
 from mmdit_jax.models import MMDiTConfig
 from mmdit_jax.models.text import text_encoder
@@ -88,20 +88,39 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is generated from the finished run's EMA weights, and scored."""
+    """What is generated from the finished run's weights, and scored."""
 
     prompts_per_task: int = 40
     """Prompts a GenEval task, of which there are six; a set without tasks: six times as many held-out captions."""
     images_per_prompt: int = 1
-    sampling_steps: int = 24
-    """Euler steps."""
-    guidance: float = 4.0
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Of these images, by the EMA weights."""
     seed: int = 0
     """Of prompts and noise: the same for every run of a study, so that battles are like against like."""
+    at: str = "last"
+    """Which weights are evaluated: those of the ``last`` step, or of the ``best`` one, which has the lowest EMA
+    validation loss (the SD3 ranking protocol)."""
+    settings: tuple[SamplerConfig, ...] = ()
+    """Samplers under which EMA and raw weights are each scored against held-out images, by CLIP score and Fréchet
+    distance: the settings that ``mmdit rank`` compares formulations in."""
+    settings_images: int = 256
+    """Held-out captions drawn in each of them, one image a caption."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "prompts_per_task", "images_per_prompt", "sampling_steps")
-        _require(math.isfinite(self.guidance) and self.guidance >= 0, "guidance", self.guidance, "0 or more")
+        _require_positive(self, "prompts_per_task", "images_per_prompt", "settings_images")
+        if self.at not in ("last", "best"):
+            unknown("evaluation.at", self.at, ("last", "best"))
+        object.__setattr__(self, "settings", tuple(self.settings))
+        labels = [item.label for item in self.settings]
+        for label in labels:
+            _require(labels.count(label) == 1, "evaluation.settings", label, "each sampler once")
+
+
+SD3_SETTINGS: tuple[SamplerConfig, ...] = (
+    *(SamplerConfig(steps=50, guidance=guidance) for guidance in (1.0, 2.5, 5.0)),
+    *(SamplerConfig(steps=steps, guidance=5.0) for steps in (5, 10, 25)),
+)
+"""The SD3 ranking protocol's six samplers (section 5.1): with {EMA, raw} weights and two data sets, 24 settings."""
 
 
 @dataclass(frozen=True)

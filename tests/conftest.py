@@ -32,6 +32,7 @@ def fake_devices(number: int) -> dict[str, str]:
 TINY_STUDY = '''
 """Two tiny runs for the tests."""
 from mmdit_jax.config import *
+from mmdit_jax.diffusion import SamplerConfig
 from mmdit_jax.models import MMDiTConfig
 
 def study():
@@ -43,7 +44,7 @@ def study():
     base = dict(
         model=model, data=data, batch=8, steps=40, validate_every=10,
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5, ema_decay=0.9),
-        evaluation=EvaluationConfig(prompts_per_task=2, sampling_steps=2),
+        evaluation=EvaluationConfig(prompts_per_task=2, sampler=SamplerConfig(steps=2)),
         hardware=HardwareConfig(checkpoint_every=10),
     )
     names = {"rf": "rf", "log normal": "rf/lognorm(0.00,1.00)"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from mmdit_jax.diffusion import formulation
+from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation import sampling
 from mmdit_jax.evaluation.grids import CELL, grid_image, grid_png, wrap
@@ -41,8 +41,10 @@ def text():
 
 
 def draw(params, text, **changes):
-    settings = {"seed": 5, "indices": np.arange(N), "resolution": 8, "steps": 6, "guidance": 3.0, "chunk": 4}
-    return sample_images(CONFIG, params, RF, text, **{**settings, **changes})
+    settings = {"seed": 5, "indices": np.arange(N), "resolution": 8, "chunk": 4, "f": RF}
+    sampler = {name: changes.pop(name) for name in list(changes) if name in SamplerConfig.__dataclass_fields__}
+    settings |= {"sampler": SamplerConfig(**{"steps": 6, "guidance": 3.0, **sampler}), **changes}
+    return sample_images(CONFIG, params, settings.pop("f"), text, settings.pop("sampler"), **settings)[0]
 
 
 def written_out(params, text, *, steps: int, guidance: float) -> np.ndarray:
@@ -85,25 +87,16 @@ def test_an_image_depends_on_its_seed_index_and_caption_only(params, text) -> No
     assert abs(noise.std() - 1) < 0.02 and abs(noise.mean()) < 0.02
 
 
-def test_steps_guidance_seed_and_formulation_share_a_program(params, text) -> None:
+def test_samplers_seeds_and_formulations_share_a_program(params, text) -> None:
     sampling._compiled.cache_clear()
     draw(params, text)
-    for changes in ({"steps": 25}, {"guidance": 5.0}, {"shift": 3.0}, {"seed": 9}, {"drop": ("tower",)}):
-        draw(params, text, **changes)
+    others = ({"steps": 25}, {"guidance": 5.0}, {"shift": 3.0}, {"method": "heun"}, {"seed": 9}, {"drop": ("tower",)})
+    for changes in others:
+        assert not close(draw(params, text, **changes), draw(params, text))
     for name in ("rf/lognorm(0.00,1.00)", "rf/cosmap"):
-        lognorm = sample_images(
-            CONFIG,
-            params,
-            formulation(name),
-            text,
-            seed=5,
-            indices=range(N),
-            resolution=8,
-            steps=6,
-            guidance=3,
-            chunk=4,
-        )
-        np.testing.assert_array_equal(lognorm, draw(params, text))  # the density is a matter of training
+        # the density is a matter of training
+        np.testing.assert_array_equal(draw(params, text, f=formulation(name)), draw(params, text))
+    assert not close(draw(params, text, f=formulation("v/cos")), draw(params, text))
     assert sampling._compiled.cache_info().currsize == 1
     assert sampling._compiled(CONFIG, (8, 8, 3), True, None)._cache_size() == 1  # type: ignore[attr-defined]
 
@@ -125,7 +118,7 @@ def test_a_mesh_changes_nothing(params, text) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"steps": 0}, r"^steps=0: expected 1 or more"),
+        ({"steps": 0}, r"^steps=0: expected a whole number, 1 or more"),
         ({"chunk": 0}, r"^chunk=0: expected 1 or more"),
         ({"guidance": float("inf")}, r"^guidance=inf: expected a finite number"),
         ({"drop": ("towr",)}, r"^drop='towr': unknown; did you mean 'tower'"),

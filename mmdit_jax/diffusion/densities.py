@@ -1,13 +1,14 @@
-"""Densities over t that a rectified flow is trained under (SD3 paper, section 3.1).
+"""Densities over t that a rectified flow is trained under: SD3 paper, section 3.1, and histograms over t.
 
 Each density is a pair: its quantile function, which turns u ~ U(0,1) into a sample, and its probability density. Which
 of them is meant is an index (``KINDS``) that may be traced: ``quantile`` and ``pdf`` dispatch with ``lax.switch``, so
-one compiled program serves all four.
+one compiled program serves all of them.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ from jax import Array
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
-KINDS = ("uniform", "lognorm", "mode", "cosmap")
+KINDS = ("uniform", "lognorm", "mode", "cosmap", "histogram", "adaptive")
 MODE_MIN, MODE_MAX = -1.0, 2.0 / (math.pi - 2.0)  # mode(s) is monotone, hence a density, only in this range
 
 T_MIN = 1e-5  # t stays in [T_MIN, 1 - T_MIN]: every path is finite there in float32, and it costs 2e-5 of the mass
 _U_MIN = 2.0**-24  # jax.random.uniform can return 0, where a quantile may be infinite
+MAX_BINS = 64  # of a histogram
 _BISECTIONS = 26  # halvings of [0, 1] until the interval is below float32's resolution
 
 
@@ -28,26 +30,47 @@ def clip_time(t: ArrayLike) -> Array:
     return jnp.clip(jnp.asarray(t, jnp.float32), T_MIN, 1.0 - T_MIN)
 
 
-def quantile(kind: ArrayLike, m: ArrayLike, s: ArrayLike, u: Array) -> Array:
+class Histogram(NamedTuple):
+    """A density that is constant on each of ``bins`` equal parts of [0, 1]."""
+
+    masses: ArrayLike
+    """Relative masses, float32 [MAX_BINS]: those of the first ``bins`` count, the rest are 0."""
+    bins: ArrayLike
+    """int32, 1 to MAX_BINS."""
+
+    def edges(self) -> Array:
+        """Ends of the parts, float32 [MAX_BINS + 1]; 1 beyond the last."""
+        return jnp.minimum(jnp.arange(MAX_BINS + 1, dtype=jnp.float32) / self.bins, 1.0)
+
+    def shares(self) -> Array:
+        """Masses that add up to 1, float32 [MAX_BINS]."""
+        masses = jnp.asarray(self.masses, jnp.float32)
+        return masses / jnp.maximum(jnp.sum(masses), 1e-30)
+
+
+def quantile(kind: ArrayLike, m: ArrayLike, s: ArrayLike, histogram: Histogram, u: Array) -> Array:
     """Inverse of the distribution function, up to the direction of u: U(0,1) becomes the density's t.
 
     Args:
         kind: int scalar, index into KINDS.
         m: float scalar, the mean of logit t (``lognorm``; the others ignore it).
         s: float scalar, the scale (``lognorm``, ``mode``; the others ignore it).
+        histogram: of ``histogram`` and ``adaptive``; the others ignore it.
         u: float32, any shape, in [0, 1].
 
     Returns:
         float32 of u's shape, within [T_MIN, 1 - T_MIN].
     """
     u = jnp.clip(u, _U_MIN, 1.0 - _U_MIN)
-    branches = (_uniform_quantile, _lognorm_quantile, _mode_quantile, _cosmap_quantile)
+    by_histogram = lambda m, s, u: _histogram_quantile(histogram, u)  # noqa: E731
+    branches = (_uniform_quantile, _lognorm_quantile, _mode_quantile, _cosmap_quantile, by_histogram, by_histogram)
     return clip_time(jax.lax.switch(kind, branches, m, s, u))
 
 
-def pdf(kind: ArrayLike, m: ArrayLike, s: ArrayLike, t: ArrayLike) -> Array:
+def pdf(kind: ArrayLike, m: ArrayLike, s: ArrayLike, histogram: Histogram, t: ArrayLike) -> Array:
     """Probability density at t; arguments and shapes as in ``quantile``."""
-    branches = (_uniform_pdf, _lognorm_pdf, _mode_pdf, _cosmap_pdf)
+    by_histogram = lambda m, s, t: _histogram_pdf(histogram, t)  # noqa: E731
+    branches = (_uniform_pdf, _lognorm_pdf, _mode_pdf, _cosmap_pdf, by_histogram, by_histogram)
     return jax.lax.switch(kind, branches, m, s, clip_time(t))
 
 
@@ -96,3 +119,14 @@ def _cosmap_quantile(m: Array, s: Array, u: Array) -> Array:
 
 def _cosmap_pdf(m: Array, s: Array, t: Array) -> Array:
     return 2.0 / (jnp.pi * (1.0 - 2.0 * t + 2.0 * t * t))
+
+
+def _histogram_quantile(histogram: Histogram, u: Array) -> Array:
+    below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(histogram.shares())])
+    return jnp.interp(u, below, histogram.edges())
+
+
+def _histogram_pdf(histogram: Histogram, t: Array) -> Array:
+    bins = jnp.asarray(histogram.bins)
+    index = jnp.clip((t * bins).astype(jnp.int32), 0, bins - 1)
+    return histogram.shares()[index] * bins

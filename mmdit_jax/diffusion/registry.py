@@ -1,42 +1,136 @@
-"""From a paper name to a Formulation, and the 61 names of the SD3 study."""
+"""From a name to a Formulation, the 61 names of the SD3 study, and names of what came later."""
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 
-from mmdit_jax.diffusion.forms import EXAMPLES, FORMS, Form
+from mmdit_jax.diffusion.densities import KINDS, MAX_BINS
+from mmdit_jax.diffusion.forms import EXAMPLES, FORMS, MODIFIERS, Form, Modifier
 from mmdit_jax.diffusion.formulation import Formulation
-from mmdit_jax.errors import UserError, nearest
+from mmdit_jax.errors import UserError
 
 _NAME = re.compile(r"([^()\s]+)\s*(?:\(([^()]*)\))?")
+_MODIFIER = re.compile(r"/\s*(" + "|".join(item.word for item in MODIFIERS) + r")\s*\(([^()]*)\)\s*$")
+_NEAREST = 3
 
 
 def formulation(name: str) -> Formulation:
-    """The formulation that the SD3 paper calls ``name``.
+    """The formulation called ``name``: one of the SD3 paper's, or a later one written in the same way.
 
-    Names: `rf`, `rf/lognorm(m,s)`, `rf/mode(s)`, `rf/cosmap`, `edm(Pm,Ps)`, `edm/rf`, `edm/cos`, `eps/linear`,
-    `v/linear`, `eps/cos`, `v/cos`. Numbers may be written in any way and ``.name`` is canonical:
-    ``formulation("rf/lognorm(0,1)").name`` is ``"rf/lognorm(0.00,1.00)"``.
+    The paper's: `rf`, `rf/lognorm(m,s)`, `rf/mode(s)`, `rf/cosmap`, `edm(Pm,Ps)`, `edm/rf`, `edm/cos`, `eps/linear`,
+    `v/linear`, `eps/cos`, `v/cos`. Beyond it: `rf/histogram(mass,…)`, up to 64 relative masses on equal parts of
+    [0, 1]; `rf/adaptive(p)`, a density ∝ (loss at t)^p learned while training; and after any of them `/shift(α)`, the
+    resolution shift of the drawn times (equation 23), and `/minsnr(γ)`, min-SNR weighting (arXiv 2303.09556).
+
+    Numbers may be written in any way and ``.name`` is canonical: ``formulation("rf/lognorm(0,1)").name`` is
+    ``"rf/lognorm(0.00,1.00)"``.
 
     Raises:
-        UserError: for any other name, with the nearest valid one, and for a number out of range, with the range.
+        UserError: for any other name, with the three nearest valid ones, and for a number out of range, with the range.
     """
-    match = _NAME.fullmatch(name.strip())
-    stem, inside = match.groups() if match else (name, None)
+    base, modifiers = _split(name)
+    match = _NAME.fullmatch(base.strip())
+    stem, inside = match.groups() if match else (base, None)
     forms = {form.stem: form for form in FORMS}
     words = [] if inside is None else inside.split(",")
     values = [_number(word) for word in words]
-    if match is None or stem not in forms or None in values or len(values) != len(forms[stem].numbers):
-        raise UserError(f"formulation={name!r}: unknown; did you mean {_suggest(name, values)!r}? (forms: {_forms()})")
-    form, slots = forms[stem], {"m": 0.0, "s": 1.0}
-    for number, value in zip(form.numbers, values, strict=True):
+    if match is None or stem not in forms or None in values or not forms[stem].counts(len(values)):
+        raise UserError(f"formulation={name!r}: unknown; did you mean {_suggest(base, values)}? (forms: {_usages()})")
+    form, numbers = forms[stem], {"m": 0.0, "s": 1.0, "shift": 1.0, "snr_cap": 0.0}
+    masses: list[float] = []
+    pairs = [*form.paired(values), *((modifier.number, value) for modifier, value in modifiers)]
+    for number, value in pairs:
         # what float32 makes of it counts: a tiny scale would become 0, a huge mean infinite
         if value is None or not number.holds(float(np.float32(value))):
-            raise UserError(f"formulation={name!r}: {number.label}={value:g} is out of range: use {number.valid()}")
-        slots[number.slot] = value
-    return Formulation(form.path, form.prediction, np.int32(form.kind), np.float32(slots["m"]), np.float32(slots["s"]))
+            shown = "not a number" if value is None else f"{value:g}"
+            raise UserError(f"formulation={name!r}: {number.label}={shown} is out of range: use {number.valid()}")
+        if number.slot == "masses":
+            masses.append(value)
+        else:
+            numbers[number.slot] = value
+    if masses and sum(masses) == 0:
+        raise UserError(f"formulation={name!r}: every mass is 0: use at least one above 0")
+    _refuse_shift(name, form, numbers["shift"])
+    return Formulation(
+        form.path,
+        form.prediction,
+        np.int32(form.kind),
+        **{slot: np.float32(value) for slot, value in numbers.items()},
+        masses=np.pad(np.asarray(masses or [1.0], np.float32), (0, MAX_BINS - max(len(masses), 1))),
+        bins=np.int32(max(len(masses), 1)),
+    )
+
+
+def _split(name: str) -> tuple[str, list[tuple[Modifier, float | None]]]:
+    """The form's part of a name, and the modifiers after it with their numbers (none: not a number)."""
+    words = {modifier.word: modifier for modifier in MODIFIERS}
+    found: dict[str, float | None] = {}
+    base = name
+    while match := _MODIFIER.search(base):
+        word, inside = match.groups()
+        if word in found:
+            raise UserError(f"formulation={name!r}: {word} is there twice: give it once")
+        found[word] = _number(inside)
+        base = base[: match.start()]
+    return base, [(words[word], value) for word, value in found.items()]
+
+
+def _refuse_shift(name: str, form: Form, shift: float) -> None:
+    if shift == 1.0:
+        return
+    if form.path == "linear":
+        raise UserError(
+            f"formulation={name!r}: the linear path ends before pure noise, and a shift would pile times up at its "
+            "end: use shift(1), or another path"
+        )
+    if form.kind == KINDS.index("adaptive") and form.path == "rf":
+        raise UserError(f"formulation={name!r}: an adaptive density finds its own place: use it without shift")
+
+
+def histogram(density: Callable[[np.ndarray], np.ndarray], bins: int = MAX_BINS) -> str:
+    """The name of a rectified flow trained under a density of one's own: ``rf/histogram(…)``.
+
+    Args:
+        density: of t, need not be normalised: float64 [n] in (0, 1) -> [n], finite and not negative. Its integral over
+            each of ``bins`` equal parts of [0, 1] is taken by Gauss's rule of 8 points.
+        bins: 1 to 64.
+
+    Returns:
+        The name, which says all there is to say of the histogram: four significant digits a mass.
+
+    Raises:
+        UserError: another number of bins, or values that no density has.
+    """
+    if not 1 <= bins <= MAX_BINS:
+        raise UserError(f"bins={bins}: expected 1 to {MAX_BINS}")
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    t = (np.arange(bins)[:, None] + 0.5 * (nodes + 1.0)) / bins
+    values = np.asarray(density(t.reshape(-1)), np.float64)
+    if values.shape != (t.size,) or not np.isfinite(values).all() or (values < 0).any() or not values.any():
+        raise UserError("density: expected finite values, none negative and not all 0, one for each t")
+    masses = values.reshape(t.shape) @ weights
+    return formulation(f"rf/histogram({','.join(f'{mass:.4g}' for mass in masses / masses.mean())})").name
+
+
+def resolution_shift(pixels: int, base_pixels: int) -> float:
+    """α = √(m/n) of the resolution shift (equation 23).
+
+    Args:
+        pixels: m, height times width of the images that are trained on or sampled.
+        base_pixels: n, of those that the schedule was chosen for.
+
+    Raises:
+        UserError: a number that is not positive.
+    """
+    for name, value in (("pixels", pixels), ("base_pixels", base_pixels)):
+        if value < 1:
+            raise UserError(f"{name}={value}: expected 1 or more")
+    return math.sqrt(pixels / base_pixels)
 
 
 def _number(word: str) -> float | None:
@@ -46,22 +140,23 @@ def _number(word: str) -> float | None:
         return None
 
 
-def _forms() -> str:
-    return ", ".join(
-        f"{form.stem}({','.join(n.label for n in form.numbers)})" if form.numbers else form.stem for form in FORMS
-    )
+def _usages() -> str:
+    modifiers = ", ".join(f"/{item.word}({item.number.label})" for item in MODIFIERS)
+    return f"{', '.join(form.usage() for form in FORMS)}; after any of them {modifiers}"
 
 
 def _suggest(name: str, values: list[float | None]) -> str:
-    """The valid name nearest to ``name``, with the given numbers where they fit its form, else an example's."""
-    stem = nearest(re.split(r"[(\d]", name.strip())[0].rstrip("/ ") or name, [form.stem for form in FORMS])
-    form = next(form for form in FORMS if form.stem == stem)
-    return form.write(_fitting(form, values))
+    """The three valid names nearest to ``name``, with the given numbers where they fit their forms, else examples'."""
+    asked = (re.split(r"[(\d]", name.strip())[0].rstrip("/ ") or name).lower()
+    by_stem = {form.stem.lower(): form for form in FORMS}
+    close = difflib.get_close_matches(asked, list(by_stem), n=_NEAREST, cutoff=0.0)
+    names = [by_stem[stem].write(_fitting(by_stem[stem], values)) for stem in close]
+    return ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
 
 
 def _fitting(form: Form, values: list[float | None]) -> list[float]:
     given = [value for value in values if value is not None]
-    if len(given) == len(form.numbers) and all(n.holds(v) for n, v in zip(form.numbers, given, strict=True)):
+    if form.counts(len(given)) and all(n.holds(v) for n, v in form.paired(given) if v is not None):
         return given
     return list(EXAMPLES.get(form.stem, ()))
 
@@ -78,3 +173,16 @@ def _study_61() -> tuple[str, ...]:
 
 STUDY_61: tuple[str, ...] = _study_61()
 """The 61 formulations that the paper compares, by its printed names (mode's s rounded to two decimals as printed)."""
+
+LATER: dict[str, str] = {
+    "rf/lognorm(0.00,1.00)/shift(3.00)": "SD3's own choice at 1024² (Esser et al. 2024, section 5.3.2)",
+    "rf/mode(1.29)/shift(3.00)": "the same shift after the mode density (as above)",
+    "rf/shift(3.00)": "uniform times, shifted: diffusers' flow-matching scheduler at SD3's shift",
+    "rf/lognorm(1.90,1.00)": "ABRA 2026, scaling laws of rectified flows",
+    "v/cos/minsnr(5.00)": "min-SNR weighting, γ = 5 (Hang et al. 2023, arXiv 2303.09556)",
+    "rf/adaptive(-1.00)": "times ∝ 1/loss(t), learned: the weights that EDM2's uncertainty has at its optimum "
+    "(Karras et al. 2024, arXiv 2312.02696)",
+    "rf/adaptive(1.00)": "times ∝ loss(t), learned: more where the loss is high (after the importance sampling of "
+    "Nichol and Dhariwal 2021, arXiv 2102.09672, section 3.3, without its correction of the weights)",
+}
+"""Formulations that are not in the paper's 61, each with its source."""

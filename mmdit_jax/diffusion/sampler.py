@@ -1,8 +1,19 @@
-"""Euler integration of the probability-flow ODE from noise to data, with guidance."""
+"""Samplers of the probability-flow ODE, from noise to data: tables of coefficients, and the one loop that runs them.
+
+Every step of every method is a linear combination of four images: where the loop is, where the step began, the data as
+the network sees it now (x0), and as it saw it an evaluation ago. So a sampler is a table, a row an evaluation of the
+network, made on the host by ``plan``; ``sample`` compiles once for all methods, numbers of steps up to the table's
+length, shifts, guidance, and all formulations.
+
+The loop's variable is y = z/(a + b), which lies on the straight path of `rf` at level s = b/(a + b).
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,80 +21,242 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from mmdit_jax.diffusion.formulation import Formulation
-from mmdit_jax.errors import UserError
+from mmdit_jax.diffusion.densities import clip_time
+from mmdit_jax.diffusion.formulation import LAST_TIME_EPS, Formulation, shifted
+from mmdit_jax.diffusion.sampler_config import SamplerConfig
+from mmdit_jax.diffusion.times import timesteps
 
-VelocityFn = Callable[[Array, Array], Array]
+Column = Any  # numpy on the host, jax inside a compiled function
+Network = Callable[[Array, Array], Array | tuple[Array, Array]]
 
 
-def timesteps(steps: int, shift: float = 1.0) -> np.ndarray:
-    """Equidistant times from 1 (noise) to 0 (data): float32 [steps + 1].
+class Plan(NamedTuple):
+    """A sampler as numbers: a pytree, so that it is an argument of a compiled function. Arrays are [length]."""
+
+    t: Column
+    """Time that the network is told, on its formulation's path, float32 as all of these."""
+    input_by_y: Column
+    """The network's input is this times y."""
+    x0_by_y: Column
+    """x0 is this times y, plus"""
+    x0_by_output: Column
+    """this times the network's output."""
+    by_y: Column
+    """y becomes this times y, plus"""
+    by_start: Column
+    """this times y at the step's start, plus"""
+    by_x0: Column
+    """this times x0, plus"""
+    by_previous: Column
+    """this times the x0 of the evaluation before."""
+    ends: Column
+    """Whether a step ends with this evaluation, bool."""
+    guidance: Column
+    """Guidance at this evaluation; 1 is none."""
+    evaluations: Column
+    """How many rows count, int32 scalar."""
+    rescale: Column
+    """φ of guidance rescale, scalar."""
+    start: Column
+    """Level at which the noise starts: 1 but where the path or the prediction ends earlier, scalar."""
+
+
+def plan(f: Formulation, config: SamplerConfig, length: int | None = None) -> Plan:
+    """The table of a sampler for networks trained under ``f``. Host only.
 
     Args:
-        steps: number of Euler steps, 1 or more.
-        shift: α of the resolution shift t_m = α t / (1 + (α − 1) t) (equation 23), applied once; 1 leaves t as it is.
+        f: the formulation, its numbers known.
+        config: method, steps, guidance, shift.
+        length: rows of the table, at least ``config.evaluations`` (the default); unused ones do nothing. Plans of one
+            length share a compiled loop.
 
     Raises:
-        UserError: for fewer than 1 steps, or a shift that is not positive.
+        ValueError: ``length`` is too short.
     """
-    if steps < 1:
-        raise UserError(f"steps={steps}: expected 1 or more")
-    if not 0.0 < shift < np.inf:
-        raise UserError(f"shift={shift}: expected a positive number (1 for none)")
-    t = np.linspace(1.0, 0.0, steps + 1)
-    return (shift * t / (1.0 + (shift - 1.0) * t)).astype(np.float32)
+    count = config.evaluations
+    length = count if length is None else length
+    if length < count:
+        raise ValueError(f"length={length}: {count} evaluations don't fit")
+    nodes = _nodes(f, config)
+    rows = {"euler": _euler, "heun": _heun, "dpm++2m": _multistep}[config.method](nodes)
+    at = np.array([row.node for row in rows])
+    low, high = config.interval
+    acts = (low <= nodes.level[at]) & (nodes.level[at] <= high)
+    columns = {
+        "t": nodes.t[at],
+        **{name: value[at] for name, value in nodes.network._asdict().items()},
+        **{name: np.array([vars(row)[name] for row in rows]) for name in ("by_y", "by_start", "by_x0", "by_previous")},
+        "guidance": np.where(acts, config.guidance, 1.0),
+    }
+    return Plan(
+        **{name: np.pad(column.astype(np.float32), (0, length - count)) for name, column in columns.items()},
+        ends=np.pad(np.array([row.ends for row in rows]), (0, length - count)),
+        evaluations=np.int32(count),
+        rescale=np.float32(config.rescale),
+        start=np.float32(nodes.level[0]),
+    )
 
 
-def euler_sample(velocity_fn: VelocityFn, noise: Array, times: ArrayLike, steps: ArrayLike | None = None) -> Array:
-    """Follow dz/dt = velocity from ``times[0]`` to the last time: z ← z + (t' − t) v(z, t) (pure; jit it).
+def sample(plan: Plan, network: Network, noise: Array) -> tuple[Array, Array]:
+    """Follow a plan from noise to data (pure; jit it).
 
     Args:
-        velocity_fn: (z [B, ...], t [B] float32) -> dz/dt [B, ...].
-        noise: float32 [B, ...], z at times[0].
-        times: float32 [T + 1], falling.
-        steps: take only this many steps (may be traced: one compiled loop then serves every number up to T).
+        plan: of the formulation that the network was trained under.
+        network: (network input [B, ...], t [B] float32) -> raw output [B, ...], or for guidance a pair of them:
+            conditional and unconditional.
+        noise: float32 [B, ...], standard normal.
 
     Returns:
-        z at the last time taken, float32 [B, ...].
-    """
-    times = jnp.asarray(times, jnp.float32)
-
-    def step(i: Array, z: Array) -> Array:
-        t = jnp.broadcast_to(times[i], z.shape[:1])
-        return z + (times[i + 1] - times[i]) * velocity_fn(z, t).astype(jnp.float32)
-
-    return jax.lax.fori_loop(0, times.shape[0] - 1 if steps is None else steps, step, noise.astype(jnp.float32))
-
-
-def sample(
-    f: Formulation, network: VelocityFn, noise: Array, times: ArrayLike, steps: ArrayLike | None = None
-) -> Array:
-    """Samples of a network trained under any formulation.
-
-    Integrates on the straight path that the formulation's own is a rescaling of: y = z / (a + b) moves by ε − x0 per
-    unit of level s = b / (a + b). For `rf` that is its own path; for a = 1 it is EDM's Euler step in σ, for a
-    variance-preserving path DDIM's step. All formulations then visit the same log-SNRs.
-
-    Args:
-        f: the formulation.
-        network: (network input [B, ...], t [B]) -> raw output [B, ...].
-        noise: float32 [B, ...], standard normal.
-        times: float32 [T + 1] from 1 to 0, see ``timesteps``: levels, as shares of the path's noisiest one.
-        steps: as in ``euler_sample``.
+        (x0 [B, ...], path length [B]), float32. The path length is Σ‖Δy‖ over the steps, Euclidean over an example:
+        Table 6's Σ‖v dt‖ where the method is Euler.
     """
 
-    def velocity(y: Array, level: Array) -> Array:
-        t = f.time_at(level)
-        z = y * jnp.reshape(f.a(t) + f.b(t), (-1,) + (1,) * (y.ndim - 1))
-        return f.straight_velocity(network(f.network_input(z, t), t).astype(jnp.float32), z, t)
+    def evaluate(i: Array, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        y, start, previous, length = carry
+        output = network(plan.input_by_y[i] * y, jnp.broadcast_to(plan.t[i], y.shape[:1]))
+        if isinstance(output, tuple):
+            output = guided(*output, plan.guidance[i], plan.rescale)
+        x0 = plan.x0_by_y[i] * y + plan.x0_by_output[i] * output.astype(jnp.float32)
+        moved = plan.by_y[i] * y + plan.by_start[i] * start + plan.by_x0[i] * x0 + plan.by_previous[i] * previous
+        stride = jnp.sqrt(jnp.sum((moved - start) ** 2, axis=tuple(range(1, y.ndim))))
+        ends = plan.ends[i]
+        return moved, jnp.where(ends, moved, start), x0, length + jnp.where(ends, stride, 0.0)
 
-    last = f.last_level()
-    return euler_sample(velocity, last * noise, last * jnp.asarray(times, jnp.float32), steps)
+    plan = Plan(*(jnp.asarray(column) for column in plan))
+    y = plan.start * noise.astype(jnp.float32)
+    first = (y, y, jnp.zeros_like(y), jnp.zeros(y.shape[:1], jnp.float32))
+    x0, _, _, length = jax.lax.fori_loop(0, plan.evaluations, evaluate, first)
+    return x0, length
 
 
-def guided(conditional: Array, unconditional: Array, guidance: ArrayLike) -> Array:
+def guided(conditional: Array, unconditional: Array, guidance: ArrayLike, rescale: ArrayLike = 0.0) -> Array:
     """Classifier-free guidance: unconditional + guidance · (conditional − unconditional); 1 means none.
 
-    Being linear, it gives the same samples on velocities as on raw outputs of any prediction.
+    Being linear, it gives the same samples on raw outputs of any prediction as on velocities. ``rescale`` φ then sets
+    the share φ of an example's deviation back to the conditional output's (Lin et al. 2023, section 3.4).
     """
-    return unconditional + guidance * (conditional - unconditional)
+    output = unconditional + guidance * (conditional - unconditional)
+    axes = tuple(range(1, output.ndim))
+    ratio = jnp.std(conditional, axes, keepdims=True) / jnp.maximum(jnp.std(output, axes, keepdims=True), 1e-12)
+    return output * jnp.where(jnp.greater(rescale, 0), rescale * ratio + (1.0 - rescale), 1.0)
+
+
+# ---- the tables, float64 on the host -------------------------------------------------------------------------------
+
+
+class _Network(NamedTuple):
+    """What connects y with the network, by node."""
+
+    input_by_y: Column
+    x0_by_y: Column
+    x0_by_output: Column
+
+
+class _Nodes(NamedTuple):
+    """Where steps begin and end, [steps + 1]; at the last nothing is evaluated.
+
+    A step of size h in ``clock`` moves z = scale · y by h (slope_by_y · y + slope_by_x0 · x0).
+    """
+
+    level: Column
+    t: Column
+    network: _Network
+    clock: Column
+    scale: Column
+    slope_by_y: Column
+    slope_by_x0: Column
+
+
+@dataclass(frozen=True)
+class _Row:
+    node: int
+    ends: bool
+    by_y: float = 0.0
+    by_start: float = 0.0
+    by_x0: float = 0.0
+    by_previous: float = 0.0
+
+
+def _nodes(f: Formulation, config: SamplerConfig) -> _Nodes:
+    shift = float(f.shift) if config.shift is None else config.shift
+    if config.variables == "straight":
+        last = float(f.last_level())
+        level = last * timesteps(config.steps, shift, applied=config.shift_applied).astype(np.float64)
+        _, t, _, _, network = _quantities(f, level.astype(np.float32), is_level=True)
+        with np.errstate(divide="ignore"):
+            slope = 1.0 / level
+        return _Nodes(level, t, network, level, np.ones_like(level), slope, -slope)
+    last_time = LAST_TIME_EPS if f.prediction == "eps" else 1.0
+    times = last_time * timesteps(config.steps).astype(np.float64)
+    if shift != 1.0:
+        times[:-1] = f.time_at(shifted(f.level(times[:-1]), shift))
+    _, t, (a, b), (a_slope, b_slope), network = _quantities(f, times.astype(np.float32), is_level=False)
+    a[-1], b[-1] = 1.0, 0.0  # data, which EDM's clipped time does not quite reach
+    clock = times
+    if f.path == "edm":  # σ is its time: dσ/dt is infinite at both ends
+        clock, a_slope, b_slope = b, np.zeros_like(b), np.ones_like(b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        by_y, by_x0 = b_slope * (a + b) / b, a_slope - b_slope * a / b
+    return _Nodes(b / (a + b), t, network, clock, a + b, by_y, by_x0)
+
+
+def _quantities(f: Formulation, at: np.ndarray, *, is_level: bool) -> Any:
+    """(level, t, (a, b), (a', b'), _Network) at levels or at times, as float64 arrays that may be written to."""
+    return jax.tree.map(lambda x: np.array(x, np.float64), _traced_quantities(f, at, is_level))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _traced_quantities(f: Formulation, at: Array, is_level: bool) -> Any:
+    t = f.time_at(at) if is_level else at
+    inside = clip_time(t)
+    total = f.a(inside) + f.b(inside)
+    output = jnp.ones_like(t)
+    x0_by_output, _ = f.recover(output, jnp.zeros_like(t), t)
+    x0_by_z, _ = f.recover(jnp.zeros_like(t), output, t)
+    network = _Network(f.network_input(total, inside), x0_by_z * total, x0_by_output)
+    return f.level(t), inside, (f.a(t), f.b(t)), f.slopes(t), network
+
+
+def _euler(nodes: _Nodes) -> list[_Row]:
+    rows = []
+    for i in range(len(nodes.level) - 1):
+        h, end = nodes.clock[i + 1] - nodes.clock[i], nodes.scale[i + 1]
+        by_y, by_x0 = nodes.scale[i] + h * nodes.slope_by_y[i], h * nodes.slope_by_x0[i]
+        rows.append(_Row(i, True, by_y=by_y / end, by_x0=by_x0 / end))
+    return rows
+
+
+def _heun(nodes: _Nodes) -> list[_Row]:
+    """Each step by Euler, then again with the mean of the slopes at both ends; the last one by Euler alone."""
+    *steps, last = _euler(nodes)
+    rows = []
+    for i, predictor in enumerate(steps):
+        h, end = nodes.clock[i + 1] - nodes.clock[i], nodes.scale[i + 1]
+        corrector = _Row(
+            i + 1,
+            True,
+            by_start=(nodes.scale[i] + h / 2 * nodes.slope_by_y[i]) / end,
+            by_previous=h / 2 * nodes.slope_by_x0[i] / end,
+            by_y=h / 2 * nodes.slope_by_y[i + 1] / end,
+            by_x0=h / 2 * nodes.slope_by_x0[i + 1] / end,
+        )
+        rows += [replace(predictor, ends=False), corrector]
+    return [*rows, last]
+
+
+def _multistep(nodes: _Nodes) -> list[_Row]:
+    """DPM-Solver++(2M): exact in λ for an x0 that is linear in λ. Its step is the same whatever z is scaled by.
+
+    The first step, and the last one to λ = ∞, are of first order.
+    """
+    s = nodes.level
+    with np.errstate(divide="ignore"):
+        half_log_snr = np.log1p(-s) - np.log(s)
+    rows = []
+    for i in range(len(s) - 1):
+        keeps = s[i + 1] / s[i]
+        inner = 0 < i < len(s) - 2 and np.isfinite(half_log_snr[i - 1])
+        before = half_log_snr[i] - half_log_snr[i - 1] if inner else np.inf
+        extra = (half_log_snr[i + 1] - half_log_snr[i]) / (2 * before) if inner else 0.0
+        rows.append(_Row(i, True, by_y=keeps, by_x0=(1 - keeps) * (1 + extra), by_previous=-(1 - keeps) * extra))
+    return rows

@@ -35,17 +35,16 @@ def generate(
     """Images uint8 [captions, images_per_caption, R, R, 3]; noise depends on the evaluation seed and position only."""
     repeated = [caption for caption in captions for _ in range(images_per_caption)]
     settings = run.evaluation
-    images = sample_images(
+    images, _ = sample_images(
         run.model,
         params,
         formulation(run.formulation),
         {name: encode_all(text_encoder(name), repeated) for name in run.data.text_encoders},
+        settings.sampler,
         seed=settings.seed,
         indices=np.arange(len(repeated)),
         resolution=run.data.resolution,
         channels=run.model.in_channels,
-        steps=settings.sampling_steps,
-        guidance=settings.guidance,
         drop=drop,
     )
     return images.reshape(len(captions), images_per_caption, *images.shape[1:])

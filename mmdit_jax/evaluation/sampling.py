@@ -14,13 +14,13 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from mmdit_jax.diffusion import Formulation, guided, sample, timesteps
+from mmdit_jax.diffusion import Formulation, Plan, SamplerConfig, plan, sample
 from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.text import assemble
 
-STEPS_BOUND = 64
-"""Every number of steps up to this runs the same compiled loop; beyond, up to the next power of two does."""
+EVALUATIONS_BOUND = 128
+"""Every sampler of so many evaluations or fewer runs the same compiled loop; beyond, up to the next power of two."""
 
 Text = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
@@ -30,72 +30,68 @@ def sample_images(
     params: Any,
     f: Formulation,
     text: Text,
+    sampler: SamplerConfig,
     *,
     seed: int,
     indices: Sequence[int] | np.ndarray,
     resolution: int,
     channels: int = 3,
-    steps: int = 25,
-    guidance: float = 4.0,
-    shift: float = 1.0,
     drop: Sequence[str] = (),
     chunk: int = 64,
     mesh: Mesh | None = None,
-) -> np.ndarray:
-    """One image a caption, by Euler steps from noise with classifier-free guidance.
+) -> tuple[np.ndarray, np.ndarray]:
+    """One image a caption, from noise.
 
-    Compiles once per model, image shape, chunk and whether there is guidance; steps, guidance, shift, seed, dropped
-    encoders and the numbers of the formulation change nothing compiled.
+    Compiles once per model, image shape, chunk and whether there is guidance; method, steps, guidance, shift, seed,
+    dropped encoders and the formulation change nothing compiled.
 
     Args:
         model_config: shape of the network.
         params: its parameters, usually the moving average.
         f: the formulation it was trained under.
         text: by encoder, tokens [N, L, width] and pooled [N, pooled_width].
+        sampler: method, steps, guidance. The unconditional side of guidance sees zeros for every encoder, as in
+            training.
         seed: of the noise.
         indices: N integers in [0, 2³¹). The noise of image i is a function of (seed, indices[i]) and of nothing else.
         resolution: height and width.
         channels: channels of an image.
-        steps: Euler steps, 1 or more.
-        guidance: 1 is none, at half the work; the unconditional side sees zeros for every encoder, as in training.
-        shift: resolution shift of the timesteps.
         drop: encoders whose states are replaced by zeros.
         chunk: images made at a time.
         mesh: devices to spread the chunks over; None for where ``params`` are.
 
     Returns:
-        uint8 [N, resolution, resolution, channels].
+        Images uint8 [N, resolution, resolution, channels], and the length of each one's path, float32 [N]
+        (``diffusion.sample``).
 
     Raises:
-        UserError: steps, chunk, shift or guidance out of range, an encoder to drop that ``text`` lacks, or text of
-            another number of examples than ``indices``.
+        UserError: chunk out of range, an encoder to drop that ``text`` lacks, or text of another number of examples
+            than ``indices``.
     """
     index = np.asarray(indices, np.int32)
     if chunk < 1:
         raise UserError(f"chunk={chunk}: expected 1 or more")
-    if not math.isfinite(guidance):
-        raise UserError(f"guidance={guidance}: expected a finite number (1 for none)")
     states = _without(text, drop)
     for name, arrays in states.items():
         if any(len(array) != len(index) for array in arrays):
             raise UserError(f"text[{name!r}]={len(arrays[0])} examples: expected {len(index)}, one an index")
-    times = timesteps(steps, shift)
-    bound = max(STEPS_BOUND, 1 << (steps - 1).bit_length())
-    times = np.pad(times, (0, bound - steps))
     if len(index) == 0:
-        return np.zeros((0, resolution, resolution, channels), np.uint8)
+        return np.zeros((0, resolution, resolution, channels), np.uint8), np.zeros(0, np.float32)
+    bound = max(EVALUATIONS_BOUND, 1 << (sampler.evaluations - 1).bit_length())
+    table = plan(f, sampler, bound)
 
     devices = 1 if mesh is None else mesh.size
     chunk = math.ceil(min(chunk, len(index)) / devices) * devices
-    run = _compiled(model_config, (resolution, resolution, channels), guidance != 1, mesh)
+    run = _compiled(model_config, (resolution, resolution, channels), sampler.guidance != 1, mesh)
     parts = []
     for start in range(0, len(index), chunk):
         rows = np.minimum(np.arange(start, start + chunk), len(index) - 1)  # the last chunk repeats its last image
         inputs = (index[rows], jax.tree.map(lambda array, rows=rows: array[rows], states))
         if mesh is not None:
             inputs = jax.tree.map(functools.partial(_spread, mesh=mesh), inputs)
-        parts.append(run(params, f, *inputs, np.uint32(seed), times, np.int32(steps), np.float32(guidance)))
-    return np.concatenate([np.asarray(part) for part in parts])[: len(index)]
+        parts.append(run(params, table, *inputs, np.uint32(seed)))
+    images, lengths = (np.concatenate([np.asarray(part) for part in column]) for column in zip(*parts, strict=True))
+    return images[: len(index)], lengths[: len(index)]
 
 
 def initial_noise(seed: ArrayLike, indices: ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -107,25 +103,22 @@ def initial_noise(seed: ArrayLike, indices: ArrayLike, shape: tuple[int, ...]) -
 @functools.lru_cache(maxsize=16)
 def _compiled(
     config: MMDiTConfig, shape: tuple[int, ...], with_guidance: bool, mesh: Mesh | None
-) -> Callable[..., Array]:
+) -> Callable[..., tuple[Array, Array]]:
     """The jitted loop: noise to uint8 images, conditional and unconditional side in one batch."""
 
-    def run(
-        params: Any, f: Formulation, index: Array, text: Text, seed: Array, times: Array, steps: Array, guidance: Array
-    ) -> Array:
+    def run(params: Any, table: Plan, index: Array, text: Text, seed: Array) -> tuple[Array, Array]:
         context, pooled = assemble(text)
         if with_guidance:
             context, pooled = _beside_zeros(context), _beside_zeros(pooled)
 
-        def network(z: Array, t: Array) -> Array:
+        def network(z: Array, t: Array) -> Array | tuple[Array, Array]:
             if not with_guidance:
                 return apply(config, params, z, t, context, pooled)
             both = apply(config, params, jnp.repeat(z, 2, axis=0), jnp.repeat(t, 2), context, pooled)
-            # on raw outputs, which every velocity is affine in: the same as on velocities
-            return guided(both[0::2], both[1::2], guidance)
+            return both[0::2], both[1::2]
 
-        x = sample(f, network, initial_noise(seed, index, shape), times, steps)
-        return jnp.clip(jnp.round((x + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8)
+        x0, length = sample(table, network, initial_noise(seed, index, shape))
+        return jnp.clip(jnp.round((x0 + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8), length
 
     return jax.jit(run, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
 

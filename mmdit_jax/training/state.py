@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mmdit_jax.config import OptimizerConfig
+from mmdit_jax.diffusion import LossByTime
 from mmdit_jax.models import MMDiTConfig, init_params
 from mmdit_jax.training.optimizer import make_optimizer
 from mmdit_jax.training.sharding import state_shardings
@@ -30,6 +31,8 @@ class TrainState:
     """Moving average of the weights, shaped as they are."""
     opt_state: Any
     """Optax state."""
+    loss_by_time: LossByTime
+    """What an adaptive density is learned from."""
 
 
 def init_state(
@@ -65,6 +68,6 @@ def _maker(
         params = init_params(model_config, jax.random.key(seed))
         # The average is a copy of its own: the step gives both buffers away.
         ema = jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), LossByTime.empty())
 
     return make, state_shardings(jax.eval_shape(make, jnp.uint32(0)), mesh)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from mmdit_jax.config import OptimizerConfig
-from mmdit_jax.diffusion import Formulation, training_loss
+from mmdit_jax.diffusion import Formulation, learned, training_loss
 from mmdit_jax.host import onednn_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.layers import rows_in_parts
@@ -61,12 +61,13 @@ def step_function(
         text = batch["text"]
         keep = keep_masks(drop_key, sorted(text), len(x0), drop)
         context, pooled = assemble(text, keep)
+        drawn_from = learned(f, state.loss_by_time)
 
         def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             def network(z: jax.Array, t: jax.Array) -> jax.Array:
                 return apply(model_config, params, z, t, context, pooled)
 
-            losses, t = training_loss(f, network, x0, loss_key)
+            losses, t = training_loss(drawn_from, network, x0, loss_key)
             return jnp.mean(losses), (losses, t)
 
         with rows_in_parts(onednn):
@@ -82,7 +83,7 @@ def step_function(
             "bin_loss": bin_loss,
             "bin_count": bin_count,
         }
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        return TrainState(state.step + 1, params, ema, opt_state, state.loss_by_time.add(losses, t)), metrics
 
     return step
 
