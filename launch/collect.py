@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from launch.execute import Places, describe, read_result
+from launch.settings import score_table
 from mmdit_jax.config import Run, Study
 from mmdit_jax.evaluation.battles import battles, write_battles
 from mmdit_jax.evaluation.geneval import read_geneval_tree
@@ -22,6 +24,8 @@ SAMPLES_PER_TASK = 2
 
 def collect(study: Study, places: Places) -> pd.DataFrame:
     """Write results.csv, curves.csv, geneval.csv, battles.csv and figures/samples*.png of the finished runs.
+
+    Of runs with ``evaluation.settings`` also scores.csv and, with its bootstrap over prompts, scores.parquet.
 
     Returns the results, one row a finished run, in the study's order.
     """
@@ -43,6 +47,7 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
             row |= {key: rating.get(key) for key in ("elo", "elo_low", "elo_high")}
     for name, rows in (("results", results), ("curves", curves), ("geneval", scores)):
         write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+    _score_tables(score_table(study, finished, {run.run_id: places.run_dir(run) for run, _ in finished}), folder)
     _grids(finished, trees, folder)
     return pd.DataFrame(results)
 
@@ -87,6 +92,15 @@ def _battle_table(finished: list[Any], trees: dict[str, Any], folder: Path) -> l
     write_battles(rows, folder / "battles.csv")
     ratings = rate(pd.read_csv(folder / "battles.csv"))
     return [{"name": r.name, "elo": r.elo, "elo_low": r.low, "elo_high": r.high} for r in ratings.ratings]
+
+
+def _score_tables(scores: pd.DataFrame, folder: Path) -> None:
+    if scores.empty:
+        return
+    write_atomic(folder / "scores.csv", scores[scores["draw"] == 0].drop(columns="draw").to_csv(index=False))
+    buffer = io.BytesIO()
+    scores.to_parquet(buffer, index=False)
+    write_atomic(folder / "scores.parquet", buffer.getvalue())
 
 
 def _grids(finished: list[Any], trees: dict[str, Any], folder: Path) -> None:

@@ -35,7 +35,7 @@ class DataConfig:
 
     name: str = "scenes"
     resolution: int = 32
-    """Height and width in pixels."""
+    """Height and width in pixels, or of latents in positions."""
     examples: int = 32_768
     """Training examples of a procedural set; a fixed set (emoji) has its own number."""
     validation_examples: int = 256
@@ -69,7 +69,9 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
-    """Per step; early on min(decay, (1 + n) / (10 + n))."""
+    """Per update of the average; early on min(decay, (1 + n) / (10 + n)), n the updates before."""
+    ema_every: int = 1
+    """Steps between updates of the average (the SD3 study of schedules: 0.99 every 100 steps)."""
 
     def __post_init__(self) -> None:
         if self.name not in ("adamw", "muon"):
@@ -82,6 +84,7 @@ class OptimizerConfig:
         for name in ("b1", "b2", "ema_decay"):
             value = vars(self)[name]
             _require(0 <= value < 1, f"optimizer.{name}", value, f"0 <= {name} < 1")
+        _require_positive(self, "ema_every")
         _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
         _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
 

@@ -57,6 +57,8 @@ def _emoji(data_dir: Path, resolution: int, examples: int, validation_examples: 
 
 BUILDERS: dict[str, Callable[[Path, int, int, int, int], Builder]] = {"scenes": _scenes, "emoji": _emoji}
 """By name: (data_dir, resolution, examples, validation_examples, seed) to a builder. `emoji` has its own numbers."""
+PRE_ENCODED = ("imagenet-latents", "cc12m-latents")
+"""Sets of latents and text states that the paper's study of schedules is planned on."""
 
 
 def builder(name: str, data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int) -> Builder:
@@ -65,6 +67,11 @@ def builder(name: str, data_dir: Path, resolution: int, examples: int, validatio
     Raises:
         UserError: an unknown name (the nearest is offered), or numbers the set does not have.
     """
+    if name in PRE_ENCODED:
+        raise UserError(
+            f"data.name={name!r}: latents and text states that have to be encoded beforehand, which this version "
+            f"cannot read yet; plan the study, or use {' or '.join(BUILDERS)}"
+        )
     if name not in BUILDERS:
         unknown("data.name", name, BUILDERS)
     with _quiet():

@@ -67,12 +67,14 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def ema_decay(config: OptimizerConfig, step: jax.Array) -> jax.Array:
-    """Decay of the moving average at update ``step`` (from 0): min(decay, (1 + n) / (10 + n)), float32.
+    """Decay of the moving average at update ``step`` (from 0), float32: min(decay, (1 + n) / (10 + n)), n the updates
+    of the average before; 1, which leaves it as it is, at steps between two of them.
 
     The ramp forgets the initial weights, so that an average over a short run is worth having.
     """
-    n = step.astype(jnp.float32)
-    return jnp.minimum(config.ema_decay, (1 + n) / (10 + n))
+    n = (step // config.ema_every).astype(jnp.float32)
+    decay = jnp.minimum(config.ema_decay, (1 + n) / (10 + n))
+    return decay if config.ema_every == 1 else jnp.where((step + 1) % config.ema_every == 0, decay, 1.0)
 
 
 def is_kernel(params: Any) -> Any:

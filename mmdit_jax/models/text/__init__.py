@@ -1,4 +1,7 @@
-"""Frozen text encoders behind one interface. Two are embedded and need no download: `words` and `tower`."""
+"""Frozen text encoders behind one interface. Two are embedded and need no download: `words` and `tower`.
+
+`clip_l` and `clip_g` are known by their shapes: what a study needs to be planned.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,19 @@ import functools
 from collections.abc import Callable
 
 from mmdit_jax.errors import unknown
+from mmdit_jax.models.text.clip import CLIP_G, CLIP_L
 from mmdit_jax.models.text.interface import TextEncoder, TextStates, assemble, encode_all
 from mmdit_jax.models.text.tower import TowerEncoder
 from mmdit_jax.models.text.words import WordsEncoder
 
 __all__ = ["ENCODERS", "TextEncoder", "TextStates", "assemble", "encode_all", "text_encoder"]
 
-ENCODERS: dict[str, Callable[[], TextEncoder]] = {"words": WordsEncoder, "tower": TowerEncoder.load}
+ENCODERS: dict[str, Callable[[], TextEncoder]] = {
+    "words": WordsEncoder,
+    "tower": TowerEncoder.load,
+    "clip_l": lambda: CLIP_L,
+    "clip_g": lambda: CLIP_G,
+}
 """Every encoder by name; the value makes it (and reads its weights, where it has any)."""
 
 

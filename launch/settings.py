@@ -1,0 +1,100 @@
+"""The settings of the ranking protocol: scored once a run, with their bootstrap over prompts, folded into one table."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import mmdit_jax.data.pipeline as pipeline
+from mmdit_jax.config import Run, Study
+from mmdit_jax.errors import UserError
+from mmdit_jax.evaluation.judge import packaged_judge
+from mmdit_jax.evaluation.settings import score_settings
+from mmdit_jax.files import write_atomic
+from scaling.frechet import distances, fit_gaussian
+from scaling.resample import group_counts
+
+FILE = "settings.npz"
+DRAWS = 200
+"""Bootstrap resamples of the prompts; the same for every run that has as many prompts."""
+_SEED = 403_03206
+
+
+def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) -> list[dict[str, Any]]:
+    """Score ``weights`` (by name: ema, raw) in the run's settings; a row each, of plain values.
+
+    Writes settings.npz: per setting and image the judge's features, CLIP score and path length, and per setting and
+    draw (the first is all prompts, the others resample them) clip, fid and path_length. The reference of the Fréchet
+    distance is the whole held-out split; its captions, from the first on, are the prompts.
+
+    Raises:
+        UserError: the held-out split has fewer captions than ``settings_images``.
+    """
+    config, count = run.data, run.evaluation.settings_images
+    data = pipeline.load(config.name, data_dir, resolution=config.resolution, examples=config.examples)
+    split = data.split("validation")
+    if count > len(split):
+        raise UserError(f"evaluation.settings_images={count}: {config.name} holds out {len(split)}; use that or fewer")
+    held_out = [split[i] for i in range(len(split))]
+    judge = packaged_judge()
+    reference = fit_gaussian(judge.embed_images(np.stack([item["image"] for item in held_out])))
+    captions = [item["caption"] for item in held_out[:count]]
+    counts = np.concatenate([np.ones((1, count)), group_counts(DRAWS, count, np.random.default_rng([_SEED, count]))])
+    rows, arrays = [], []
+    for scores in score_settings(run, weights, captions, judge):
+        drawn = {
+            "clip": counts @ scores.clip.astype(np.float64) / count,
+            "fid": distances(scores.features, counts, reference),
+            "path_length": counts @ scores.path_length.astype(np.float64) / count,
+        }
+        sampler = scores.sampler
+        known = {"weights": scores.weights, "sampler": sampler.label, "method": sampler.method}
+        known |= {"steps": sampler.steps, "guidance": sampler.guidance}
+        rows.append({**known, **{name: float(values[0]) for name, values in drawn.items()}})
+        per_image = {"features": scores.features, "clip_by_image": scores.clip, "path_by_image": scores.path_length}
+        arrays.append({**per_image, **drawn})
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: np.stack([item[name] for item in arrays]) for name in arrays[0]})
+    write_atomic(run_dir / FILE, buffer.getvalue())
+    return rows
+
+
+def score_table(study: Study, finished: list[tuple[Run, dict[str, Any]]], folders: dict[str, Path]) -> pd.DataFrame:
+    """A row a run, setting and draw, as ``mmdit rank`` and ``mmdit efficiency`` read it; empty without settings.
+
+    ``name`` is what is ranked: the formulation, with the depth before it where the study has several.
+
+    Args:
+        study: the study.
+        finished: its finished runs and their results.
+        folders: run directory by run id.
+    """
+    several = len({run.model.depth for run in study.runs}) > 1
+    frames = []
+    for run, result in finished:
+        if not result.get("settings"):
+            continue
+        drawn = _drawn(folders[run.run_id] / FILE)
+        for i, row in enumerate(result["settings"]):
+            name = f"d{run.model.depth} {run.formulation}" if several else run.formulation
+            setting = f"{run.data.name}/{row['weights']}/{row['sampler']}"
+            known = {"name": name, "setting": setting, "dataset": run.data.name, "depth": run.model.depth}
+            known |= {key: row[key] for key in ("weights", "method", "steps", "guidance")}
+            values = {key: drawn[key][i] for key in ("clip", "fid", "path_length")}
+            draws = np.arange(len(values["clip"]))
+            frames.append(pd.DataFrame({**known, "seed": run.seed, "run": run.name, "draw": draws, **values}))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _drawn(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in ("clip", "fid", "path_length")}
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"settings={path}: missing or damaged; delete result.json beside it, and the run is evaluated again"
+        ) from error

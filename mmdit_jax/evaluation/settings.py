@@ -1,0 +1,58 @@
+"""A run's weights under several samplers, against held-out images: what the SD3 ranking protocol compares runs by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmdit_jax.config import Run
+from mmdit_jax.diffusion import SamplerConfig, formulation
+from mmdit_jax.evaluation.judge import Judge
+from mmdit_jax.evaluation.sampling import sample_images
+from mmdit_jax.models.text import encode_all, text_encoder
+
+
+@dataclass(frozen=True)
+class SettingScores:
+    """One set of weights under one sampler, image by image."""
+
+    weights: str
+    """ "ema" or "raw"."""
+    sampler: SamplerConfig
+    clip: np.ndarray
+    """CLIP score: cosine similarity of image and caption under the judge, float32 [N]."""
+    path_length: np.ndarray
+    """Σ‖Δy‖ of each image's path (Table 6), float32 [N]."""
+    features: np.ndarray
+    """The judge's image embeddings, float32 [N, 64], for a Fréchet distance."""
+
+
+def score_settings(
+    run: Run, weights: Mapping[str, Any], captions: Sequence[str], judge: Judge
+) -> Iterator[SettingScores]:
+    """Scores of every set of weights under each of ``run.evaluation.settings``, one image a caption.
+
+    Noise depends on the evaluation seed and the caption's position only, so that runs, weights and samplers are
+    compared on the same draws.
+    """
+    f = formulation(run.formulation)
+    text = {name: encode_all(text_encoder(name), captions) for name in run.data.text_encoders}
+    asked = judge.embed_texts(captions)
+    for name, params in weights.items():
+        for sampler in run.evaluation.settings:
+            images, lengths = sample_images(
+                run.model,
+                params,
+                f,
+                text,
+                sampler,
+                seed=run.evaluation.seed,
+                indices=np.arange(len(captions)),
+                resolution=run.data.resolution,
+                channels=run.model.in_channels,
+            )
+            features = judge.embed_images(images)
+            yield SettingScores(name, sampler, np.sum(features * asked, axis=1), lengths, features)
