@@ -27,7 +27,9 @@ def small_sample_factor(groups: int, parameters: int, level: float) -> float:
     return float(stats.t.ppf(tail, max(groups - parameters, 1)) / stats.norm.ppf(tail))
 
 
-def interval(samples: np.ndarray, level: float, *, centre: np.ndarray | float, widen: float = 1.0) -> np.ndarray:
+def interval(
+    samples: np.ndarray, level: float, *, centre: np.ndarray | float, widen: np.ndarray | float = 1.0
+) -> np.ndarray:
     """Percentile interval of ``samples [draws, ...]`` -> ``[2, ...]``, its arms about ``centre`` times ``widen``.
 
     Source: Efron 1979 for the percentiles; the stretch is Hesterberg 2015's expanded percentile interval, applied

@@ -1,0 +1,192 @@
+"""A long table of scores -> a full array by two labels, seed and prompt draw, and its bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from scaling.errors import TableError
+from scaling.tables import numbers, require
+
+SHOWN = 3
+"""So many missing or repeated cells are named in a complaint; the rest are counted."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Every score of every cell: ``values[column]`` is float64 ``[rows, columns, seeds, 1 + draws]``.
+
+    ``rows`` and ``columns`` are labels in order of appearance, ``seeds`` those of the trainings. The last axis is the
+    score over all prompts, then over each bootstrap resample of the prompts.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    seeds: tuple[str, ...]
+    draws: int
+    values: dict[str, np.ndarray]
+
+    @property
+    def resampled(self) -> str:
+        """What the table lets a bootstrap resample: ``prompts and seeds``, ``prompts``, ``seeds`` or ``none``."""
+        parts = ["prompts"] * (self.draws > 0) + ["seeds"] * (len(self.seeds) > 1)
+        return " and ".join(parts) or "none"
+
+    def mean(self, column: str) -> np.ndarray:
+        """The score over all prompts, averaged over seeds: ``[rows, columns]``."""
+        return self.values[column][..., 0].mean(axis=-1)
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """A bootstrap of the measurement: each score column as ``[resamples, rows, columns]``.
+
+    ``total`` has both prompts and seeds drawn. ``seeds_only`` leaves the prompts alone, to tell how much of a variance
+    is the seeds'; None where prompts or seeds cannot be drawn.
+    """
+
+    seeds: int
+    total: dict[str, np.ndarray]
+    seeds_only: dict[str, np.ndarray] | None
+
+
+def widening(seeds: int, total: np.ndarray, seeds_only: np.ndarray | None, level: float) -> np.ndarray | float:
+    """By how much a statistic's interval widens for few seeds, from its resamples ``[resamples, …]``: ``[…]``.
+
+    Student's t over the normal quantile. With seeds alone there are k − 1 degrees of freedom; where prompts, which
+    are many, bring a part of the variance, (k − 1)·(total/seeds)² of them (Satterthwaite 1946).
+    """
+    if seeds < 2:
+        return 1.0
+    freedom: np.ndarray | float = seeds - 1.0
+    if seeds_only is not None:
+        whole, alone = total.var(axis=0), seeds_only.var(axis=0)
+        share = np.divide(whole, alone, out=np.full_like(whole, 1e4), where=alone > 1e-4 * whole)
+        freedom = freedom * np.clip(share, 1.0, 1e4) ** 2
+    tail = (1 + level) / 2
+    return stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
+
+
+def bootstrap(cells: Cells, count: int, rng: np.random.Generator, strata: np.ndarray | None = None) -> Resamples:
+    """Draw ``count`` resamples of the measurement, the same for every row of ``cells``.
+
+    Prompts: one of the table's own resamples at random, independently in each stratum (``strata [columns]``, an index
+    from 0; a data set has its own prompts). Seeds: k − 1 of k with replacement (Rao and Wu 1988), since k of k would
+    give variances too small by (k − 1)/k; a single seed stays as it is.
+    """
+    strata = np.zeros(len(cells.columns), dtype=np.int64) if strata is None else strata
+    seeds, kinds = len(cells.seeds), int(strata.max()) + 1
+    weights = np.ones((count, 1))
+    if seeds > 1:
+        weights = rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=count) / (seeds - 1)
+    whole = np.zeros((count, kinds), dtype=np.int64)
+    draws = rng.integers(1, cells.draws + 1, size=(count, kinds)) if cells.draws else whole
+    total = {column: _resample(scores, weights, draws, strata) for column, scores in cells.values.items()}
+    alone = None
+    if cells.draws and seeds > 1:
+        alone = {column: _resample(scores, weights, whole, strata) for column, scores in cells.values.items()}
+    return Resamples(seeds, total, alone)
+
+
+def _resample(scores: np.ndarray, weights: np.ndarray, draws: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """Scores ``[rows, columns, seeds, 1 + draws]`` -> ``[resamples, rows, columns]``."""
+    out = np.empty((len(weights), *scores.shape[:2]))
+    for place, stratum in enumerate(strata):
+        drawn = scores[:, place][:, :, draws[:, stratum]]  # [rows, seeds, resamples]
+        out[:, :, place] = np.einsum("nkr,rk->rn", drawn, weights)
+    return out
+
+
+def read_cells(table: pd.DataFrame, axes: tuple[str, str], values: Sequence[str], *, repeated: str) -> Cells:
+    """Fold a table with one row per (axes[0], axes[1][, seed][, draw]) into Cells.
+
+    ``repeated`` is the advice given where two rows share a cell. Raises TableError for an absent column, a cell that
+    is missing or repeated (the first few are named), a score that is no finite number, or draws without draw 0.
+    """
+    require(table, [*axes, *values])
+    keys = [*axes, *(name for name in ("seed", "draw") if name in table.columns)]
+    coded = {key: codes(table, key) for key in keys}
+    if "draw" in coded:
+        coded["draw"] = _draws(table)
+    scores = {value: numbers(table, value) for value in values}
+    flat = np.zeros(len(table), dtype=np.int64)
+    for key in keys:
+        flat = flat * len(coded[key][1]) + coded[key][0]
+    shape = tuple(len(coded[key][1]) for key in keys)
+    seen = np.bincount(flat, minlength=int(np.prod(shape)))
+
+    def named(cells: np.ndarray) -> str:
+        places = [np.unravel_index(cell, shape) for cell in cells[:SHOWN]]
+        told = [
+            " ".join(f"{key}={coded[key][1][int(index)]}" for key, index in zip(keys, place, strict=True))
+            for place in places
+        ]
+        more = f", and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
+        return "; ".join(told) + more
+
+    if (seen > 1).any():
+        raise TableError(f"rows={len(table)}: several for {named(np.flatnonzero(seen > 1))}; {repeated}")
+    if (seen == 0).any():
+        raise TableError(
+            f"rows={len(table)}: none for {named(np.flatnonzero(seen == 0))}; "
+            f"expected one for every {', '.join(keys[:-1])} and {keys[-1]}"
+        )
+    full = (*shape[:2], shape[2] if "seed" in keys else 1, shape[-1] if "draw" in keys else 1)
+    arrays = {}
+    for value, column in scores.items():
+        array = np.empty(len(seen))
+        array[flat] = column
+        arrays[value] = array.reshape(full)
+    rows, columns = (tuple(coded[axis][1]) for axis in axes)
+    seeds = tuple(coded["seed"][1]) if "seed" in keys else ("",)
+    return Cells(rows, columns, seeds, full[-1] - 1, arrays)
+
+
+def codes(table: pd.DataFrame, name: str) -> tuple[np.ndarray, list[str]]:
+    """A column as (index ``[rows]``, labels in order of appearance); whole numbers are written without a point.
+
+    Raises TableError naming the first blank row.
+    """
+    require(table, [name])
+    index, unique = pd.factorize(table[name])
+    if (index < 0).any():
+        raise TableError(f"{name}=blank (row {int(np.argmax(index < 0)) + 1}): expected a name")
+    texts = [f"{value:g}" if isinstance(value, (float, np.floating)) else str(value) for value in unique]
+    again, labels = pd.factorize(np.array(texts, dtype=object))
+    return again[index], [str(label) for label in labels]
+
+
+def constant(table: pd.DataFrame, of: str, index: np.ndarray, name: str) -> np.ndarray:
+    """The one value of ``name`` in each group: index ``[rows]`` from 0 -> text ``[groups]`` (object).
+
+    Raises TableError for a group (a value of the column ``of``) that has several.
+    """
+    code, labels = codes(table, name)
+    first = np.unique(index, return_index=True)[1]
+    other = code != code[first][index]
+    if other.any():
+        row = int(np.argmax(other))
+        raise TableError(
+            f"{of}={str(table[of].iloc[row])!r}: {name} is {labels[code[first][index][row]]} in one row and "
+            f"{labels[code[row]]} in another; expected one {name} for each {of}"
+        )
+    return np.array([labels[place] for place in code[first]], dtype=object)
+
+
+def _draws(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    found = numbers(table, "draw")
+    wrong = (found < 0) | (found != np.round(found))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise TableError(
+            f"draw={found[row]:g} (row {row + 1}): expected 0 (all prompts) or 1, 2, … (resamples of them)"
+        )
+    index = found.astype(np.int64)
+    unique, code = np.unique(index, return_inverse=True)
+    if unique[0] != 0:
+        raise TableError(f"draw={unique[0]} is the lowest: expected rows with draw=0, the scores over all prompts")
+    return code.reshape(-1), [str(value) for value in unique]
