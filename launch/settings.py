@@ -44,7 +44,8 @@ def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) 
     reference = fit_gaussian(judge.embed_images(np.stack([item["image"] for item in held_out])))
     captions = [item["caption"] for item in held_out[:count]]
     counts = np.concatenate([np.ones((1, count)), group_counts(DRAWS, count, np.random.default_rng([_SEED, count]))])
-    rows, arrays = [], []
+    rows: list[dict[str, Any]] = []
+    arrays: list[dict[str, np.ndarray]] = []
     for scores in score_settings(run, weights, captions, judge):
         drawn = {
             "clip": counts @ scores.clip.astype(np.float64) / count,
@@ -52,13 +53,14 @@ def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) 
             "path_length": counts @ scores.path_length.astype(np.float64) / count,
         }
         sampler = scores.sampler
-        known = {"weights": scores.weights, "sampler": sampler.label, "method": sampler.method}
+        known: dict[str, Any] = {"weights": scores.weights, "sampler": sampler.label, "method": sampler.method}
         known |= {"steps": sampler.steps, "guidance": sampler.guidance}
         rows.append({**known, **{name: float(values[0]) for name, values in drawn.items()}})
         per_image = {"features": scores.features, "clip_by_image": scores.clip, "path_by_image": scores.path_length}
         arrays.append({**per_image, **drawn})
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: np.stack([item[name] for item in arrays]) for name in arrays[0]})
+    stacked: dict[str, Any] = {name: np.stack([item[name] for item in arrays]) for name in arrays[0]}
+    np.savez_compressed(buffer, **stacked)
     write_atomic(run_dir / FILE, buffer.getvalue())
     return rows
 
