@@ -57,7 +57,9 @@ class Oracle:
             return 1 - t
         if self.path == "cos":
             return np.sin(np.pi / 2 * (1 - t))
-        return np.exp(np.interp(t * 1000, np.arange(1001), LDM_LOG_A2) / 2) if self.path == "linear" else np.ones_like(t)
+        if self.path == "linear":
+            return np.exp(np.interp(t * 1000, np.arange(1001), LDM_LOG_A2) / 2)
+        return np.ones_like(t)
 
     def b(self, t: Floats) -> Floats:
         if self.path == "rf":

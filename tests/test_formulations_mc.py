@@ -98,7 +98,7 @@ def _agree(first: np.ndarray, second: np.ndarray | float) -> None:
 
 @cache
 def _grid() -> tuple[np.ndarray, np.ndarray]:
-    """Times from 1e-5 to 1 − 1e-5, dense in logit t and at the spike of mode(1.75); and widths for the trapezoid rule."""
+    """Times from 1e-5 to 1 − 1e-5, dense in logit t and at the spike of mode(1.75), and trapezoid widths."""
     t = scipy.stats.logistic.cdf(np.linspace(-np.log(99999), np.log(99999), 3001))
     t = np.union1d(t, 0.5 + 0.08 * np.linspace(-1, 1, 401) ** 3)
     widths = np.diff(t)

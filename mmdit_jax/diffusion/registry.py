@@ -42,7 +42,9 @@ def formulation(name: str) -> Formulation:
     if match is not None and stem in forms and len(values) > forms[stem].most > 0:
         raise UserError(f"formulation={name!r}: {len(values)} numbers: expected 1 to {forms[stem].most}")
     if match is None or stem not in forms or None in values or not forms[stem].counts(len(values)):
-        raise UserError(f"formulation={name!r}: unknown; did you mean {_suggest(base, values, modifiers)}? (forms: {_usages()})")
+        raise UserError(
+            f"formulation={name!r}: unknown; did you mean {_suggest(base, values, modifiers)}? (forms: {_usages()})"
+        )
     form = forms[stem]
     numbers = {slot: np.float32(value) for slot, value in (("m", 0.0), ("s", 1.0), ("shift", 1.0), ("snr_cap", 0.0))}
     masses: list[np.float32] = []
@@ -64,7 +66,7 @@ def formulation(name: str) -> Formulation:
         form.prediction,
         np.int32(form.kind),
         **numbers,
-        masses=np.pad(np.asarray(masses or [1.0], np.float32), (0, MAX_BINS - max(len(masses), 1))),
+        masses=np.pad(np.asarray(masses or [np.float32(1)], np.float32), (0, MAX_BINS - max(len(masses), 1))),
         bins=np.int32(max(len(masses), 1)),
     )
 
