@@ -45,7 +45,8 @@ class Histogram(NamedTuple):
     def shares(self) -> Array:
         """Masses that add up to 1, float32 [MAX_BINS]."""
         masses = jnp.asarray(self.masses, jnp.float32)
-        return masses / jnp.maximum(jnp.sum(masses), 1e-30)
+        masses = masses / jnp.max(masses)  # relative: their own sum may be too large or too small for float32
+        return masses / jnp.sum(masses)
 
 
 def quantile(kind: ArrayLike, m: ArrayLike, s: ArrayLike, histogram: Histogram, u: Array) -> Array:

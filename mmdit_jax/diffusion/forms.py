@@ -32,10 +32,10 @@ class Number:
     def valid(self) -> str:
         """The valid values in words, for an error message."""
         if self.open_low:
-            return f"{self.label} > {self.low:g}"
+            return f"{self.label} > {self.low:g} and finite"
         if np.isfinite(self.high):
             return f"{self.low:g} <= {self.label} <= {self.high:.4f}".removesuffix("0000").removesuffix(".")
-        return f"{self.label} >= {self.low:g}" if np.isfinite(self.low) else f"{self.label} finite"
+        return f"{self.label} >= {self.low:g} and finite" if np.isfinite(self.low) else f"{self.label} finite"
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,14 @@ def decimal(value: float) -> str:
     return np.format_float_positional(np.float32(value) + np.float32(0), unique=True, min_digits=2)
 
 
+SHIFT_MIN, SHIFT_MAX = 0.01, 100.0  # beyond, uniform times pile up where they are cut, 1e-5 from an end
 _SCALE = Number("s", "s", low=0.0, open_low=True)
 FORMS: tuple[Form, ...] = (
     Form("rf", "rf", "velocity", KINDS.index("uniform")),
     Form("rf/lognorm", "rf", "velocity", KINDS.index("lognorm"), (Number("m", "m"), _SCALE)),
     Form("rf/mode", "rf", "velocity", KINDS.index("mode"), (Number("s", "s", MODE_MIN, MODE_MAX),)),
     Form("rf/cosmap", "rf", "velocity", KINDS.index("cosmap")),
-    Form("rf/histogram", "rf", "velocity", KINDS.index("histogram"), (Number("mass", "masses", 0.0),), MAX_BINS),
+    Form("rf/histogram", "rf", "velocity", KINDS.index("histogram"), (Number("mass", "masses", 0.0, 1e6),), MAX_BINS),
     Form("rf/adaptive", "rf", "velocity", KINDS.index("adaptive"), (Number("p", "s", -4.0, 4.0),)),
     Form("edm", "edm", "F", EDM_SCHEDULES.index("normal"), (Number("Pm", "m"), Number("Ps", "s", 0.0, open_low=True))),
     Form("edm/rf", "edm", "F", EDM_SCHEDULES.index("rf")),
@@ -102,7 +103,7 @@ FORMS: tuple[Form, ...] = (
     Form("v/cos", "cos", "v"),
 )
 MODIFIERS: tuple[Modifier, ...] = (
-    Modifier("shift", Number("alpha", "shift", 0.0, open_low=True), 1.0),
+    Modifier("shift", Number("alpha", "shift", SHIFT_MIN, SHIFT_MAX), 1.0),
     Modifier("minsnr", Number("gamma", "snr_cap", 0.0, open_low=True), 0.0),
 )
 EXAMPLES: dict[str, tuple[float, ...]] = {
@@ -111,6 +112,8 @@ EXAMPLES: dict[str, tuple[float, ...]] = {
     "rf/histogram": (1.0, 2.0, 1.0),
     "rf/adaptive": (-1.0,),
     "edm": (-1.2, 1.2),
+    "shift": (3.0,),
+    "minsnr": (5.0,),
 }
 
 

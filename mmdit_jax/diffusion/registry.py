@@ -39,29 +39,34 @@ def formulation(name: str) -> Formulation:
     forms = {form.stem: form for form in FORMS}
     words = [] if inside is None else inside.split(",")
     values = [_number(word) for word in words]
+    if match is not None and stem in forms and len(values) > forms[stem].most > 0:
+        raise UserError(f"formulation={name!r}: {len(values)} numbers: expected 1 to {forms[stem].most}")
     if match is None or stem not in forms or None in values or not forms[stem].counts(len(values)):
-        raise UserError(f"formulation={name!r}: unknown; did you mean {_suggest(base, values)}? (forms: {_usages()})")
-    form, numbers = forms[stem], {"m": 0.0, "s": 1.0, "shift": 1.0, "snr_cap": 0.0}
-    masses: list[float] = []
+        raise UserError(
+            f"formulation={name!r}: unknown; did you mean {_suggest(base, values, modifiers)}? (forms: {_usages()})"
+        )
+    form = forms[stem]
+    numbers = {slot: np.float32(value) for slot, value in (("m", 0.0), ("s", 1.0), ("shift", 1.0), ("snr_cap", 0.0))}
+    masses: list[np.float32] = []
     pairs = [*form.paired(values), *((modifier.number, value) for modifier, value in modifiers)]
     for number, value in pairs:
-        # what float32 makes of it counts: a tiny scale would become 0, a huge mean infinite
-        if value is None or not number.holds(float(np.float32(value))):
+        kept = None if value is None else _in_float32(value)
+        if kept is None or not number.holds(float(kept)):
             shown = "not a number" if value is None else f"{value:g}"
             raise UserError(f"formulation={name!r}: {number.label}={shown} is out of range: use {number.valid()}")
         if number.slot == "masses":
-            masses.append(value)
+            masses.append(kept)
         else:
-            numbers[number.slot] = value
-    if masses and sum(masses) == 0:
+            numbers[number.slot] = kept
+    if masses and max(masses) == 0:
         raise UserError(f"formulation={name!r}: every mass is 0: use at least one above 0")
     _refuse_shift(name, form, numbers["shift"])
     return Formulation(
         form.path,
         form.prediction,
         np.int32(form.kind),
-        **{slot: np.float32(value) for slot, value in numbers.items()},
-        masses=np.pad(np.asarray(masses or [1.0], np.float32), (0, MAX_BINS - max(len(masses), 1))),
+        **numbers,
+        masses=np.pad(np.asarray(masses or [np.float32(1)], np.float32), (0, MAX_BINS - max(len(masses), 1))),
         bins=np.int32(max(len(masses), 1)),
     )
 
@@ -80,7 +85,7 @@ def _split(name: str) -> tuple[str, list[tuple[Modifier, float | None]]]:
     return base, [(words[word], value) for word, value in found.items()]
 
 
-def _refuse_shift(name: str, form: Form, shift: float) -> None:
+def _refuse_shift(name: str, form: Form, shift: np.float32) -> None:
     if shift == 1.0:
         return
     if form.path == "linear":
@@ -128,7 +133,7 @@ def resolution_shift(pixels: int, base_pixels: int) -> float:
         UserError: a number that is not positive.
     """
     for name, value in (("pixels", pixels), ("base_pixels", base_pixels)):
-        if value < 1:
+        if not 1 <= value < math.inf:
             raise UserError(f"{name}={value}: expected 1 or more")
     return math.sqrt(pixels / base_pixels)
 
@@ -140,18 +145,49 @@ def _number(word: str) -> float | None:
         return None
 
 
+def _in_float32(value: float) -> np.float32:
+    """What counts of a number: a huge one is infinite, and one too small for XLA, which has no subnormals, is 0."""
+    with np.errstate(over="ignore"):
+        kept = np.float32(value)
+    return np.float32(0) if abs(kept) < np.finfo(np.float32).tiny else kept
+
+
 def _usages() -> str:
     modifiers = ", ".join(f"/{item.word}({item.number.label})" for item in MODIFIERS)
     return f"{', '.join(form.usage() for form in FORMS)}; after any of them {modifiers}"
 
 
-def _suggest(name: str, values: list[float | None]) -> str:
-    """The three valid names nearest to ``name``, with the given numbers where they fit their forms, else examples'."""
+def _suggest(name: str, values: list[float | None], modifiers: list[tuple[Modifier, float | None]]) -> str:
+    """The three valid names nearest to ``name``, with the given numbers where they fit their forms, else examples'.
+
+    Modifiers that were read are kept where they may be, and a misspelt one is put right.
+    """
+    tail = "".join(f"/{modifier.word}({value})" for modifier, value in modifiers)
     asked = (re.split(r"[(\d]", name.strip())[0].rstrip("/ ") or name).lower()
     by_stem = {form.stem.lower(): form for form in FORMS}
     close = difflib.get_close_matches(asked, list(by_stem), n=_NEAREST, cutoff=0.0)
     names = [by_stem[stem].write(_fitting(by_stem[stem], values)) for stem in close]
+    names = [*_respelt(name, tail), *(_canonical(name + tail) or name for name in names)][:_NEAREST]
     return ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
+
+
+def _respelt(name: str, tail: str) -> list[str]:
+    """``name`` with its last word taken for a misspelt modifier: one valid name, or none."""
+    match = re.fullmatch(r"(.+)/\s*([^/()\s]+)\s*(?:\(([^()]*)\)?)?\s*", name)
+    close = match and difflib.get_close_matches(match[2].lower(), [item.word for item in MODIFIERS], n=1)
+    if not match or not close:
+        return []
+    numbers = (match[3], *EXAMPLES[close[0]])  # the given one, or an example
+    found = (_canonical(f"{match[1]}/{close[0]}({number}){tail}") for number in numbers if number is not None)
+    return [name for name in found if name][:1]
+
+
+def _canonical(name: str) -> str | None:
+    """``name`` as it is written back; None if it is not valid."""
+    try:
+        return formulation(name).name
+    except UserError:
+        return None
 
 
 def _fitting(form: Form, values: list[float | None]) -> list[float]:
