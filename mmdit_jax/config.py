@@ -90,6 +90,8 @@ class OptimizerConfig:
 class EvaluationConfig:
     """What is generated from the finished run's EMA weights, and scored."""
 
+    at: str = "last"
+    """Whose weights: ``last`` step, or ``best``, the step with the lowest EMA validation loss (SD3's ranking)."""
     prompts_per_task: int = 40
     """Prompts a GenEval task, of which there are six; a set without tasks: six times as many held-out captions."""
     images_per_prompt: int = 1
@@ -100,6 +102,8 @@ class EvaluationConfig:
     """Of prompts and noise: the same for every run of a study, so that battles are like against like."""
 
     def __post_init__(self) -> None:
+        if self.at not in ("last", "best"):
+            unknown("evaluation.at", self.at, ("last", "best"))
         _require_positive(self, "prompts_per_task", "images_per_prompt", "sampling_steps")
         _require(math.isfinite(self.guidance) and self.guidance >= 0, "guidance", self.guidance, "0 or more")
 
