@@ -45,9 +45,9 @@ def timed(clock: Clock, part: str, function: Callable[..., Any]) -> Callable[...
 def parts_timed(clock: Clock, wait: bool) -> Iterator[None]:
     """Validation and evaluation add up on ``clock`` in here; with ``wait`` the rest, too, and steps are waited for."""
     from launch import execute
-    from mmdit_jax.training import loop
+    from mmdit_jax.training import loop, program
 
-    make_step, batches = loop.make_train_step, loop.global_batches
+    make_step, batches = program.make_train_step, program.global_batches
 
     def timed_batches(*arguments: Any) -> Iterator[Any]:
         advance = timed(clock, "batches", batches(*arguments).__next__)
@@ -60,9 +60,9 @@ def parts_timed(clock: Clock, wait: bool) -> Iterator[None]:
     ]
     if wait:
         parts += [
-            (loop, "make_train_step", lambda *given: timed(clock, "steps", make_step(*given))),
-            (loop, "global_batches", timed_batches),
-            (loop.Meter, "add", timed(clock, "metrics", loop.Meter.add)),
+            (program, "make_train_step", lambda *given: timed(clock, "steps", make_step(*given))),
+            (program, "global_batches", timed_batches),
+            (loop.Meter, "read", timed(clock, "metrics", loop.Meter.read)),
             (loop.Checkpoints, "save", timed(clock, "checkpoints", loop.Checkpoints.save)),
             (loop.Checkpoints, "close", timed(clock, "checkpoints", loop.Checkpoints.close)),
         ]

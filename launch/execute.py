@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ import jax
 import numpy as np
 
 from launch.runtime import keep_compiled_programs
+from launch.settings import score_run
 from mmdit_jax.config import Run, to_dict
+from mmdit_jax.diffusion import formulation, learned
 from mmdit_jax.errors import Diverged, UserError
 from mmdit_jax.evaluation.evaluate import evaluate
 from mmdit_jax.files import write_json
+from mmdit_jax.training.best import restore_best
 from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.data import training_data
 from mmdit_jax.training.events import EventLog, read_events, validations
-from mmdit_jax.training.loop import train
+from mmdit_jax.training.loop import train, train_together
 from mmdit_jax.training.sharding import make_mesh
-from mmdit_jax.training.state import abstract_state
+from mmdit_jax.training.state import TrainState, abstract_state
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +67,31 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
     done = read_result(run_dir)
     if done is not None:
         return done
-    make_folder(run_dir)
-    keep_compiled_programs(places.root)
-    with _lock(run_dir):
+    with _prepared(run, places):
         for event in read_events(run_dir):
             if event["event"] == "diverged":
                 raise Diverged(event["message"])
-        write_json(run_dir / CONFIG, {"run_id": run.run_id, "config": to_dict(run), "versions": _versions()})
         started = time.perf_counter()
         data = training_data(run.data, places.data)
         state = train(run, run_dir, data, project=places.study, quiet=quiet)
         trained = time.perf_counter()
         curve = [{"step": v["step"], "loss": v["loss"], "levels": v["levels"]} for v in validations(run_dir)]
+        result = {
+            **describe(run),
+            "val_loss": curve[-1]["loss"],
+            "val_loss_levels": curve[-1]["levels"],
+            "curve": curve,
+        }
+        if run.evaluation.at == "best":
+            step, state = restore_best(run_dir, _abstract(run))
+            (loss,) = [point["loss"] for point in curve if point["step"] == step]
+            result |= {"best_step": step, "best_val_loss": loss}
         scores = evaluate(run, state.ema, run_dir / "samples", data.validation_captions)
-        result = {**describe(run), "params_sha256": digest(state.params), "ema_sha256": digest(state.ema)}
-        result |= {"val_loss": curve[-1]["loss"], "val_loss_levels": curve[-1]["levels"], "curve": curve, **scores}
+        if run.evaluation.settings:
+            scores["settings"] = score_run(run, {"ema": state.ema, "raw": state.params}, run_dir, places.data)
+        if formulation(run.formulation).adaptive:
+            scores["learned_formulation"] = learned_name(run, state)
+        result |= {"params_sha256": digest(state.params), "ema_sha256": digest(state.ema), **scores}
         if jax.process_index() == 0:
             write_json(run_dir / RESULT, result)
             events = EventLog(run_dir)
@@ -86,6 +99,40 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
             events.write("done", train_seconds=trained - started, evaluate_seconds=ended - trained, durable=True)
             events.close()
         return result
+
+
+def train_group(runs: Sequence[Run], places: Places, *, quiet: bool = False) -> None:
+    """Train runs of one ``program_key`` side by side to their last step; ``execute`` evaluates each afterwards.
+
+    A run that diverges has the event, which ``execute`` raises again. Each is given its share of the time.
+
+    Raises:
+        Apart: they can't start at the same step; nothing was trained.
+        UserError, Preempted: as ``execute``.
+    """
+    folders = [places.run_dir(run) for run in runs]
+    with contextlib.ExitStack() as held:
+        for run in runs:
+            held.enter_context(_prepared(run, places))
+        started = time.perf_counter()
+        data = training_data(runs[0].data, places.data)
+        train_together(runs, folders, data, project=places.study, quiet=quiet)
+        share = (time.perf_counter() - started) / len(runs)
+        for folder in folders:
+            events = EventLog(folder)
+            events.write("trained", train_seconds=share, durable=True)
+            events.close()
+
+
+@contextlib.contextmanager
+def _prepared(run: Run, places: Places) -> Iterator[None]:
+    """Hold the run's directory, with its config in it."""
+    run_dir = places.run_dir(run)
+    make_folder(run_dir)
+    keep_compiled_programs(places.root)
+    with _lock(run_dir):
+        write_json(run_dir / CONFIG, {"run_id": run.run_id, "config": to_dict(run), "versions": _versions()})
+        yield
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
@@ -119,20 +166,32 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def restore_ema(run: Run, run_dir: Path) -> Any:
-    """The EMA weights of the run's newest checkpoint.
+    """The EMA weights of the run's newest checkpoint, or of its best step where it is evaluated there.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
+    if run.evaluation.at == "best":
+        return restore_best(run_dir, _abstract(run))[1].ema
     checkpoints = Checkpoints(run_dir, read_only=True)
-    mesh = make_mesh(fsdp=run.hardware.fsdp)
     try:
-        found = checkpoints.restore(abstract_state(run.model, run.optimizer, run.steps, mesh))
+        found = checkpoints.restore(_abstract(run))
     finally:
         checkpoints.close()
     if found is None:
         raise UserError(f"checkpoint={run_dir}: none yet; train the run first")
     return found[1].ema
+
+
+def learned_name(run: Run, state: TrainState) -> str:
+    """The density that an adaptive formulation has come to, as the name of a fixed one: ``rf/histogram(…)``."""
+    found = learned(formulation(run.formulation), jax.device_get(state.loss_by_time))
+    masses = np.asarray(found.masses)[: int(found.bins)]
+    return formulation(f"rf/histogram({','.join(f'{mass:.4g}' for mass in masses)})").name
+
+
+def _abstract(run: Run) -> TrainState:
+    return abstract_state(run.model, run.optimizer, run.steps, make_mesh(fsdp=run.hardware.fsdp))
 
 
 def digest(tree: Any) -> str:
@@ -156,7 +215,7 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"root={folder}: cannot be written ({error.strerror}); choose another --root") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _lock(run_dir: Path) -> Iterator[None]:
     """Hold the run, so that a second process at the same run is told, not mixed in."""
     with (run_dir / "lock").open("w") as file:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.collect import collect
-from launch.execute import RESULT, Places, describe, execute, is_locked, make_folder, read_result
+from launch.execute import RESULT, Places, describe, execute, is_locked, make_folder, read_result, train_group
+from launch.groups import groups
 from launch.runtime import add_study
 from launch.studies import load_study
 from mmdit_jax import __version__
@@ -19,6 +20,7 @@ from mmdit_jax.config import Run, Study
 from mmdit_jax.errors import EXIT_DIVERGED, Diverged, UserError
 from mmdit_jax.files import write_atomic
 from mmdit_jax.training.events import read_events
+from mmdit_jax.training.loop import Apart
 from mmdit_jax.training.peak import matmul_flops_per_second
 from mmdit_jax.training.progress import duration
 from scaling.report import write_report
@@ -26,6 +28,7 @@ from scaling.report import write_report
 EXAMPLES = """examples:
   mmdit study run quickstart                    train what is missing, evaluate, write the report
   mmdit study run quickstart --set seed=1       the same grid with another seed: new runs, beside the old ones
+  mmdit study run quickstart --replicas 2       two at a time where they differ in seed or density alone
   mmdit study plan my_study.py                  what each run costs, before it is started
   mmdit study status quickstart --json
 """
@@ -55,6 +58,13 @@ def add_parsers(commands: Any) -> None:
         if name == "run":
             action.add_argument("--only", action="append", default=[], metavar="RUN", help="only this run (id or name)")
             action.add_argument("--quiet", action="store_true", help="no progress lines")
+            action.add_argument(
+                "--replicas",
+                type=int,
+                default=1,
+                metavar="N",
+                help="train up to N runs that differ in seed or density alone side by side (default: %(default)s)",
+            )
         action.set_defaults(run=run)
 
 
@@ -64,27 +74,35 @@ def places_of(args: argparse.Namespace, study: Study) -> Places:
 
 
 def run_study(args: argparse.Namespace) -> int:
-    """Every run in turn, then the report; a diverged run doesn't stop the others."""
+    """Every run in turn, or some at a time, then the report; a diverged run doesn't stop the others."""
+    if args.replicas < 1:
+        raise UserError(f"replicas={args.replicas}: expected 1 or more")
     study = load_study(args.study, args.overrides)
     places = places_of(args, study)
     make_folder(places.study_dir)
     chosen = [study.find(key) for key in args.only] or list(study.runs)
-    started, skipped = time.perf_counter(), 0
+    missing = [run for run in chosen if read_result(places.run_dir(run)) is None]
+    started, number = time.perf_counter(), len(chosen) - len(missing)
     diverged: list[str] = []
-    for number, run in enumerate(chosen, 1):
-        if read_result(places.run_dir(run)) is not None:
-            skipped += 1
-            continue
-        begun = time.perf_counter()
-        try:
-            result = execute(run, places, quiet=args.quiet)
-        except Diverged as error:
-            diverged.append(str(error))
-            print(f"[{number}/{len(chosen)}] {error}", file=sys.stderr)
-            continue
-        print(f"[{number}/{len(chosen)}] {_summary(result)}  {duration(time.perf_counter() - begun)}", file=sys.stderr)
-    if skipped:
-        print(f"{skipped} of {len(chosen)} runs were done already", file=sys.stderr)
+    for group in groups(missing, places, args.replicas):
+        if len(group) > 1:
+            try:
+                train_group(group, places, quiet=args.quiet)
+            except Apart as error:
+                print(f"{error}; each trains alone", file=sys.stderr)
+        for run in group:
+            number += 1
+            begun = time.perf_counter()
+            try:
+                result = execute(run, places, quiet=args.quiet)
+            except Diverged as error:
+                diverged.append(str(error))
+                print(f"[{number}/{len(chosen)}] {error}", file=sys.stderr)
+                continue
+            took = duration(time.perf_counter() - begun)
+            print(f"[{number}/{len(chosen)}] {_summary(result)}  {took}", file=sys.stderr)
+    if len(missing) < len(chosen):
+        print(f"{len(chosen) - len(missing)} of {len(chosen)} runs were done already", file=sys.stderr)
     path = _report(study, places, only_if_stale=True)
     print(f"study {study.name}: {duration(time.perf_counter() - started)}", file=sys.stderr)
     if path is not None:
@@ -122,8 +140,8 @@ def _notes(study: Study, places: Places) -> list[str]:
     seconds, machines = 0.0, set()
     for run in study.runs:
         for event in read_events(places.run_dir(run)):
-            if event["event"] == "done":
-                seconds += event["train_seconds"] + event["evaluate_seconds"]
+            if event["event"] in ("trained", "done"):
+                seconds += event["train_seconds"] + event.get("evaluate_seconds", 0.0)
             if event["event"] == "start":
                 machines.add(f"{event['devices']} {event['platform']} device(s), {event['cores']} cores")
     return [

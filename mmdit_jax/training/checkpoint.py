@@ -19,10 +19,10 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. Steps are named by the number of updates made."""
+    """The checkpoints of one run directory, in ``folder``. Steps are named by the number of updates made."""
 
-    def __init__(self, run_dir: Path, keep: int = 2, read_only: bool = False) -> None:
-        self.folder = run_dir.resolve() / FOLDER
+    def __init__(self, run_dir: Path, keep: int = 2, read_only: bool = False, folder: str = FOLDER) -> None:
+        self.folder = run_dir.resolve() / folder
         if read_only and not self.folder.is_dir():
             raise UserError(f"checkpoint={self.folder}: not there; train the run first")
         self._checkpointer = ocp.training.Checkpointer(
@@ -51,16 +51,17 @@ class Checkpoints:
         except Exception as error:
             raise _told(error, self.folder) from error
 
-    def restore(self, abstract: Any, *, step: int | None = None) -> tuple[int, Any] | None:
+    def restore(self, abstract: Any, *, step: int | None = None, upto: int | None = None) -> tuple[int, Any] | None:
         """(step, state) of the newest readable checkpoint, or of ``step``; none where nothing was ever saved.
 
         ``abstract`` is a tree of ``jax.ShapeDtypeStruct`` with shardings. A newest checkpoint that is damaged is
         passed over for the one before, which is said in the log: training from there gives the same bits again.
+        With ``upto``, checkpoints of later steps are left aside.
 
         Raises:
             UserError: every candidate is damaged or shaped for another model, or ``step`` is not there.
         """
-        steps = self.steps()
+        steps = [found for found in self.steps() if upto is None or found <= upto]
         if step is not None:
             if step not in steps:
                 raise UserError(
@@ -89,6 +90,17 @@ class Checkpoints:
             self._checkpointer.close()
         except Exception as error:
             raise _told(error, self.folder) from error
+
+
+def saved_steps(run_dir: Path) -> list[int]:
+    """Steps that the run directory holds a finished checkpoint of, oldest first; nothing is written."""
+    if not (run_dir / FOLDER).is_dir():
+        return []
+    checkpoints = Checkpoints(run_dir, read_only=True)
+    try:
+        return checkpoints.steps()
+    finally:
+        checkpoints.close()
 
 
 def _told(error: Exception, folder: Path) -> Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -21,16 +22,18 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._last = time.monotonic()
 
-    def show(self, step: int, *, loss: float, images_per_second: float, peak_share: float, seconds_left: float) -> None:
+    def show(self, step: int, runs: Sequence[Mapping[str, float]]) -> None:
+        """``runs``: of each, loss, images_per_second, peak_share, seconds_left. The line has the first one's loss."""
         if not self._enabled:
             return
         now = time.monotonic()
         if now - self._last < (0.2 if self._terminal else self._seconds) and step < self._steps:
             return
         self._last = now
+        rate, share = (sum(run[key] for run in runs) for key in ("images_per_second", "peak_share"))
         line = (
-            f"{self._label}  step {step}/{self._steps}  loss {loss:.4f}  {images_per_second:,.0f} images/s  "
-            f"{100 * peak_share:.0f} % of peak  {duration(seconds_left)} left"
+            f"{self._label}  step {step}/{self._steps}  loss {runs[0]['loss']:.4f}  {rate:,.0f} images/s  "
+            f"{100 * share:.0f} % of peak  {duration(runs[0]['seconds_left'])} left"
         )
         sys.stderr.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
         sys.stderr.flush()

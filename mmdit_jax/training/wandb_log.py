@@ -63,6 +63,7 @@ class WandbLog:
                 dir=str(run_dir),
                 mode=mode,
                 resume="allow" if mode == "online" else None,
+                reinit="create_new",  # beside those of other runs that train in this process
                 settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
             )
         except ImportError:
