@@ -23,6 +23,8 @@ COMMANDS = {
     "fit": ("launch.stats", "a scaling law with intervals, from any table"),
     "elo": ("launch.stats", "ratings with intervals, from any table of battles"),
     "correlate": ("launch.stats", "correlation of two columns with intervals"),
+    "rank": ("launch.rank", "average Pareto fronts with intervals, from any table of two scores"),
+    "efficiency": ("launch.rank", "score lost with fewer sampling steps, from any table of scores"),
 }
 EXIT_CODES = (
     "exit codes: 0 done, 75 preempted and saved (run again), 2 bad input, 3 training diverged, 128+ infrastructure"

@@ -6,10 +6,10 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from launch.tables import EXIT_OK, command_parser, resampling_options
+
 if TYPE_CHECKING:
     from scaling.laws import PowerLaw
-
-EXIT_OK = 0
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,7 +17,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
     Bad input raises ``scaling.errors.TableError``, which the caller prints as one line and turns into exit code 2.
     """
-    fit = _command(
+    fit = command_parser(
         subparsers,
         "fit",
         "fit a scaling law to a table",
@@ -31,20 +31,20 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     fit.add_argument("--huber", metavar="DELTA", type=float, default=1e-3, help="delta on log residuals (%(default)s)")
     fit.add_argument("--drop-highest", metavar="K", type=int, default=0, help="leave out the K highest losses")
     fit.add_argument("--group", metavar="COL", help="rows of one value are resampled together (run_id for curves)")
-    _resampling(fit)
+    resampling_options(fit)
     fit.set_defaults(run=run_fit)
 
-    elo = _command(
+    elo = command_parser(
         subparsers,
         "elo",
         "rate runs from pairwise battles (columns prompt, left, right, outcome = left, right or tie)",
         "mmdit elo studies/quickstart/battles.csv --where judge=scorer",
     )
     elo.add_argument("battles", help="CSV or Parquet file")
-    _resampling(elo)
+    resampling_options(elo)
     elo.set_defaults(run=run_elo)
 
-    correlate = _command(
+    correlate = command_parser(
         subparsers,
         "correlate",
         "Pearson and Spearman correlation of two columns, with intervals",
@@ -53,7 +53,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     correlate.add_argument("table", help="CSV or Parquet file")
     correlate.add_argument("--x", metavar="COL", required=True, help="first column")
     correlate.add_argument("--y", metavar="COL", required=True, help="second column")
-    _resampling(correlate, default=2000)
+    resampling_options(correlate, default=2000)
     correlate.set_defaults(run=run_correlate)
 
 
@@ -122,22 +122,3 @@ def _law_text(law: PowerLaw, compute: str, loss: str) -> str:
     lines.append(f"{law.draws} bootstraps of {law.bootstrap}; Huber delta {law.huber:g}; objective {law.objective:.6g}")
     lines += [f"not identifiable: {reason}" for reason in law.reasons]
     return "\n".join(lines)
-
-
-def _command(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, example: str
-) -> argparse.ArgumentParser:
-    return subparsers.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _resampling(parser: argparse.ArgumentParser, default: int = 1000) -> None:
-    parser.add_argument("--where", metavar="COL=VALUE", action="append", default=[], help="only these rows; repeatable")
-    parser.add_argument("--bootstrap", metavar="N", type=int, default=default, help="resamples (%(default)s); 0: none")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

@@ -75,7 +75,9 @@ def bootstrap(cells: Cells, count: int, rng: np.random.Generator, strata: np.nda
     """Draw ``count`` resamples of the measurement, the same for every row of ``cells``.
 
     Prompts: one of the table's own resamples at random, independently in each stratum (``strata [columns]``, an index
-    from 0; a data set has its own prompts). Seeds: k − 1 of k with replacement (Rao and Wu 1988), since k of k would
+    from 0; a data set has its own prompts), shifted so that the resamples' mean is the score over all prompts: they say
+    how far a score spreads, while their level can be off (a Fréchet distance grows as resampling leaves fewer
+    different images, more so for some names than for others). Seeds: k − 1 of k with replacement (Rao and Wu 1988), since k of k would
     give variances too small by (k − 1)/k; a single seed stays as it is.
     """
     strata = np.zeros(len(cells.columns), dtype=np.int64) if strata is None else strata
@@ -85,11 +87,21 @@ def bootstrap(cells: Cells, count: int, rng: np.random.Generator, strata: np.nda
         weights = rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=count) / (seeds - 1)
     whole = np.zeros((count, kinds), dtype=np.int64)
     draws = rng.integers(1, cells.draws + 1, size=(count, kinds)) if cells.draws else whole
-    total = {column: _resample(scores, weights, draws, strata) for column, scores in cells.values.items()}
+    scores = {column: _centred(found) for column, found in cells.values.items()}
+    total = {column: _resample(found, weights, draws, strata) for column, found in scores.items()}
     alone = None
     if cells.draws and seeds > 1:
-        alone = {column: _resample(scores, weights, whole, strata) for column, scores in cells.values.items()}
+        alone = {column: _resample(found, weights, whole, strata) for column, found in scores.items()}
     return Resamples(seeds, total, alone)
+
+
+def _centred(scores: np.ndarray) -> np.ndarray:
+    """Scores ``[..., 1 + draws]`` with the draws about the first, spread as draws about their true mean would be."""
+    draws = scores.shape[-1] - 1
+    if draws == 0:
+        return scores
+    spread = scores[..., 1:] - scores[..., 1:].mean(axis=-1, keepdims=True)
+    return np.concatenate([scores[..., :1], scores[..., :1] + spread * np.sqrt(draws / (draws - 1))], axis=-1)
 
 
 def _resample(scores: np.ndarray, weights: np.ndarray, draws: np.ndarray, strata: np.ndarray) -> np.ndarray:
@@ -119,20 +131,24 @@ def read_cells(table: pd.DataFrame, axes: tuple[str, str], values: Sequence[str]
     shape = tuple(len(coded[key][1]) for key in keys)
     seen = np.bincount(flat, minlength=int(np.prod(shape)))
 
-    def named(cells: np.ndarray) -> str:
-        places = [np.unravel_index(cell, shape) for cell in cells[:SHOWN]]
-        told = [
-            " ".join(f"{key}={coded[key][1][int(index)]}" for key, index in zip(keys, place, strict=True))
-            for place in places
-        ]
-        more = f", and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
-        return "; ".join(told) + more
+    def named(cells: np.ndarray, told: list[str]) -> str:
+        places = np.stack(np.unravel_index(cells, shape), axis=1)
+        texts = dict.fromkeys(
+            " ".join(f"{key}={coded[key][1][place[keys.index(key)]]}" for key in told) for place in places
+        )
+        more = f", and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+        return "; ".join(list(texts)[:SHOWN]) + more
 
     if (seen > 1).any():
-        raise TableError(f"rows={len(table)}: several for {named(np.flatnonzero(seen > 1))}; {repeated}")
+        twice = np.flatnonzero(seen > 1)
+        same = table[flat == twice[0]]
+        apart = [column for column in table.columns if column not in values and same[column].nunique() > 1]
+        told = f"{len(same)} for {named(twice, [key for key in keys if key != 'draw'])}"
+        differ = f" (they differ in {', '.join(apart)})" if apart else " (the same row again)"
+        raise TableError(f"rows={len(table)}: {told}{differ}; {repeated}")
     if (seen == 0).any():
         raise TableError(
-            f"rows={len(table)}: none for {named(np.flatnonzero(seen == 0))}; "
+            f"rows={len(table)}: none for {named(np.flatnonzero(seen == 0), keys)}; "
             f"expected one for every {', '.join(keys[:-1])} and {keys[-1]}"
         )
     full = (*shape[:2], shape[2] if "seed" in keys else 1, shape[-1] if "draw" in keys else 1)
@@ -189,4 +205,6 @@ def _draws(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     unique, code = np.unique(index, return_inverse=True)
     if unique[0] != 0:
         raise TableError(f"draw={unique[0]} is the lowest: expected rows with draw=0, the scores over all prompts")
+    if len(unique) == 2:
+        raise TableError(f"draw={unique[1]} is the only resample: expected 2 or more (some hundreds are good), or none")
     return code.reshape(-1), [str(value) for value in unique]

@@ -10,7 +10,7 @@ import pandas as pd
 from scaling.cells import bootstrap as draw_bootstrap
 from scaling.cells import read_cells, widening
 from scaling.errors import TableError
-from scaling.resample import interval
+from scaling.resample import how_resampled, interval
 from scaling.tables import numbers, require
 
 
@@ -47,7 +47,13 @@ class EfficiencyTable:
     score: str
     resampled: str
     level: float
+    seeds: int
     draws: int
+
+    @property
+    def how(self) -> str:
+        """What the intervals are made of, in words."""
+        return how_resampled(self.resampled, self.level, self.draws, self.seeds)
 
     def to_json(self) -> dict[str, object]:
         """The object that ``efficiency --json`` prints; ``loss`` has a key a number of steps, in %."""
@@ -149,6 +155,7 @@ def efficiency(
         score=score,
         resampled=resampled,
         level=level,
+        seeds=len(cells.seeds),
         draws=bootstrap if resampled != "none" else 0,
     )
 

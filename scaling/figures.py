@@ -94,6 +94,13 @@ class Look:
 @contextmanager
 def drawing(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
     """A figure with one axes, under this module's style; the caller's matplotlib settings are as before afterwards."""
+    with panels(1, 1, size) as (figure, grid):
+        yield figure, grid[0, 0]
+
+
+@contextmanager
+def panels(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, np.ndarray]]:
+    """The same with ``rows`` × ``columns`` axes, given as an object array of that shape."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -103,7 +110,7 @@ def drawing(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        yield figure, figure.add_subplot()
+        yield figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save(figure: Figure, folder: Path, name: str) -> bytes:

@@ -12,7 +12,7 @@ from scaling.cells import Cells, Resamples, codes, constant, read_cells, widenin
 from scaling.cells import bootstrap as draw_bootstrap
 from scaling.errors import TableError
 from scaling.pareto import fronts
-from scaling.resample import interval
+from scaling.resample import how_resampled, interval
 from scaling.tables import require
 
 FACTS = ("dataset", "weights", "method", "steps", "guidance", "depth")
@@ -74,6 +74,16 @@ class RankTable:
     columns: tuple[str, str]
 
     @property
+    def draws(self) -> int:
+        """Bootstraps behind the intervals."""
+        return len(self.samples)
+
+    @property
+    def how(self) -> str:
+        """What the intervals are made of, in words."""
+        return how_resampled(self.resampled, self.level, self.draws, self.seeds)
+
+    @property
     def names(self) -> list[str]:
         """The names, best first."""
         return [place.name for place in self.places]
@@ -102,7 +112,7 @@ class RankTable:
             "level": self.level,
             "seeds": self.seeds,
             "prompt_draws": self.prompt_draws,
-            "draws": len(self.samples),
+            "draws": self.draws,
         }
 
 
@@ -124,7 +134,7 @@ def rank(
     ``seed`` tells trainings apart: scores are averaged over them before fronts are peeled. ``draw`` is 0 for the score
     over all prompts and 1, 2, … for that over bootstrap resamples of the prompts, the same resample for every name.
     ``dataset`` says which settings share prompts. ``by`` also ranks over the settings of each of its values (by
-    default ``steps``, where there is such a column).
+    default ``steps``, where there are several).
 
     Intervals and probabilities come from ``bootstrap`` resamples of prompts and seeds, joint for all names (see
     ``scaling.cells.bootstrap``). An interval reaches as far on either side of the average as ``level`` of the
@@ -136,7 +146,7 @@ def rank(
 
     Raises TableError for absent columns, missing or repeated cells, a score that is no number, fewer than 2 names.
     """
-    if by is None and "steps" in table.columns:
+    if by is None and "steps" in table.columns and table["steps"].nunique() > 1:
         by = "steps"
     cells = read_cells(
         table, (name, setting), (up, down), repeated="expected one; choose with --where, or tell them apart by seed"

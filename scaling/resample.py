@@ -38,3 +38,15 @@ def interval(
     tail = (1 - level) / 2
     ends = np.quantile(samples, [tail, 1 - tail], axis=0)
     return centre + widen * (ends - centre)
+
+
+def how_resampled(resampled: str, level: float, draws: int, seeds: int) -> str:
+    """What a ranking's intervals are made of, and what is not in them, in words."""
+    if resampled == "none":
+        return "no intervals, since nothing was resampled"
+    text = f"{level * 100:g} % intervals from {draws} bootstraps"
+    if resampled == "settings":
+        return f"{text} of the settings: of the order over settings, not over repeated measurement"
+    if resampled == "prompts":
+        return f"{text} of the prompts; one training each, whose luck is not in them"
+    return f"{text} of {'the prompts and of ' if resampled == 'prompts and seeds' else ''}{seeds} training seeds"

@@ -73,7 +73,7 @@ def numbers(table: pd.DataFrame, name: str, *, positive: bool = False, allow_mis
 
 
 def where(table: pd.DataFrame, conditions: Iterable[str]) -> pd.DataFrame:
-    """The rows that meet every ``COLUMN=VALUE``, compared as text; rows are numbered anew from 1.
+    """The rows that meet every ``COLUMN=VALUE``, compared as text or as numbers; rows are numbered anew from 1.
 
     Raises TableError for a condition without ``=``, an unknown column, or no row left.
     """
@@ -82,7 +82,10 @@ def where(table: pd.DataFrame, conditions: Iterable[str]) -> pd.DataFrame:
         if not separator:
             raise TableError(f"where={condition!r}: expected COLUMN=VALUE")
         require(table, [name])
-        kept = table[table[name].astype(str) == value]
+        same = table[name].astype(str) == value
+        if pd.api.types.is_numeric_dtype(table[name]) and not pd.api.types.is_bool_dtype(table[name]):
+            same |= table[name] == pd.to_numeric(value, errors="coerce")  # 5 is 5.0
+        kept = table[same]
         if kept.empty:
             seen = ", ".join(repr(str(other)) for other in table[name].unique()[:6])
             raise TableError(f"where={condition!r}: no such row; the column holds {seen}")

@@ -69,7 +69,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
     good = paper()
     line = complaint(pd.concat([good.assign(weights="ema"), good.assign(weights="raw")]))
-    assert "several for depth=15 steps=50; depth=15 steps=5" in line and "--where" in line
+    assert "2 for depth=15 steps=50; depth=15 steps=5" in line and "they differ in weights); expected one" in line
+    assert "--where" in line
     assert "none for depth=15 steps=50" in complaint(good.iloc[1:])
     assert "steps=50 in every row: expected 2 or more" in complaint(good[good["steps"] == 50])
     assert "clip=0 for depth=15 at steps=50" in complaint(good.assign(clip=good["clip"].where(good.index != 0, 0.0)))

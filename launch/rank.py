@@ -1,0 +1,193 @@
+"""``mmdit rank`` and ``mmdit efficiency``: the SD3 paper's protocol on any CSV or Parquet file of scores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.tables import EXIT_OK, command_parser, resampling_options, text_table
+
+if TYPE_CHECKING:
+    from scaling.ranking import RankTable
+    from scaling.reference import Agreement
+
+AHEAD, NEXT = 3, 4
+"""The text says how surely each of the first AHEAD names beats the NEXT ones after it."""
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register both commands; each sets ``run``, a function of the parsed arguments that returns an exit code.
+
+    Bad input raises ``scaling.errors.TableError``, which the caller prints as one line and turns into exit code 2.
+    """
+    rank = command_parser(
+        subparsers,
+        "rank",
+        "rank runs by their average Pareto front over settings, with intervals",
+        "mmdit rank studies/quickstart/scores.parquet --reference sd3 --out figures\n"
+        "  mmdit rank sd3-table2 --reference sd3      (what the paper prints, ranked by the paper's protocol)",
+    )
+    rank.add_argument("table", help="CSV or Parquet file with a row a (name, setting[, seed][, draw]), or sd3-table2")
+    rank.add_argument("--up", metavar="COL", default="clip", help="score to be high (%(default)s)")
+    rank.add_argument("--down", metavar="COL", default="fid", help="score to be low (%(default)s)")
+    rank.add_argument("--name", metavar="COL", default="name", help="what is ranked (%(default)s)")
+    rank.add_argument("--setting", metavar="COL", default="setting", help="what is averaged over (%(default)s)")
+    rank.add_argument(
+        "--by", metavar="COL", help="rank over each value of it too (steps, where there is such a column)"
+    )
+    rank.add_argument(
+        "--reference", metavar="sd3|FILE", help="compare with the paper's Table 1, or with a file's columns name, rank"
+    )
+    _out(rank)
+    resampling_options(rank)
+    rank.set_defaults(run=run_rank)
+
+    efficiency = command_parser(
+        subparsers,
+        "efficiency",
+        "score lost with fewer sampling steps, in % of that with the most, and path length",
+        "mmdit efficiency studies/quickstart/scores.parquet --where dataset=scenes --where weights=ema "
+        "--where guidance=5",
+    )
+    efficiency.add_argument("table", help="CSV or Parquet file with a row a (group, steps[, seed][, draw])")
+    efficiency.add_argument("--group", metavar="COL", default="depth", help="what is compared (%(default)s)")
+    efficiency.add_argument("--steps", metavar="COL", default="steps", help="sampling steps (%(default)s)")
+    efficiency.add_argument("--score", metavar="COL", default="clip", help="score to be high (%(default)s)")
+    efficiency.add_argument("--path", metavar="COL", help="path length (path_length, where there is such a column)")
+    _out(efficiency)
+    resampling_options(efficiency)
+    efficiency.set_defaults(run=run_efficiency)
+
+
+def run_rank(args: argparse.Namespace) -> int:
+    """Rank, compare, write figures and tables, and print as text or as one JSON object (``rows``: best first)."""
+    from scaling.published import SCORES, scores
+    from scaling.ranking import rank
+    from scaling.tables import read_table, where
+
+    _check_out(args.out)
+    table = rank(
+        where(scores() if args.table == SCORES else read_table(args.table), args.where),
+        up=args.up,
+        down=args.down,
+        name=args.name,
+        setting=args.setting,
+        by=args.by,
+        bootstrap=args.bootstrap,
+        seed=args.seed,
+    )
+    agreement = None if args.reference is None else _compare(table, args.reference, args.seed)
+    if args.out is not None:
+        _write_ranks(table, args.out)
+    if args.json:
+        reference = {} if agreement is None else {"reference": agreement.to_json()}
+        print(json.dumps({**table.to_json(), **reference}))
+    else:
+        print(_rank_text(table, agreement))
+    return EXIT_OK
+
+
+def run_efficiency(args: argparse.Namespace) -> int:
+    """Compute the losses, write figure and table, and print as text or as one JSON object."""
+    from scaling.efficiency import efficiency
+    from scaling.efficiency_tables import losses_frame, losses_text
+    from scaling.tables import read_table, where
+
+    _check_out(args.out)
+    rows = where(read_table(args.table), args.where)
+    path = args.path if args.path is not None else "path_length" if "path_length" in rows.columns else None
+    table = efficiency(
+        rows,
+        group=args.group,
+        steps=args.steps,
+        score=args.score,
+        path=path,
+        bootstrap=args.bootstrap,
+        seed=args.seed,
+    )
+    if args.out is not None:
+        from scaling.figures import save
+        from scaling.rank_figures import efficiency_figure
+
+        save(efficiency_figure(table, args.group), args.out, "efficiency")
+        losses_frame(table, args.group).to_csv(args.out / "efficiency.csv", index=False)
+    if args.json:
+        print(json.dumps(table.to_json()))
+    else:
+        print(text_table(losses_text(table, args.group)))
+        print(f"loss of {args.score} in % of that at {table.steps[-1]} steps; {table.how}")
+    return EXIT_OK
+
+
+def _out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write figures (PNG, PDF) and tables (CSV) there")
+
+
+def _check_out(folder: Path | None) -> None:
+    from scaling.errors import TableError
+
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise TableError(f"out={str(folder)!r}: is a file; expected a folder, or a path to make one at")
+
+
+def _compare(table: RankTable, name: str, seed: int) -> Agreement:
+    from scaling.published import REFERENCE, ranks
+    from scaling.reference import agree
+    from scaling.tables import read_table
+
+    return agree(table, ranks() if name == REFERENCE else read_table(name), name, seed=seed)
+
+
+def _write_ranks(table: RankTable, folder: Path) -> None:
+    from scaling.figures import save
+    from scaling.rank_figures import fronts_figure, ranks_figure
+    from scaling.rank_tables import pairs_frame, ranks_frame, scores_frame
+
+    save(fronts_figure(table), folder, "fronts")
+    save(ranks_figure(table), folder, "ranks")
+    for name, frame in (
+        ("table1", ranks_frame(table)),
+        ("table2", scores_frame(table)),
+        ("pairs", pairs_frame(table)),
+    ):
+        if len(frame.columns) > 1:
+            frame.to_csv(folder / f"{name}.csv", index=False)
+
+
+def _rank_text(table: RankTable, agreement: Agreement | None) -> str:
+    from scaling.rank_tables import ranks_text, scores_text, shown_settings
+
+    parts = ["average rank, lower is better", text_table(ranks_text(table))]
+    settings = table.front.shape[1]
+    parts.append(f"{len(table.places)} names, {settings} setting{'s' * (settings != 1)}; {table.how}")
+    shown = shown_settings(table)
+    if shown:
+        labels = [str(table.settings["setting"][place]) for place in shown.values()]
+        parts += ["", f"scores at {', '.join(labels)}", text_table(scores_text(table))]
+    if len(table.samples):
+        parts += ["", "probability of a better rank", _pairs_text(table)]
+    if agreement is not None:
+        parts += ["", _agreement_text(agreement)]
+    return "\n".join(parts)
+
+
+def _pairs_text(table: RankTable) -> str:
+    lines = []
+    for i in range(min(AHEAD, len(table.places) - 1)):
+        others = range(i + 1, min(i + 1 + NEXT, len(table.places)))
+        beaten = ", ".join(f"{table.names[j]} {table.pairs[i, j]:.2f}" for j in others)
+        lines.append(f"{table.names[i]}: over {beaten}; best of all {table.places[i].p_best:.2f}")
+    return "\n".join(lines)
+
+
+def _agreement_text(found: Agreement) -> str:
+    spearman = found.spearman
+    text = (
+        f"Spearman with {found.source} over {len(found.names)} names: {spearman.r:+.2f} "
+        f"[{spearman.low:+.2f}, {spearman.high:+.2f}] over the names ({spearman.interval}), p = {spearman.p:.2g}"
+    )
+    if found.low == found.low:  # not NaN
+        text += f"; [{found.low:+.2f}, {found.high:+.2f}] over the {found.resampled}"
+    return text
