@@ -146,3 +146,49 @@ def test_parquet_keeps_what_rank_needs(run: Run, data_dir: Path, tmp_path: Path)
     table = score_table(study, [(run, {"settings": rows})], {run.run_id: tmp_path / "a"})
     table.to_parquet(tmp_path / "scores.parquet", index=False)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "scores.parquet"), table)
+
+
+@pytest.mark.slow
+def test_from_runs_to_ranks(mmdit) -> None:
+    """A study with settings, through the command: trained, scored at its best step, collected, ranked."""
+    text = mmdit.study.read_text()
+    text = text.replace(
+        "sampler=SamplerConfig(steps=2))",
+        'sampler=SamplerConfig(steps=2), at="best", settings_images=70,\n'
+        "            settings=(SamplerConfig(steps=2, guidance=3.0), SamplerConfig(steps=4, guidance=3.0)))",
+    )
+    mmdit.study.write_text(text.replace('"rf": "rf", "log normal"', '"learned": "rf/adaptive(-1)", "log normal"'))
+    done = mmdit("study", "run", "tiny.py", "--replicas", "2", "--quiet")
+    assert done.returncode == 0, done.stderr
+    folder = mmdit.folder / "studies" / "tiny"
+    results = {item["name"]: item for item in (json.loads(path.read_text()) for path in folder.glob("*/result.json"))}
+    assert results["learned"]["best_step"] in (10, 20, 30, 40) and "learned_formulation" not in results["log normal"]
+    masses = results["learned"]["learned_formulation"].removeprefix("rf/histogram(").rstrip(")").split(",")
+    assert len(masses) == 32 and len(set(masses)) > 16
+    again = mmdit("study", "run", "tiny.py", "--quiet")
+    assert again.returncode == 0 and "2 of 2 runs were done already" in again.stderr
+
+    table = pd.read_csv(folder / "scores.csv")
+    assert set(table["name"]) == {"rf/adaptive(-1.00)", "rf/lognorm(0.00,1.00)"} and len(table) == 2 * 2 * 2
+    ranked = mmdit("rank", str(folder / "scores.parquet"), "--json")
+    assert ranked.returncode == 0, ranked.stderr
+    found = json.loads(ranked.stdout)
+    assert found["resampled"] == "prompts" and len(found["settings"]) == 4
+    assert all(1 <= row["low"] <= row["rank"] <= row["high"] <= 2 for row in found["rows"])
+    lost = mmdit(
+        "efficiency",
+        str(folder / "scores.csv"),
+        "--where",
+        "weights=ema",
+        "--group",
+        "name",
+        "--score",
+        "fid",
+        "--json",
+    )
+    assert lost.returncode == 0, lost.stderr
+
+    drawn = mmdit("sample", "tiny.py", "--run", "learned", "a red circle", "--method", "heun", "--interval", "0.1,0.9")
+    assert drawn.returncode == 0, drawn.stderr
+    wrong = mmdit("sample", "tiny.py", "--run", "learned", "a red circle", "--method", "hein")
+    assert wrong.returncode == 2 and "did you mean 'heun'?" in wrong.stderr and wrong.stderr.count("\n") == 1

@@ -138,7 +138,10 @@ class Linear:
 
 
 class EDM:
-    """a = 1, b = σ(t). Schedule ``normal``: log σ = Pm + Ps Φ⁻¹(t); ``rf``, ``cos``: σ is b/a of that path."""
+    """a = 1, b = σ(t). Schedule ``normal``: log σ = Pm + Ps Φ⁻¹(t); ``rf``, ``cos``: σ is b/a of that path.
+
+    The last two draw the log-SNRs that `rf` and `v/cos` draw, at EDM's own weight for each of them.
+    """
 
     def _log_sigma(self, schedule: Schedule, t: Array) -> Array:
         branches = (

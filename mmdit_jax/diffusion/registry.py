@@ -111,8 +111,8 @@ def histogram(density: Callable[[np.ndarray], np.ndarray], bins: int = MAX_BINS)
     Raises:
         UserError: another number of bins, or values that no density has.
     """
-    if not 1 <= bins <= MAX_BINS:
-        raise UserError(f"bins={bins}: expected 1 to {MAX_BINS}")
+    if not isinstance(bins, int) or not 1 <= bins <= MAX_BINS:
+        raise UserError(f"bins={bins}: expected a whole number, 1 to {MAX_BINS}")
     nodes, weights = np.polynomial.legendre.leggauss(8)
     t = (np.arange(bins)[:, None] + 0.5 * (nodes + 1.0)) / bins
     values = np.asarray(density(t.reshape(-1)), np.float64)
