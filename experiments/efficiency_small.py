@@ -26,7 +26,7 @@ def study() -> Study:
     evaluation = replace(
         base.evaluation,
         settings=tuple(SamplerConfig(steps=steps, guidance=5.0) for steps in STEPS),
-        settings_images=512,
+        settings_images=256,
     )
     return Study(
         "efficiency_small",

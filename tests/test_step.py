@@ -137,6 +137,11 @@ def test_schedules() -> None:
     assert float(learning_rate(replace(config, schedule="constant"), 14)(13)) == 1.0
     assert float(ema_decay(config, jnp.int32(0))) == pytest.approx(0.1)
     assert float(ema_decay(config, jnp.int32(10**6))) == pytest.approx(0.9999)
+    seldom = OptimizerConfig(ema_decay=0.99, ema_every=100)  # the SD3 study's: at steps 100, 200, … only
+    found = [float(ema_decay(seldom, jnp.int32(n))) for n in (0, 98, 99, 100, 199, 10**6 - 1)]
+    assert found == pytest.approx([1, 1, 1 / 10, 1, 2 / 11, 0.99])
+    with pytest.raises(UserError, match=r"^ema_every=0: expected a whole number, 1 or more"):
+        OptimizerConfig(ema_every=0)
 
 
 def test_muon_orthogonalises_each_block_matrix_of_the_stack() -> None:

@@ -143,3 +143,11 @@ def test_a_model_needs_a_pooled_state() -> None:
     assert text_widths(("words", "tower"))[1] == text_widths(("tower",))[1] > 0
     with pytest.raises(UserError, match=r"text_encoders=\('words',\): none gives a pooled state.*'tower'"):
         text_widths(("words",))
+
+
+def test_clips_are_known_by_their_shapes_and_encode_nothing() -> None:
+    """SD3's pooled state has 2048 channels, and so have its two CLIPs' token states side by side."""
+    found = [text_encoder(name) for name in ("clip_l", "clip_g")]
+    assert sum(item.width for item in found) == sum(item.pooled_width for item in found) == 2048
+    with pytest.raises(UserError, match=r"^text_encoder='clip_l': its states come with pre-encoded data"):
+        encode_all(found[0], ["a red circle"])

@@ -9,20 +9,15 @@ import functools
 from collections.abc import Callable
 
 from mmdit_jax.errors import unknown
-from mmdit_jax.models.text.clip import CLIP_G, CLIP_L
+from mmdit_jax.models.text.clip import PRE_ENCODED
 from mmdit_jax.models.text.interface import TextEncoder, TextStates, assemble, encode_all
 from mmdit_jax.models.text.tower import TowerEncoder
 from mmdit_jax.models.text.words import WordsEncoder
 
 __all__ = ["ENCODERS", "TextEncoder", "TextStates", "assemble", "encode_all", "text_encoder"]
 
-ENCODERS: dict[str, Callable[[], TextEncoder]] = {
-    "words": WordsEncoder,
-    "tower": TowerEncoder.load,
-    "clip_l": lambda: CLIP_L,
-    "clip_g": lambda: CLIP_G,
-}
-"""Every encoder by name; the value makes it (and reads its weights, where it has any)."""
+ENCODERS: dict[str, Callable[[], TextEncoder]] = {"words": WordsEncoder, "tower": TowerEncoder.load}
+"""Every encoder that can encode, by name; the value makes it (and reads its weights, where it has any)."""
 
 
 @functools.cache
@@ -32,6 +27,8 @@ def text_encoder(name: str) -> TextEncoder:
     Raises:
         UserError: no such encoder (the nearest name is offered), or its weights are missing or damaged.
     """
+    if name in PRE_ENCODED:
+        return PRE_ENCODED[name]
     if name not in ENCODERS:
-        unknown("text_encoder", name, ENCODERS)
+        unknown("text_encoder", name, [*ENCODERS, *PRE_ENCODED])
     return ENCODERS[name]()

@@ -34,5 +34,11 @@ class PreEncoded:
         )
 
 
-CLIP_L = PreEncoded("clip_l", "openai/clip-vit-large-patch14", length=77, width=768, pooled_width=768)
-CLIP_G = PreEncoded("clip_g", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", length=77, width=1280, pooled_width=1280)
+PRE_ENCODED = {
+    item.name: item
+    for item in (
+        PreEncoded("clip_l", "openai/clip-vit-large-patch14", length=77, width=768, pooled_width=768),
+        PreEncoded("clip_g", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", length=77, width=1280, pooled_width=1280),
+    )
+}
+"""By name; side by side they are 2048 channels wide, pooled and token by token."""
