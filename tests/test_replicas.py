@@ -171,7 +171,7 @@ def test_a_study_side_by_side_killed_and_grouped_anew(mmdit, trio, monkeypatch) 
 
     assert kill_when(mmdit.start(*args, "--replicas", "3"), lambda: len(steps()) == 3 and min(steps()) >= 24)
     assert not results(together)
-    finished = mmdit(*args, "--replicas", "2")
+    finished = mmdit(*args, "--replicas", "2", devices=4)  # two of them hold a run, all four validate
     assert finished.returncode == 0, finished.stderr
     ours, theirs = results(together), results(mmdit.folder / "alone" / "trio")
     assert set(ours) == set(theirs) == {"rf", "log normal", "other seed"}

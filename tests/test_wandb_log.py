@@ -43,6 +43,28 @@ def test_offline_runs_are_whole_when_the_process_ends(tmp_path: Path) -> None:
         assert b"76543.21" not in content
 
 
+def test_runs_that_train_side_by_side_write_each_its_own(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from mmdit_jax.training.wandb_log import WandbLog
+
+logs = {name: WandbLog(Path(sys.argv[1]), "project", name, name, {}) for name in ("first", "second")}
+for step in range(3):
+    logs["first"].write(step, loss=0.1234567)
+    logs["second"].write(step, loss=0.7654321)
+for log in logs.values():
+    log.close()
+"""
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = (next(tmp_path.rglob(f"run-{name}.wandb")).read_bytes() for name in ("first", "second"))
+    assert b"0.1234567" in first and b"0.7654321" not in first
+    assert b"0.7654321" in second and b"0.1234567" not in second
+
+
 def test_disabled_writes_nothing(tmp_path: Path) -> None:
     assert _run(tmp_path, WANDB_MODE="disabled").returncode == 0
     assert not list(tmp_path.iterdir())
