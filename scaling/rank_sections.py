@@ -50,7 +50,7 @@ def rank_section(tables: StudyTables, folder: Path, *, draws: int, seed: int) ->
     png = save(ranks_figure(table), folder, "ranks")
     part.figures.append((png, "Average front of each name over the settings, lower is better, with 95 % intervals"))
     png = save(fronts_figure(table), folder, "fronts")
-    part.figures.append((png, "Pareto fronts setting by setting; the first front's names stand at their points"))
+    part.broad.append((png, "Pareto fronts setting by setting; the first front's names stand at their points"))
     part.tables.append((ranks_text(table, beneath), f"Average rank; {table.how}"))
     shown = shown_settings(table)
     if shown:
@@ -84,7 +84,7 @@ def lead_finding(table: RankTable) -> str:
     if len(plain) == 1 and plain[0] > 1:
         text += f", and with {table.pairs[0, plain[0]]:.2f} better than {table.names[plain[0]]}"
     if table.resampled == "settings":
-        text += " (over settings; no measurement was repeated)"
+        text += " (over settings: no measurement was repeated)"
     return text + ("." if chance >= SETTLED else ": first place is not settled.")
 
 
