@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from launch.tables import EXIT_OK, command_parser, resampling_options, text_table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from scaling.ranking import RankTable
     from scaling.reference import Agreement
 
@@ -40,6 +42,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     rank.add_argument(
         "--reference", metavar="sd3|FILE", help="compare with the paper's Table 1, or with a file's columns name, rank"
     )
+    rank.add_argument("--among", metavar="sd3|FILE", help="rank only the names of the paper's Table 1, or of a file")
     _out(rank)
     resampling_options(rank)
     rank.set_defaults(run=run_rank)
@@ -65,11 +68,15 @@ def run_rank(args: argparse.Namespace) -> int:
     """Rank, compare, write figures and tables, and print as text or as one JSON object (``rows``: best first)."""
     from scaling.published import SCORES, scores
     from scaling.ranking import rank
+    from scaling.reference import among
     from scaling.tables import read_table, where
 
     _check_out(args.out)
+    rows = where(scores() if args.table == SCORES else read_table(args.table), args.where)
+    if args.among is not None:
+        rows = among(rows, _reference(args.among), args.among, args.name)
     table = rank(
-        where(scores() if args.table == SCORES else read_table(args.table), args.where),
+        rows,
         up=args.up,
         down=args.down,
         name=args.name,
@@ -133,11 +140,17 @@ def _check_out(folder: Path | None) -> None:
 
 
 def _compare(table: RankTable, name: str, seed: int) -> Agreement:
-    from scaling.published import REFERENCE, ranks
     from scaling.reference import agree
+
+    return agree(table, _reference(name), name, seed=seed)
+
+
+def _reference(name: str) -> pd.DataFrame:
+    """Table 1 where ``name`` is sd3, else the file of that name."""
+    from scaling.published import REFERENCE, ranks
     from scaling.tables import read_table
 
-    return agree(table, ranks() if name == REFERENCE else read_table(name), name, seed=seed)
+    return ranks() if name == REFERENCE else read_table(name)
 
 
 def _write_ranks(table: RankTable, folder: Path) -> None:

@@ -31,6 +31,7 @@ figure { margin: .4rem 0; flex: 1 1 24rem; max-width: 36rem; min-width: 0; }
 figure.wide { flex-basis: 100%; max-width: 100%; }
 figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figure.wide .scroll img { width: auto; max-width: none; }
+figure.broad { max-width: 100%; } figure.broad img { width: auto; max-width: 100%; }
 .scroll { overflow-x: auto; max-width: 100%; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: .2rem 0; caption-side: top; }
@@ -52,7 +53,8 @@ td.prose { white-space: normal; min-width: 16rem; text-align: left; }
 class Section:
     """One part of the page, in the order it is shown: sentences, what is missing, figures, tables, notes.
 
-    ``figures``: (PNG bytes, caption), ``wide`` ones take a row of their own at natural size. ``tables``: (frame of
+    ``figures``: (PNG bytes, caption), ``broad`` ones take a row of their own, shrunk to the page where they are wider,
+    ``wide`` ones too, at natural size. ``tables``: (frame of
     ready strings, caption); in a cell, what follows a line break is set smaller.
     """
 
@@ -60,6 +62,7 @@ class Section:
     findings: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     figures: list[tuple[bytes, str]] = field(default_factory=list)
+    broad: list[tuple[bytes, str]] = field(default_factory=list)
     wide: list[tuple[bytes, str]] = field(default_factory=list)
     tables: list[tuple[pd.DataFrame, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -91,19 +94,20 @@ def _section(part: Section) -> str:
     lines += [f'<p class="missing">{html.escape(text)}</p>' for text in part.missing]
     if part.figures:
         lines.append('<div class="figures">' + "".join(_figure(png, text) for png, text in part.figures) + "</div>")
-    lines += [_figure(png, text, wide=True) for png, text in part.wide]
+    lines += [_figure(png, text, "broad") for png, text in part.broad]
+    lines += [_figure(png, text, "wide") for png, text in part.wide]
     lines += [_table(frame, caption) for frame, caption in part.tables]
     lines += [f'<p class="note">{html.escape(text)}</p>' for text in part.notes]
     return "\n".join([*lines, "</section>"])
 
 
-def _figure(png: bytes, caption: str, wide: bool = False) -> str:
+def _figure(png: bytes, caption: str, kind: str = "") -> str:
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     image = f'<img src="{source}" alt="{html.escape(caption, quote=True)}">'
     text = f"<figcaption>{html.escape(caption)}</figcaption>"
-    if wide:
-        return f'<figure class="wide"><div class="scroll">{image}</div>{text}</figure>'
-    return f"<figure>{image}{text}</figure>"
+    if kind == "wide":
+        image = f'<div class="scroll">{image}</div>'
+    return f'<figure class="{kind}">{image}{text}</figure>' if kind else f"<figure>{image}{text}</figure>"
 
 
 def _cell(text: str) -> str:

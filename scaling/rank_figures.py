@@ -126,6 +126,8 @@ def ranks_figure(table: RankTable) -> Figure:
         settings = table.front.shape[1]
         axes.set_xlabel(f"average rank over {settings} setting{'s' * (settings != 1)} (1 is best)")
         end = axes.get_xlim()[1]
+        # The best rank there can be is always marked.
+        axes.set_xticks(sorted({1.0, *(float(tick) for tick in axes.get_xticks() if 1 < tick <= end)}))
         axes.set_xlim(1 - 0.03 * (end - 1), end)
         if order != [""] and len(order) > 1:
             handles = [

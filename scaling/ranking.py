@@ -10,6 +10,7 @@ import pandas as pd
 
 from scaling.cells import Cells, Resamples, codes, constant, read_cells, widening
 from scaling.cells import bootstrap as draw_bootstrap
+from scaling.complete import align_seeds
 from scaling.errors import TableError
 from scaling.pareto import fronts
 from scaling.resample import how_resampled, interval
@@ -131,7 +132,8 @@ def rank(
     """Rank names by the mean, over settings, of the Pareto front that each is on (Esser et al. 2024, section 5.1).
 
     ``table`` has a row a (name, setting[, seed][, draw]) with two scores, ``up`` to be high and ``down`` to be low.
-    ``seed`` tells trainings apart: scores are averaged over them before fronts are peeled. ``draw`` is 0 for the score
+    ``seed`` tells trainings apart: scores are averaged over them before fronts are peeled; a data set may have seeds of
+    its own, as many as the others. ``draw`` is 0 for the score
     over all prompts and 1, 2, … for that over bootstrap resamples of the prompts, the same resample for every name.
     ``dataset`` says which settings share prompts. ``by`` also ranks over the settings of each of its values (by
     default ``steps``, where there are several).
@@ -146,6 +148,7 @@ def rank(
 
     Raises TableError for absent columns, missing or repeated cells, a score that is no number, fewer than 2 names.
     """
+    table = align_seeds(table)
     if by is None and "steps" in table.columns and table["steps"].nunique() > 1:
         by = "steps"
     cells = read_cells(

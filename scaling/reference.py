@@ -57,6 +57,23 @@ def bare(name: str) -> str:
     return _DEPTH.sub("", name)
 
 
+def among(table: pd.DataFrame, reference: pd.DataFrame, source: str, name: str = "name") -> pd.DataFrame:
+    """The rows of a table of scores whose ``name`` (a depth before it aside) is a ``name`` of ``reference``.
+
+    Fronts depend on who takes part, so names that the reference lacks go before any front is peeled.
+
+    Raises TableError where fewer than 2 names are left.
+    """
+    known = set(labels(reference, "name"))
+    ours = labels(table, name)
+    kept = np.array([bare(label) in known for label in ours])
+    count = len(set(ours[kept]))
+    if count < 2:
+        shown = ", ".join(map(repr, sorted(known)[:3])) + (", …" if len(known) > 3 else "")
+        raise TableError(f"among={source!r}: {count} of the table's names in it; expected 2 or more (it has {shown})")
+    return table[kept].reset_index(drop=True)
+
+
 def agree(found: RankTable, reference: pd.DataFrame, source: str, *, level: float = 0.95, seed: int = 0) -> Agreement:
     """Compare average ranks with ``reference`` (columns name, rank) over the names that both have.
 

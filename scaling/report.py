@@ -10,6 +10,7 @@ from scaling import sections
 from scaling.analysis import DRAWS, analyse
 from scaling.figures import Look
 from scaling.page import Section, render
+from scaling.rank_sections import efficiency_section, rank_section
 from scaling.study import load_study
 
 
@@ -34,6 +35,8 @@ def write_report(
         sections.law_section(tables, analysis, look, folder_of_figures),
         sections.level_section(tables, look, folder_of_figures),
         sections.task_section(tables, look, folder_of_figures),
+        *rank_section(tables, folder_of_figures, draws=draws, seed=seed),
+        *efficiency_section(tables, folder_of_figures, draws=draws, seed=seed),
         sections.elo_section(tables, analysis, folder_of_figures),
         sections.correlation_section(analysis, look, folder_of_figures),
     ]

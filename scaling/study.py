@@ -19,7 +19,8 @@ class StudyTables:
     """The tables of one study, cut down to the runs of its main data set; the other runs stay in ``others``.
 
     ``dataset`` is the one with most runs (the first by name among equals): losses, scores and battles are only
-    compared within it. An absent table is an empty frame. Columns are those the study's collector writes.
+    compared within it. ``scores`` keeps every data set, since a ranking averages over them. An absent table is an
+    empty frame. Columns are those the study's collector writes.
     """
 
     dataset: str
@@ -27,6 +28,7 @@ class StudyTables:
     curves: pd.DataFrame
     geneval: pd.DataFrame
     battles: pd.DataFrame
+    scores: pd.DataFrame
     others: pd.DataFrame
     other_curves: pd.DataFrame
     samples: Path | None
@@ -39,17 +41,20 @@ class StudyTables:
 
 
 def load_study(folder: Path) -> StudyTables:
-    """Read results, curves, geneval and battles (.csv) and figures/samples[_dataset].png from ``folder``.
+    """Read results, curves, geneval and battles (.csv), scores (.parquet, else .csv), figures/samples[_dataset].png.
 
     Raises TableError where neither results nor curves exist, or a table lacks the columns that name its runs.
     """
     results, curves = _optional(folder / "results.csv"), _optional(folder / "curves.csv")
     geneval, battles = _optional(folder / "geneval.csv"), _optional(folder / "battles.csv")
+    scores = _optional(folder / "scores.parquet")
+    scores = _optional(folder / "scores.csv") if scores.empty else scores
     for frame, columns in (
         (results, RUN_COLUMNS),
         (curves, (*RUN_COLUMNS, "step", "train_flops", "val_loss")),
         (geneval, ("name", "task", "rate", "low", "high")),
         (battles, ("prompt", "left", "right", "outcome")),
+        (scores, ("name", "setting", "clip", "fid")),
     ):
         if len(frame):
             require(frame, columns)
@@ -72,6 +77,7 @@ def load_study(folder: Path) -> StudyTables:
         curves=main_curves,
         geneval=_where(geneval, "name", names),
         battles=both,
+        scores=scores,
         others=_ordered(results.drop(main_results.index)),
         other_curves=curves.drop(main_curves.index),
         samples=grids.get(dataset, plain if plain.exists() else None),

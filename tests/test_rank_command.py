@@ -98,6 +98,27 @@ def test_rank_json_is_the_contract(table: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["resampled"] == "settings"
 
 
+def test_among_leaves_the_others_out_before_peeling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [*list(published.TABLE_1)[:6], "rf/shift(3.00)", "mine"]
+    path = tmp_path / "scores.csv"
+    table = scores(names, draws=0).drop(columns="draw")
+    table.to_csv(path, index=False)
+    assert main(["rank", str(path), "--among", "sd3", "--reference", "sd3", "--bootstrap", "0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    expected = rank(table[table["name"].isin(names[:6])], bootstrap=0)
+    assert told["names"] == expected.names and told["reference"]["names"] == expected.names
+    assert [row["rank"] for row in told["rows"]] == [place.all.rank for place in expected.places]
+    everyone = {place.name: place.all.rank for place in rank(table, bootstrap=0).places}
+    assert any(row["rank"] < everyone[row["name"]] for row in told["rows"])
+    mine = tmp_path / "mine.csv"
+    mine.write_text("name\nmine\nrf/shift(3.00)\n")
+    assert main(["rank", str(path), "--among", str(mine), "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["names"]) == {"mine", "rf/shift(3.00)"}
+    mine.write_text("name\nmine\nyours\n")
+    assert main(["rank", str(path), "--among", str(mine)]) == 2
+    assert "1 of the table's names in it; expected 2 or more (it has 'mine', 'yours')" in capsys.readouterr().err
+
+
 def test_efficiency_command(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     only = [word for part in ("dataset=scenes", "weights=ema", "guidance=5") for word in ("--where", part)]
     args = ["efficiency", str(table), "--group", "name", *only, "--bootstrap", "20"]

@@ -1,0 +1,192 @@
+"""The parts of a study's report on its sampler settings: the SD3 ranking, and what fewer sampling steps cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scaling.complete import complete
+from scaling.efficiency import EfficiencyTable, efficiency
+from scaling.efficiency_tables import losses_text
+from scaling.errors import TableError
+from scaling.figures import save
+from scaling.findings import listed
+from scaling.page import Section
+from scaling.published import ranks
+from scaling.rank_figures import MOST_LINES, efficiency_figure, fronts_figure, ranks_figure
+from scaling.rank_tables import beneath, ranks_text, scores_text, shown_settings
+from scaling.ranking import RankTable, rank
+from scaling.reference import Agreement, agree, bare
+from scaling.study import StudyTables
+
+LEAST_COMMON = 4
+"""Fewer names in common with the paper say nothing about agreement."""
+SETTLED = 0.975
+PLAIN = "rf"
+"""What the paper compares every formulation with."""
+
+
+def rank_section(tables: StudyTables, folder: Path, *, draws: int, seed: int) -> list[Section]:
+    """Names by average front over settings, with figures and the paper's Tables 1 and 2; none without scores."""
+    if tables.scores.empty:
+        return []
+    part = Section("Ranking over sampler settings")
+    try:
+        cut = complete(tables.scores)
+        count = cut.table["name"].nunique()
+        if count < 2:
+            raise TableError(f"{count} name{'s are' if count != 1 else ' is'} complete; expected 2 or more to rank")
+        table = rank(cut.table, bootstrap=draws, seed=seed)
+    except TableError as error:
+        part.missing.append(f"no ranking: {error}")
+        return [part]
+    part.findings.append(lead_finding(table))
+    agreement = _agreement(table, seed)
+    if agreement is not None:
+        part.findings.append(agreement_finding(agreement))
+    part.missing += cut.left_out
+    png = save(ranks_figure(table), folder, "ranks")
+    part.figures.append((png, "Average front of each name over the settings, lower is better, with 95 % intervals"))
+    png = save(fronts_figure(table), folder, "fronts")
+    part.broad.append((png, "Pareto fronts setting by setting; the first front's names stand at their points"))
+    part.tables.append((ranks_text(table, beneath), f"Average rank; {table.how}"))
+    shown = shown_settings(table)
+    if shown:
+        labels = [str(table.settings["setting"][place]) for place in shown.values()]
+        part.tables.append((scores_text(table, beneath), f"Scores at {listed(labels)}"))
+    part.notes.append(
+        "In every setting names are peeled into Pareto fronts of clip (high) and fid (low), averaged over seeds, and "
+        "a name's rank is the mean of its fronts over settings (Esser et al. 2024, section 5.1). Ranks depend on who "
+        "takes part: those of another study are not on the same scale."
+    )
+    return [part]
+
+
+def lead_finding(table: RankTable) -> str:
+    """Who leads, and how surely before the next and before plain rectified flow."""
+    first = table.places[0]
+    tied = [place.name for place in table.places if abs(place.all.rank - first.all.rank) < 1e-9]
+    settings = table.front.shape[1]
+    text = f"{listed(tied)} lead{'s' * (len(tied) == 1)} with an average rank of {first.all.rank:.2f}"
+    if np.isfinite(first.all.low) and len(tied) == 1:
+        text += f" ({first.all.low:.2f} to {first.all.high:.2f})"
+    text += f" over {settings} setting{'s' * (settings != 1)} among {len(table.places)} names"
+    if len(tied) > 1:
+        return text + "; they are not told apart."
+    after = table.names[1]
+    chance = float(table.pairs[0, 1])
+    if not np.isfinite(chance):
+        return f"{text}; {after} is next."
+    text += f"; with probability {chance:.2f} it ranks better than {after}, the next"
+    plain = [i for i, name in enumerate(table.names) if bare(name) == PLAIN]
+    if len(plain) == 1 and plain[0] > 1:
+        text += f", and with {table.pairs[0, plain[0]]:.2f} better than {table.names[plain[0]]}"
+    if table.resampled == "settings":
+        text += " (over settings: no measurement was repeated)"
+    return text + ("." if chance >= SETTLED else ": first place is not settled.")
+
+
+def _agreement(table: RankTable, seed: int) -> Agreement | None:
+    """Agreement with Table 1; none where too few names are there, or one is there at several depths."""
+    reference = ranks()
+    ours = [name for name in map(bare, table.names) if name in set(reference["name"])]
+    if len(ours) < LEAST_COMMON or len(set(ours)) < len(ours):
+        return None
+    return agree(table, reference, "the paper's Table 1", seed=seed)
+
+
+def agreement_finding(found: Agreement) -> str:
+    """Does the order agree with the paper's?"""
+    spearman = found.spearman
+    if not np.isfinite(spearman.r):
+        return f"Spearman with {found.source} has no value over {len(found.names)} names: all ranks are equal."
+    numbers = f"Spearman {spearman.r:+.2f}, {spearman.low:+.2f} to {spearman.high:+.2f} over the names"
+    if np.isfinite(found.low):
+        numbers += f", {found.low:+.2f} to {found.high:+.2f} over the {found.resampled}"
+    if spearman.low > 0:
+        verdict = "agrees with"
+    elif spearman.high < 0:
+        verdict = "runs against"
+    else:
+        verdict = "is not shown to agree with"
+    return f"The order {verdict} {found.source} ({numbers}; {len(found.names)} names in common).".replace("-", "−")
+
+
+def efficiency_section(tables: StudyTables, folder: Path, *, draws: int, seed: int) -> list[Section]:
+    """Score lost with fewer steps and path length (Table 6), by depth or else by name; none where not measured."""
+    rows, setting = _euler_rows(tables)
+    if rows.empty:
+        return []
+    group = "name"
+    if "depth" in rows.columns and rows["depth"].nunique() > 1:
+        group = "depth"
+        kinds = rows["name"].map(bare)
+        kind = kinds.value_counts().index[0]
+        if kinds.nunique() > 1:
+            setting = f"{kind} only, which has most rows; {setting}"
+        rows = rows[kinds == kind]
+    if rows[group].nunique() > MOST_LINES:
+        return []
+    part = Section("Sampling efficiency")
+    try:
+        cut = complete(rows, name=group, setting="steps")
+        if cut.table.empty:
+            raise TableError(f"no {group} has every number of steps")
+        path = "path_length" if "path_length" in rows.columns else None
+        table = efficiency(cut.table, group=group, path=path, bootstrap=draws, seed=seed)
+    except TableError as error:
+        part.missing.append(f"no losses ({setting}): {error}")
+        return [part]
+    part.findings.append(loss_finding(table, group))
+    part.missing += cut.left_out
+    png = save(efficiency_figure(table, group), folder, "efficiency")
+    part.figures.append((png, f"CLIP score lost with fewer steps, against {table.steps[-1]}; {setting}"))
+    part.tables.append(
+        (
+            losses_text(table, group, beneath),
+            f"Loss of CLIP score in % of that at {table.steps[-1]} steps; {setting}; {table.how}",
+        )
+    )
+    return [part]
+
+
+def _euler_rows(tables: StudyTables) -> tuple[pd.DataFrame, str]:
+    """EMA, Euler rows of one data set at the highest guidance with several numbers of steps, and that in words.
+
+    The data set is the study's main one, or the first that has such rows. Empty where none has.
+    """
+    scores = tables.scores
+    needed = {"dataset", "weights", "method", "steps", "guidance"}
+    if scores.empty or not needed <= set(scores.columns):
+        return pd.DataFrame(), ""
+    euler = scores[(scores["weights"] == "ema") & (scores["method"] == "euler")]
+    for dataset in dict.fromkeys([tables.dataset, *euler["dataset"]]):
+        part = euler[euler["dataset"] == dataset]
+        counts = part.groupby("guidance")["steps"].nunique()
+        several = counts.index[counts >= 2]
+        if len(several):
+            guidance = max(several)
+            return part[part["guidance"] == guidance], f"{dataset}, EMA weights, Euler, guidance {guidance:g}"
+    return pd.DataFrame(), ""
+
+
+def loss_finding(table: EfficiencyTable, group: str) -> str:
+    """What the fewest steps cost the first and the last group, and whether their intervals overlap."""
+    few, many = table.steps[0], table.steps[-1]
+    ordered = table.rows if group == "depth" else tuple(sorted(table.rows, key=lambda row: row.losses[0].value))
+    first, last = ordered[0], ordered[-1]
+    a, b = first.losses[0], last.losses[0]
+
+    def called(label: str) -> str:
+        return f"depth {label}" if group == "depth" else label
+
+    text = f"With {few} steps instead of {many}, {called(first.group)} loses {a.value:.1f} % of its CLIP score"
+    if len(ordered) == 1:
+        return f"{text}.".replace("-", "−")
+    text += f" and {called(last.group)} {b.value:.1f} %"
+    if np.isfinite(a.low) and np.isfinite(b.low):
+        apart = a.high < b.low or b.high < a.low
+        text += ": their intervals do not overlap" if apart else ": their intervals overlap, so no order is shown"
+    return f"{text}."
