@@ -77,8 +77,8 @@ def bootstrap(cells: Cells, count: int, rng: np.random.Generator, strata: np.nda
     Prompts: one of the table's own resamples at random, independently in each stratum (``strata [columns]``, an index
     from 0; a data set has its own prompts), shifted so that the resamples' mean is the score over all prompts: they say
     how far a score spreads, while their level can be off (a Fréchet distance grows as resampling leaves fewer
-    different images, more so for some names than for others). Seeds: k − 1 of k with replacement (Rao and Wu 1988), since k of k would
-    give variances too small by (k − 1)/k; a single seed stays as it is.
+    different images, more so for some names than for others). Seeds: k − 1 of k with replacement (Rao and Wu 1988),
+    since k of k would give variances too small by (k − 1)/k; a single seed stays as it is.
     """
     strata = np.zeros(len(cells.columns), dtype=np.int64) if strata is None else strata
     seeds, kinds = len(cells.seeds), int(strata.max()) + 1
