@@ -12,6 +12,7 @@ import pytest
 from test_kill import kill_when, last_step, run_dir
 
 from mmdit_jax.config import EvaluationConfig
+from mmdit_jax.diffusion import LossByTime
 from mmdit_jax.errors import UserError
 from mmdit_jax.training.best import Best, restore_best
 from mmdit_jax.training.events import EventLog
@@ -26,7 +27,8 @@ ROUGH = (
 
 
 def state_at(step: int) -> TrainState:
-    return TrainState(jnp.int32(step), {"w": jnp.full(3, float(step))}, {"w": jnp.full(3, -float(step))}, {"m": 0.0})
+    weights, average = {"w": jnp.full(3, float(step))}, {"w": jnp.full(3, -float(step))}
+    return TrainState(jnp.int32(step), weights, average, {"m": 0.0}, LossByTime.empty())
 
 
 def abstract() -> TrainState:

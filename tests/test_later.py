@@ -188,8 +188,8 @@ def test_a_histogram_of_a_function() -> None:
 @pytest.mark.parametrize(
     ("density", "bins", "says"),
     [
-        (lambda t: t, 0, "bins=0: expected 1 to 64"),
-        (lambda t: t, 65, "bins=65: expected 1 to 64"),
+        (lambda t: t, 0, "bins=0: expected a whole number, 1 to 64"),
+        (lambda t: t, 65, "bins=65: expected a whole number, 1 to 64"),
         (lambda t: np.where(t > 0.5, np.nan, 1), 8, "density: expected finite values"),
         (lambda t: 0.5 - t, 8, "density: expected finite values, none negative"),
         (lambda t: 0 * t, 8, "density: expected finite values, none negative and not all 0"),
