@@ -30,6 +30,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train_step_vs_diffusers
 	$(BIN)/python -m benchmarks.compile_time
 	$(BIN)/python -m benchmarks.loop_overhead
+	$(BIN)/python -m benchmarks.replicas --onednn
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
