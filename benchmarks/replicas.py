@@ -11,6 +11,7 @@ runs lie on the devices the whole time.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import quickstart
 from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.host import prepare_host
@@ -30,33 +32,21 @@ from mmdit_jax.training.sharding import make_mesh
 from mmdit_jax.training.state import init_state
 from mmdit_jax.training.step import make_train_step
 
-RESOLUTION, TOKENS, CONTEXT, POOLED, STEPS, DROP = 32, 16, 128, 64, 10_000, 0.464
+RESOLUTION, TOKENS, STEPS, DROP = 32, 16, 10_000, 0.464
 NAMES = ("rf", "rf/lognorm(0.00,1.00)", "rf/mode(1.29)", "rf/cosmap", "rf/lognorm(0.50,0.60)")
 
 
 def model(depth: int, dtype: str) -> MMDiTConfig:
-    """The quickstart's model of ``depth``: 4x4 patches of 32x32 pixels, heads of 32."""
-    return MMDiTConfig.from_depth(
-        depth,
-        head_size=32,
-        heads=max(2, depth),
-        patch_size=4,
-        in_channels=3,
-        context_dim=CONTEXT,
-        pooled_dim=POOLED,
-        position_table=16,
-        qk_norm=True,
-        scan=depth > 4,
-        dtype=dtype,
-    )
+    """The quickstart's model of ``depth``, its blocks scanned where there are many."""
+    return dataclasses.replace(quickstart.model(depth), scan=depth > 4, dtype=dtype)
 
 
-def images(batch: int) -> dict[str, Any]:
+def images(config: MMDiTConfig, batch: int) -> dict[str, Any]:
     """A batch of random images and texts; what is in it makes no difference to the time."""
     rng = np.random.default_rng(0)
     text = (
-        rng.normal(size=(batch, TOKENS, CONTEXT)).astype(np.float16),
-        rng.normal(size=(batch, POOLED)).astype(np.float16),
+        rng.normal(size=(batch, TOKENS, config.context_dim)).astype(np.float16),
+        rng.normal(size=(batch, config.pooled_dim)).astype(np.float16),
     )
     return {"image": rng.integers(0, 256, (batch, RESOLUTION, RESOLUTION, 3), np.uint8), "text": {"text": text}}
 
@@ -71,7 +61,7 @@ def measure(
     onednn: bool,
 ) -> dict[str, float]:
     """Images a second both ways, and their ratio: medians over ``rounds`` of about ``seconds`` each way."""
-    given, fs = images(batch), [formulation(NAMES[i % len(NAMES)]) for i in range(replicas)]
+    given, fs = images(config, batch), [formulation(NAMES[i % len(NAMES)]) for i in range(replicas)]
     mesh, over = make_mesh(), replica_mesh(replicas)
     if replicas % over.size:
         raise SystemExit(f"replicas={replicas}: expected a divisor or a multiple of the {jax.device_count()} devices")

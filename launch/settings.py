@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 import mmdit_jax.data.pipeline as pipeline
-from mmdit_jax.config import Run, Study
+from mmdit_jax.config import DataConfig, Run, Study
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.evaluation.settings import score_settings
 from mmdit_jax.files import write_atomic
-from scaling.frechet import distances, fit_gaussian
+from scaling.frechet import Gaussian, distances, fit_gaussian
 from scaling.resample import group_counts
 
 FILE = "settings.npz"
@@ -34,19 +35,16 @@ def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) 
     Raises:
         UserError: the held-out split has fewer captions than ``settings_images``.
     """
-    config, count = run.data, run.evaluation.settings_images
-    data = pipeline.load(config.name, data_dir, resolution=config.resolution, examples=config.examples)
-    split = data.split("validation")
-    if count > len(split):
-        raise UserError(f"evaluation.settings_images={count}: {config.name} holds out {len(split)}; use that or fewer")
-    held_out = [split[i] for i in range(len(split))]
-    judge = packaged_judge()
-    reference = fit_gaussian(judge.embed_images(np.stack([item["image"] for item in held_out])))
-    captions = [item["caption"] for item in held_out[:count]]
+    count = run.evaluation.settings_images
+    captions, reference = _held_out(run.data, data_dir)
+    if count > len(captions):
+        raise UserError(
+            f"evaluation.settings_images={count}: {run.data.name} holds out {len(captions)}; use that or fewer"
+        )
     counts = np.concatenate([np.ones((1, count)), group_counts(DRAWS, count, np.random.default_rng([_SEED, count]))])
     rows: list[dict[str, Any]] = []
     arrays: list[dict[str, np.ndarray]] = []
-    for scores in score_settings(run, weights, captions, judge):
+    for scores in score_settings(run, weights, captions[:count], packaged_judge()):
         drawn = {
             "clip": counts @ scores.clip.astype(np.float64) / count,
             "fid": distances(scores.features, counts, reference),
@@ -63,6 +61,16 @@ def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) 
     np.savez_compressed(buffer, **stacked)
     write_atomic(run_dir / FILE, buffer.getvalue())
     return rows
+
+
+@functools.lru_cache(maxsize=4)
+def _held_out(config: DataConfig, data_dir: Path) -> tuple[list[str], Gaussian]:
+    """Captions of the held-out split, and the fit to the judge's features of its images: once for all runs on it."""
+    data = pipeline.load(config.name, data_dir, resolution=config.resolution, examples=config.examples)
+    split = data.split("validation")
+    held_out = [split[i] for i in range(len(split))]
+    features = packaged_judge().embed_images(np.stack([item["image"] for item in held_out]))
+    return [item["caption"] for item in held_out], fit_gaussian(features)
 
 
 def score_table(study: Study, finished: list[tuple[Run, dict[str, Any]]], folders: dict[str, Path]) -> pd.DataFrame:

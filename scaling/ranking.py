@@ -133,10 +133,9 @@ def rank(
 
     ``table`` has a row a (name, setting[, seed][, draw]) with two scores, ``up`` to be high and ``down`` to be low.
     ``seed`` tells trainings apart: scores are averaged over them before fronts are peeled; a data set may have seeds of
-    its own, as many as the others. ``draw`` is 0 for the score
-    over all prompts and 1, 2, … for that over bootstrap resamples of the prompts, the same resample for every name.
-    ``dataset`` says which settings share prompts. ``by`` also ranks over the settings of each of its values (by
-    default ``steps``, where there are several).
+    its own, as many as the others. ``draw`` is 0 for the score over all prompts and 1, 2, … for that over bootstrap
+    resamples of the prompts, the same resample for every name. ``dataset`` says which settings share prompts. ``by``
+    also ranks over the settings of each of its values (by default ``steps``, where there are several).
 
     Intervals and probabilities come from ``bootstrap`` resamples of prompts and seeds, joint for all names (see
     ``scaling.cells.bootstrap``). An interval reaches as far on either side of the average as ``level`` of the

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,18 @@ def fake_devices(number: int) -> dict[str, str]:
         "--xla_cpu_collective_call_terminate_timeout_seconds=300"
     )
     return {"XLA_FLAGS": flags, "NPROC": str(4 * number)} if number > 1 else {"XLA_FLAGS": flags}
+
+
+def on_fake_devices(number: int, module: str, expression: str) -> Any:
+    """The value (plain, as JSON) of ``expression`` over the test module ``t``, in a process with so many devices."""
+    script = (
+        "from mmdit_jax.host import prepare_host; prepare_host(); "
+        f"import json, sys; sys.path.insert(0, sys.argv[1]); import {module} as t; print(json.dumps({expression}))"
+    )
+    command = [sys.executable, "-c", script, os.path.dirname(__file__)]
+    done = subprocess.run(command, env={**os.environ, **fake_devices(number)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 TINY_STUDY = '''

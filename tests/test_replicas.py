@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import fake_devices
 from test_kill import kill_when, last_step
 from test_step import MODEL, OPTIMIZER, STEPS, batch
 
@@ -90,15 +87,7 @@ def test_replicas_are_the_runs_alone(optimizer: str) -> None:
 
 @pytest.mark.slow
 def test_on_four_devices_nothing_passes_between_replicas() -> None:
-    script = (
-        "from mmdit_jax.host import prepare_host; prepare_host(); "
-        "import json, sys; sys.path.insert(0, sys.argv[1]); import test_replicas as t; "
-        "print(json.dumps([t.apart('adamw', True, 4), t.apart('muon', False)]))"
-    )
-    command = [sys.executable, "-c", script, os.path.dirname(__file__)]
-    done = subprocess.run(command, env={**os.environ, **fake_devices(4)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for found in json.loads(done.stdout.splitlines()[-1]):
+    for found in on_fake_devices(4, "test_replicas", "[t.apart('adamw', True, 4), t.apart('muon', False)]"):
         assert found["devices"] == 4 and found["collectives"] == 0
         assert max(found["loss"], found["params"], found["ema"]) < 1e-6, found
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import jax
@@ -13,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import fake_devices
+from conftest import on_fake_devices
 
 from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import formulation, training_loss
@@ -55,15 +51,7 @@ def run(devices_fsdp: int, optimizer: OptimizerConfig = OPTIMIZER, name: str = "
 @pytest.mark.slow
 def test_any_mesh_gives_the_same_losses() -> None:
     """8 fake devices as 8 x 1 and 4 x 2 (data x fsdp), in a process of their own, against one device here."""
-    script = (
-        "from mmdit_jax.host import prepare_host; prepare_host(); "
-        "import json, sys; sys.path.insert(0, sys.argv[1]); import test_step as t; "
-        "print(json.dumps([t.run(1), t.run(2)]))"
-    )
-    command = [sys.executable, "-c", script, os.path.dirname(__file__)]
-    done = subprocess.run(command, env={**os.environ, **fake_devices(8)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    data, fsdp = json.loads(done.stdout.splitlines()[-1])
+    data, fsdp = on_fake_devices(8, "test_step", "[t.run(1), t.run(2)]")
     alone = run(1)
     assert data == pytest.approx(alone, rel=1e-5)
     assert fsdp == pytest.approx(alone, rel=1e-5)

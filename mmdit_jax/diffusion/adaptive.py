@@ -26,6 +26,11 @@ PRIOR = 4.0
 """Examples at the mean loss that every bin is thought to have seen: an empty one is drawn as often as the average."""
 
 
+def bin_members(t: Array, bins: int) -> Array:
+    """Which of ``bins`` equal parts of [0, 1] each time lies in: t [B] -> bool [bins, B]."""
+    return jnp.clip((t * bins).astype(jnp.int32), 0, bins - 1)[None, :] == jnp.arange(bins)[:, None]
+
+
 class LossByTime(NamedTuple):
     """Discounted sum and number of losses in 32 equal bins of t, float32 [32] each; a pytree, saved with the run."""
 
@@ -39,8 +44,7 @@ class LossByTime(NamedTuple):
 
     def add(self, losses: Array, t: Array) -> LossByTime:
         """Take in a step's losses [B] at times t [B]. What is not finite is left out."""
-        members = jnp.clip((t * BINS).astype(jnp.int32), 0, BINS - 1)[None, :] == jnp.arange(BINS)[:, None]
-        members &= jnp.isfinite(losses)[None, :]
+        members = bin_members(t, BINS) & jnp.isfinite(losses)[None, :]
         keep = 1.0 - 1.0 / MEMORY
         return LossByTime(
             keep * self.total + jnp.sum(jnp.where(members, losses[None, :], 0.0), axis=1),

@@ -151,7 +151,7 @@ class Formulation:
     def density(self, t: ArrayLike) -> Array:
         """Probability density of the t that training draws; 1 for every path but rf, before a resolution shift."""
         t = jnp.asarray(t, jnp.float32)
-        before = self._shifted(t, 1.0 / self.shift)
+        before = self.shifted_time(t, 1.0 / self.shift)
         # A shift moves λ by a constant, so that dt' / dt is λ'(t) / λ'(t').
         stretch = jnp.where(self.shift == 1.0, 1.0, self.log_snr_slope(t) / self.log_snr_slope(before))
         if self.path != "rf":
@@ -162,9 +162,9 @@ class Formulation:
         """Times drawn from ``density``: float32 of ``shape``, within [1e-5, 1 − 1e-5]."""
         u = jax.random.uniform(key, shape, jnp.float32)
         t = densities.quantile(self.kind, self.m, self.s, self._histogram, u) if self.path == "rf" else clip_time(u)
-        return self._shifted(t, self.shift)
+        return self.shifted_time(t, self.shift)
 
-    def _shifted(self, t: Array, shift: ArrayLike) -> Array:
+    def shifted_time(self, t: ArrayLike, shift: ArrayLike) -> Array:
         """The time whose log-SNR is lower by 2 log(shift) (equation 23, which it is on the rf path)."""
         return jnp.where(jnp.equal(shift, 1.0), t, self.time_at(shifted(self.level(t), shift)))
 

@@ -22,7 +22,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mmdit_jax.diffusion.densities import clip_time
-from mmdit_jax.diffusion.formulation import LAST_TIME_EPS, Formulation, shifted
+from mmdit_jax.diffusion.formulation import LAST_TIME_EPS, Formulation
 from mmdit_jax.diffusion.sampler_config import SamplerConfig
 from mmdit_jax.diffusion.times import timesteps
 
@@ -189,7 +189,7 @@ def _nodes(f: Formulation, config: SamplerConfig) -> _Nodes:
     last_time = LAST_TIME_EPS if f.prediction == "eps" else 1.0
     times = last_time * timesteps(config.steps).astype(np.float64)
     if shift != 1.0:
-        times[:-1] = f.time_at(shifted(f.level(times[:-1]), shift))
+        times[:-1] = f.shifted_time(times[:-1], shift)
     _, t, (a, b), (a_slope, b_slope), network = _quantities(f, times.astype(np.float32), is_level=False)
     a[-1], b[-1] = 1.0, 0.0  # data, which EDM's clipped time does not quite reach
     clock = times

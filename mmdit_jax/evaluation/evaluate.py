@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from PIL import Image
 
 from mmdit_jax.config import Run
 from mmdit_jax.data.scenes.prompts import Prompt, prompts
-from mmdit_jax.diffusion import formulation
+from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.evaluation.geneval import geneval, write_geneval_tree
 from mmdit_jax.evaluation.judge import Judge, packaged_judge
 from mmdit_jax.evaluation.sampling import sample_images
-from mmdit_jax.models.text import encode_all, text_encoder
+from mmdit_jax.models.text import TextStates, encode_all, text_encoder
 
 DISTRACTORS = 9
 """Other captions that an image's own caption must beat in ``judge_match``: chance is 1 in 10."""
@@ -29,24 +29,35 @@ def evaluation_prompts(run: Run, held_out: Sequence[str]) -> list[Prompt]:
     return [Prompt(task="caption", include=(), prompt=text) for text in held_out[: 6 * count]]
 
 
+def states(run: Run, captions: Sequence[str]) -> dict[str, TextStates]:
+    """The states of ``captions`` under each of the run's encoders."""
+    return {name: encode_all(text_encoder(name), captions) for name in run.data.text_encoders}
+
+
+def draw(
+    run: Run, params: Any, text: Mapping[str, TextStates], sampler: SamplerConfig, drop: tuple[str, ...] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image for each row of ``text``, and its path's length; noise depends on evaluation seed and position only."""
+    return sample_images(
+        run.model,
+        params,
+        formulation(run.formulation),
+        text,
+        sampler,
+        seed=run.evaluation.seed,
+        indices=np.arange(len(next(iter(text.values())).tokens)),
+        resolution=run.data.resolution,
+        channels=run.model.in_channels,
+        drop=drop,
+    )
+
+
 def generate(
     run: Run, params: Any, captions: Sequence[str], images_per_caption: int, drop: tuple[str, ...] = ()
 ) -> np.ndarray:
     """Images uint8 [captions, images_per_caption, R, R, 3]; noise depends on the evaluation seed and position only."""
     repeated = [caption for caption in captions for _ in range(images_per_caption)]
-    settings = run.evaluation
-    images, _ = sample_images(
-        run.model,
-        params,
-        formulation(run.formulation),
-        {name: encode_all(text_encoder(name), repeated) for name in run.data.text_encoders},
-        settings.sampler,
-        seed=settings.seed,
-        indices=np.arange(len(repeated)),
-        resolution=run.data.resolution,
-        channels=run.model.in_channels,
-        drop=drop,
-    )
+    images, _ = draw(run, params, states(run, repeated), run.evaluation.sampler, drop)
     return images.reshape(len(captions), images_per_caption, *images.shape[1:])
 
 

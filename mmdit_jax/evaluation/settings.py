@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from mmdit_jax.config import Run
-from mmdit_jax.diffusion import SamplerConfig, formulation
+from mmdit_jax.diffusion import SamplerConfig
+from mmdit_jax.evaluation.evaluate import draw, states
 from mmdit_jax.evaluation.judge import Judge
-from mmdit_jax.evaluation.sampling import sample_images
-from mmdit_jax.models.text import encode_all, text_encoder
 
 
 @dataclass(frozen=True)
@@ -38,21 +37,10 @@ def score_settings(
     Noise depends on the evaluation seed and the caption's position only, so that runs, weights and samplers are
     compared on the same draws.
     """
-    f = formulation(run.formulation)
-    text = {name: encode_all(text_encoder(name), captions) for name in run.data.text_encoders}
+    text = states(run, captions)
     asked = judge.embed_texts(captions)
     for name, params in weights.items():
         for sampler in run.evaluation.settings:
-            images, lengths = sample_images(
-                run.model,
-                params,
-                f,
-                text,
-                sampler,
-                seed=run.evaluation.seed,
-                indices=np.arange(len(captions)),
-                resolution=run.data.resolution,
-                channels=run.model.in_channels,
-            )
+            images, lengths = draw(run, params, text, sampler)
             features = judge.embed_images(images)
             yield SettingScores(name, sampler, np.sum(features * asked, axis=1), lengths, features)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import Formulation, learned, training_loss
+from mmdit_jax.diffusion.adaptive import bin_members
 from mmdit_jax.host import onednn_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.layers import rows_in_parts
@@ -146,8 +147,7 @@ def loss_by_bin(
 
     A non-finite loss stays in its own bin, so that a divergence says where it began.
     """
-    index = jnp.clip((t * BINS).astype(jnp.int32), 0, BINS - 1)
-    members = index[None, :] == jnp.arange(BINS)[:, None]
+    members = bin_members(t, BINS)
     count = jnp.sum(members, axis=1, dtype=jnp.float32)
     total = jnp.sum(jnp.where(members, losses[None, :].astype(jnp.float32), 0.0), axis=1)
     return total / jnp.maximum(count, 1.0), count
