@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import on_fake_devices
 from test_kill import kill_when, last_step
 from test_step import MODEL, OPTIMIZER, STEPS, batch
 
