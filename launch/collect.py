@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from launch.execute import Places, describe, read_result
-from launch.settings import score_table
+from launch.settings import real_scores, score_table
 from mmdit_jax.config import Run, Study
 from mmdit_jax.evaluation.battles import battles, write_battles
 from mmdit_jax.evaluation.geneval import read_geneval_tree
@@ -25,7 +25,8 @@ SAMPLES_PER_TASK = 2
 def collect(study: Study, places: Places) -> pd.DataFrame:
     """Write results.csv, curves.csv, geneval.csv, battles.csv and figures/samples*.png of the finished runs.
 
-    Of runs with ``evaluation.settings`` also scores.csv and, with its bootstrap over prompts, scores.parquet.
+    Of runs with ``evaluation.settings`` also scores.csv and, with its bootstrap over prompts, scores.parquet, and
+    real.csv, what real images score.
 
     Returns the results, one row a finished run, in the study's order.
     """
@@ -48,6 +49,9 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
     for name, rows in (("results", results), ("curves", curves), ("geneval", scores)):
         write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
     _score_tables(score_table(study, finished, {run.run_id: places.run_dir(run) for run, _ in finished}), folder)
+    real = real_scores(study, places.data)
+    if len(real):
+        write_atomic(folder / "real.csv", real.to_csv(index=False))
     _grids(finished, trees, folder)
     return pd.DataFrame(results)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from launch.tables import EXIT_OK, command_parser, resampling_options, text_tabl
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scaling.correlation import Coefficient
     from scaling.ranking import RankTable
     from scaling.reference import Agreement
 
@@ -28,7 +31,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         subparsers,
         "rank",
         "rank runs by their average Pareto front over settings, with intervals",
-        "mmdit rank studies/quickstart/scores.parquet --reference sd3 --out figures\n"
+        "mmdit rank studies/schedules_small/scores.parquet --reference sd3 --out figures\n"
         "  mmdit rank sd3-table2 --reference sd3      (what the paper prints, ranked by the paper's protocol)",
     )
     rank.add_argument("table", help="CSV or Parquet file with a row a (name, setting[, seed][, draw]), or sd3-table2")
@@ -43,6 +46,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--reference", metavar="sd3|FILE", help="compare with the paper's Table 1, or with a file's columns name, rank"
     )
     rank.add_argument("--among", metavar="sd3|FILE", help="rank only the names of the paper's Table 1, or of a file")
+    rank.add_argument(
+        "--complete", action="store_true", help="rank the names, settings and seeds that are complete; say what is not"
+    )
     _out(rank)
     resampling_options(rank)
     rank.set_defaults(run=run_rank)
@@ -51,7 +57,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         subparsers,
         "efficiency",
         "score lost with fewer sampling steps, in % of that with the most, and path length",
-        "mmdit efficiency studies/quickstart/scores.parquet --where dataset=scenes --where weights=ema "
+        "mmdit efficiency studies/efficiency_small/scores.parquet --where dataset=scenes --where weights=ema "
         "--where guidance=5",
     )
     efficiency.add_argument("table", help="CSV or Parquet file with a row a (group, steps[, seed][, draw])")
@@ -66,6 +72,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def run_rank(args: argparse.Namespace) -> int:
     """Rank, compare, write figures and tables, and print as text or as one JSON object (``rows``: best first)."""
+    from scaling.complete import complete
+    from scaling.errors import TableError
     from scaling.published import SCORES, scores
     from scaling.ranking import rank
     from scaling.reference import among
@@ -75,6 +83,13 @@ def run_rank(args: argparse.Namespace) -> int:
     rows = where(scores() if args.table == SCORES else read_table(args.table), args.where)
     if args.among is not None:
         rows = among(rows, _reference(args.among), args.among, args.name)
+    if args.complete:
+        cut = complete(rows, name=args.name, setting=args.setting)
+        for line in cut.left_out:
+            print(line, file=sys.stderr)
+        rows = cut.table
+        if rows.empty:
+            raise TableError(f"complete: no {args.name} has every {args.setting} and seed that most have")
     table = rank(
         rows,
         up=args.up,
@@ -197,10 +212,20 @@ def _pairs_text(table: RankTable) -> str:
 
 def _agreement_text(found: Agreement) -> str:
     spearman = found.spearman
+    if not math.isfinite(spearman.r):
+        return f"Spearman with {found.source} over {len(found.names)} names: none, since all ranks are equal"
+    source = found.source + f" ({found.column})" * (found.column != "rank")
     text = (
-        f"Spearman with {found.source} over {len(found.names)} names: {spearman.r:+.2f} "
-        f"[{spearman.low:+.2f}, {spearman.high:+.2f}] over the names ({spearman.interval}), p = {spearman.p:.2g}"
+        f"Spearman with {source} over {len(found.names)} names: {_signed(spearman)} over the names "
+        f"({spearman.interval}), p = {spearman.p:.2g}"
     )
-    if found.low == found.low:  # not NaN
+    if math.isfinite(found.low):
         text += f"; [{found.low:+.2f}, {found.high:+.2f}] over the {found.resampled}"
-    return text
+    parts = [
+        f"{label}: {_signed(part.spearman)}" for label, part in found.groups.items() if math.isfinite(part.spearman.r)
+    ]
+    return text + (f"\nover its settings of {found.by}={', '.join(parts)} over the names" if parts else "")
+
+
+def _signed(found: Coefficient) -> str:
+    return f"{found.r:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"

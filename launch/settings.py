@@ -73,6 +73,31 @@ def _held_out(config: DataConfig, data_dir: Path) -> tuple[list[str], Gaussian]:
     return [item["caption"] for item in held_out], fit_gaussian(features)
 
 
+def real_scores(study: Study, data_dir: Path) -> pd.DataFrame:
+    """What real images score where models' do: a row a data set of the runs with settings; empty without data.
+
+    As many images of the training split as the runs generate, with their own captions: about the highest CLIP score,
+    and the Fréchet distance that so few images have from the held-out ones even if they are as good as those.
+    """
+    asked = {(run.data, run.evaluation.settings_images): None for run in study.runs if run.evaluation.settings}
+    rows = []
+    for data, count in asked:
+        try:
+            _, reference = _held_out(data, data_dir)
+            split = pipeline.load(data.name, data_dir, resolution=data.resolution, examples=data.examples).split(
+                "train"
+            )
+        except UserError:
+            continue  # tables collected elsewhere, without the data
+        items = [split[i] for i in range(min(count, len(split)))]
+        judge = packaged_judge()
+        features = judge.embed_images(np.stack([item["image"] for item in items]))
+        clip = np.sum(features * judge.embed_texts([item["caption"] for item in items]), axis=1)
+        fid = float(distances(features, np.ones((1, len(items))), reference)[0])
+        rows.append({"dataset": data.name, "images": len(items), "clip": float(clip.mean()), "fid": fid})
+    return pd.DataFrame(rows)
+
+
 def score_table(study: Study, finished: list[tuple[Run, dict[str, Any]]], folders: dict[str, Path]) -> pd.DataFrame:
     """A row a run, setting and draw, as ``mmdit rank`` and ``mmdit efficiency`` read it; empty without settings.
 
@@ -92,7 +117,8 @@ def score_table(study: Study, finished: list[tuple[Run, dict[str, Any]]], folder
         for i, row in enumerate(result["settings"]):
             name = f"d{run.model.depth} {run.formulation}" if several else run.formulation
             setting = f"{run.data.name}/{row['weights']}/{row['sampler']}"
-            known = {"name": name, "setting": setting, "dataset": run.data.name, "depth": run.model.depth}
+            known: dict[str, Any] = {"name": name, "formulation": run.formulation, "setting": setting}
+            known |= {"dataset": run.data.name, "depth": run.model.depth}
             known |= {key: row[key] for key in ("weights", "method", "steps", "guidance")}
             values = {key: drawn[key][i] for key in ("clip", "fid", "path_length")}
             draws = np.arange(len(values["clip"]))

@@ -25,9 +25,18 @@ def command_parser(
 def resampling_options(parser: argparse.ArgumentParser, default: int = 1000) -> None:
     """The options --where, --bootstrap, --seed and --json."""
     parser.add_argument("--where", metavar="COL=VALUE", action="append", default=[], help="only these rows; repeatable")
-    parser.add_argument("--bootstrap", metavar="N", type=int, default=default, help="resamples (%(default)s); 0: none")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling (%(default)s)")
+    parser.add_argument(
+        "--bootstrap", metavar="N", type=natural, default=default, help="resamples (%(default)s); 0: none"
+    )
+    parser.add_argument("--seed", metavar="N", type=natural, default=0, help="of the resampling (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def natural(text: str) -> int:
+    """An argument that is a whole number from 0 on."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
+    return int(text)
 
 
 def text_table(frame: pd.DataFrame) -> str:

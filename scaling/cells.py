@@ -1,4 +1,4 @@
-"""A long table of scores -> a full array by two labels, seed and prompt draw, and its bootstrap."""
+"""A long table of scores -> a full array by two labels, seed and prompt draw."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from scaling.errors import TableError
 from scaling.tables import numbers, require
@@ -41,83 +40,15 @@ class Cells:
         return self.values[column][..., 0].mean(axis=-1)
 
 
-@dataclass(frozen=True)
-class Resamples:
-    """A bootstrap of the measurement: each score column as ``[resamples, rows, columns]``.
-
-    ``total`` has both prompts and seeds drawn. ``seeds_only`` leaves the prompts alone, to tell how much of a variance
-    is the seeds'; None where prompts or seeds cannot be drawn.
-    """
-
-    seeds: int
-    total: dict[str, np.ndarray]
-    seeds_only: dict[str, np.ndarray] | None
-
-
-def widening(seeds: int, total: np.ndarray, seeds_only: np.ndarray | None, level: float) -> np.ndarray | float:
-    """By how much a statistic's interval widens for few seeds, from its resamples ``[resamples, …]``: ``[…]``.
-
-    Student's t over the normal quantile. With seeds alone there are k − 1 degrees of freedom; where prompts, which
-    are many, bring a part of the variance, (k − 1)·(total/seeds)² of them (Satterthwaite 1946).
-    """
-    if seeds < 2:
-        return 1.0
-    freedom: np.ndarray | float = seeds - 1.0
-    if seeds_only is not None:
-        whole, alone = total.var(axis=0), seeds_only.var(axis=0)
-        share = np.divide(whole, alone, out=np.full_like(whole, 1e4), where=alone > 1e-4 * whole)
-        freedom = freedom * np.clip(share, 1.0, 1e4) ** 2
-    tail = (1 + level) / 2
-    return stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
-
-
-def bootstrap(cells: Cells, count: int, rng: np.random.Generator, strata: np.ndarray | None = None) -> Resamples:
-    """Draw ``count`` resamples of the measurement, the same for every row of ``cells``.
-
-    Prompts: one of the table's own resamples at random, independently in each stratum (``strata [columns]``, an index
-    from 0; a data set has its own prompts), shifted so that the resamples' mean is the score over all prompts: they say
-    how far a score spreads, while their level can be off (a Fréchet distance grows as resampling leaves fewer
-    different images, more so for some names than for others). Seeds: k − 1 of k with replacement (Rao and Wu 1988),
-    since k of k would give variances too small by (k − 1)/k; a single seed stays as it is.
-    """
-    strata = np.zeros(len(cells.columns), dtype=np.int64) if strata is None else strata
-    seeds, kinds = len(cells.seeds), int(strata.max()) + 1
-    weights = np.ones((count, 1))
-    if seeds > 1:
-        weights = rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=count) / (seeds - 1)
-    whole = np.zeros((count, kinds), dtype=np.int64)
-    draws = rng.integers(1, cells.draws + 1, size=(count, kinds)) if cells.draws else whole
-    scores = {column: _centred(found) for column, found in cells.values.items()}
-    total = {column: _resample(found, weights, draws, strata) for column, found in scores.items()}
-    alone = None
-    if cells.draws and seeds > 1:
-        alone = {column: _resample(found, weights, whole, strata) for column, found in scores.items()}
-    return Resamples(seeds, total, alone)
-
-
-def _centred(scores: np.ndarray) -> np.ndarray:
-    """Scores ``[..., 1 + draws]`` with the draws about the first, spread as draws about their true mean would be."""
-    draws = scores.shape[-1] - 1
-    if draws == 0:
-        return scores
-    spread = scores[..., 1:] - scores[..., 1:].mean(axis=-1, keepdims=True)
-    return np.concatenate([scores[..., :1], scores[..., :1] + spread * np.sqrt(draws / (draws - 1))], axis=-1)
-
-
-def _resample(scores: np.ndarray, weights: np.ndarray, draws: np.ndarray, strata: np.ndarray) -> np.ndarray:
-    """Scores ``[rows, columns, seeds, 1 + draws]`` -> ``[resamples, rows, columns]``."""
-    out = np.empty((len(weights), *scores.shape[:2]))
-    for place, stratum in enumerate(strata):
-        drawn = scores[:, place][:, :, draws[:, stratum]]  # [rows, seeds, resamples]
-        out[:, :, place] = np.einsum("nkr,rk->rn", drawn, weights)
-    return out
-
-
-def read_cells(table: pd.DataFrame, axes: tuple[str, str], values: Sequence[str], *, repeated: str) -> Cells:
+def read_cells(
+    table: pd.DataFrame, axes: tuple[str, str], values: Sequence[str], *, repeated: str, missing: str = ""
+) -> Cells:
     """Fold a table with one row per (axes[0], axes[1][, seed][, draw]) into Cells.
 
-    ``repeated`` is the advice given where two rows share a cell. Raises TableError for an absent column, a cell that
-    is missing or repeated (the first few are named), a score that is no finite number, or draws without draw 0.
+    ``repeated`` is the advice given where two rows share a cell, ``missing`` where a cell has none.
+
+    Raises TableError for an absent column, a cell that is missing or repeated (the first few are named), a score that
+    is no finite number, or draws without draw 0.
     """
     require(table, [*axes, *values])
     keys = [*axes, *(name for name in ("seed", "draw") if name in table.columns)]
@@ -147,9 +78,13 @@ def read_cells(table: pd.DataFrame, axes: tuple[str, str], values: Sequence[str]
         differ = f" (they differ in {', '.join(apart)})" if apart else " (the same row again)"
         raise TableError(f"rows={len(table)}: {told}{differ}; {repeated}")
     if (seen == 0).any():
+        empty = np.flatnonzero(seen == 0)
+        # A cell that lacks all of its draws is one thing that is missing, not some hundreds.
+        whole = "draw" in keys and (seen.reshape(-1, shape[-1]).sum(axis=1)[empty // shape[-1]] == 0).all()
+        shown = [key for key in keys if key != "draw"] if whole else keys
         raise TableError(
-            f"rows={len(table)}: none for {named(np.flatnonzero(seen == 0), keys)}; "
-            f"expected one for every {', '.join(keys[:-1])} and {keys[-1]}"
+            f"rows={len(table)}: none for {named(empty, shown)}; expected one for every "
+            f"{', '.join(keys[:-1])} and {keys[-1]}{missing}"
         )
     full = (*shape[:2], shape[2] if "seed" in keys else 1, shape[-1] if "draw" in keys else 1)
     arrays = {}

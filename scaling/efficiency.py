@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scaling.cells import bootstrap as draw_bootstrap
-from scaling.cells import read_cells, widening
+from scaling.cells import read_cells
 from scaling.errors import TableError
+from scaling.repeats import repeats
 from scaling.resample import how_resampled, interval
 from scaling.tables import numbers, require
 
@@ -40,7 +40,10 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class EfficiencyTable:
-    """Groups in order, with ``steps`` ascending (the last is what the others are measured against)."""
+    """Groups in order, with ``steps`` ascending (the last is what the others are measured against).
+
+    ``samples [draws, groups, steps − 1]`` are the losses in % behind the intervals, joint for all groups.
+    """
 
     rows: tuple[Efficiency, ...]
     steps: tuple[int, ...]
@@ -48,12 +51,26 @@ class EfficiencyTable:
     resampled: str
     level: float
     seeds: int
-    draws: int
+    samples: np.ndarray
+
+    @property
+    def draws(self) -> int:
+        """Resamples behind the intervals."""
+        return len(self.samples)
 
     @property
     def how(self) -> str:
         """What the intervals are made of, in words."""
         return how_resampled(self.resampled, self.level, self.draws, self.seeds)
+
+    def difference(self, first: int, second: int, steps: int = 0) -> Value:
+        """Loss of group ``first`` less that of ``second`` at the number of steps with this index, in points of %."""
+        value = self.rows[first].losses[steps].value - self.rows[second].losses[steps].value
+        if not self.draws:
+            return Value(value, float("nan"), float("nan"))
+        apart = self.samples[:, first, steps] - self.samples[:, second, steps]
+        low, high = interval(apart, self.level, centre=value)
+        return Value(value, float(low), float(high))
 
     def to_json(self) -> dict[str, object]:
         """The object that ``efficiency --json`` prints; ``loss`` has a key a number of steps, in %."""
@@ -122,22 +139,17 @@ def efficiency(
             "expected above 0 to take a relative loss"
         )
     resampled = cells.resampled if bootstrap else "none"
-    drawn = alone = None
+    drawn = None
     if resampled != "none":
-        resamples = draw_bootstrap(cells, bootstrap, np.random.default_rng(seed))
-        drawn = {column: scores[:, :, places] for column, scores in resamples.total.items()}
-        if resamples.seeds_only is not None:
-            alone = {column: scores[:, :, places] for column, scores in resamples.seeds_only.items()}
+        found_again = repeats(cells, bootstrap, np.random.default_rng(seed))
+        drawn = {column: scores[:, :, places] for column, scores in found_again.items()}
 
     def told(column: str, relative: bool) -> list[list[Value]]:
         statistic = _losses if relative else _last
         centre = statistic(means[column])
         ends = np.full((2, *centre.shape), np.nan)
         if drawn is not None:
-            samples = statistic(drawn[column])
-            few = None if alone is None else statistic(alone[column])
-            factor = widening(len(cells.seeds), samples, few, level)
-            ends = interval(samples, level, centre=centre, widen=factor)
+            ends = interval(statistic(drawn[column]), level, centre=centre)
         return [
             [Value(float(centre[i, j]), float(ends[0, i, j]), float(ends[1, i, j])) for j in range(centre.shape[1])]
             for i in range(len(centre))
@@ -149,14 +161,16 @@ def efficiency(
         Efficiency(label, best[i][0], tuple(losses[i]), None if paths is None else paths[i][0])
         for i, label in enumerate(cells.rows)
     ]
+    order = sorted(range(len(rows)), key=lambda place: _order(rows[place].group))
+    samples = np.zeros((0, len(rows), len(found) - 1)) if drawn is None else _losses(drawn[score])
     return EfficiencyTable(
-        rows=tuple(sorted(rows, key=lambda row: _order(row.group))),
+        rows=tuple(rows[place] for place in order),
         steps=found,
         score=score,
         resampled=resampled,
         level=level,
         seeds=len(cells.seeds),
-        draws=bootstrap if resampled != "none" else 0,
+        samples=samples[:, order],
     )
 
 

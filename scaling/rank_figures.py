@@ -51,18 +51,31 @@ def panel_titles(settings: pd.DataFrame, places: list[int]) -> list[str]:
     return titles if len(set(titles)) == len(titles) and columns else [str(label) for label in chosen["setting"]]
 
 
+def shown_text(settings: pd.DataFrame, places: list[int]) -> str:
+    """What is drawn of the settings, and what all of it has in common: ``12 of 24 settings; ema weights, euler``."""
+    chosen = settings.loc[places]
+    count = f"{len(places)} of {len(settings)} settings" if len(places) < len(settings) else f"{len(places)} settings"
+    common = [
+        TITLES[name].format(chosen[name].iloc[0])
+        for name in TITLES
+        if name in chosen.columns and len(chosen) > 1 and chosen[name].nunique() == 1
+    ]
+    return "; ".join([count, *([", ".join(common)] if common else [])])
+
+
 def fronts_figure(table: RankTable) -> Figure:
     """A panel a setting: up against down, a colour and a line a front, the first front's names at their points."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
     from matplotlib.ticker import MaxNLocator
 
     places = shown_panels(table.settings)
     across = min(ACROSS, len(places))
     down = -(-len(places) // across)
     most = int(table.front[:, places].max())
-    colours = colormaps["viridis"](np.linspace(0, 0.93, most))
+    # The first front stands out from the others, which fade towards the last.
+    colours = np.concatenate([[to_rgba(HUES[1])], colormaps["viridis"](np.linspace(0, 0.93, most))[1:]])
     with panels(down, across, (3.1 * across + 0.9, 2.75 * down + 0.3)) as (figure, grid):
         for axes, place, title in zip(grid.flat, places, panel_titles(table.settings, places), strict=False):
             x, y, front = table.down[:, place], table.up[:, place], table.front[:, place]
@@ -83,6 +96,7 @@ def fronts_figure(table: RankTable) -> Figure:
             axes.set_ylim(bottom, top + 0.4 * (top - bottom))
         for axes in list(grid.flat)[len(places) :]:
             axes.remove()
+        figure.suptitle(shown_text(table.settings, places), fontsize=9)
         figure.supxlabel(f"{table.columns[1]} (lower is better)", fontsize=9)
         figure.supylabel(f"{table.columns[0]} (higher is better)", fontsize=9)
         if most > 1:

@@ -56,12 +56,23 @@ def rank_section(tables: StudyTables, folder: Path, *, draws: int, seed: int) ->
     if shown:
         labels = [str(table.settings["setting"][place]) for place in shown.values()]
         part.tables.append((scores_text(table, beneath), f"Scores at {listed(labels)}"))
+    part.notes += real_notes(tables.real)
     part.notes.append(
         "In every setting names are peeled into Pareto fronts of clip (high) and fid (low), averaged over seeds, and "
         "a name's rank is the mean of its fronts over settings (Esser et al. 2024, section 5.1). Ranks depend on who "
-        "takes part: those of another study are not on the same scale."
+        "takes part: those of another study are not on the same scale. Noise merges fronts, so that ranks lie closer "
+        "together than more prompts and seeds would show them; intervals are those of a measurement of this size."
     )
     return [part]
+
+
+def real_notes(real: pd.DataFrame) -> list[str]:
+    """What real images score, to read the scores against: one sentence a data set."""
+    return [
+        f"{row.images} real images of {row.dataset} score a CLIP of {row.clip:.3f} and a Fréchet distance of "
+        f"{row.fid:.4f}, which no model can be expected to pass."
+        for row in real.itertuples(index=False)
+    ]
 
 
 def lead_finding(table: RankTable) -> str:
@@ -173,7 +184,7 @@ def _euler_rows(tables: StudyTables) -> tuple[pd.DataFrame, str]:
 
 
 def loss_finding(table: EfficiencyTable, group: str) -> str:
-    """What the fewest steps cost the first and the last group, and whether their intervals overlap."""
+    """What the fewest steps cost the first and the last group, and by how much they differ."""
     few, many = table.steps[0], table.steps[-1]
     ordered = table.rows if group == "depth" else tuple(sorted(table.rows, key=lambda row: row.losses[0].value))
     first, last = ordered[0], ordered[-1]
@@ -186,7 +197,10 @@ def loss_finding(table: EfficiencyTable, group: str) -> str:
     if len(ordered) == 1:
         return f"{text}.".replace("-", "−")
     text += f" and {called(last.group)} {b.value:.1f} %"
-    if np.isfinite(a.low) and np.isfinite(b.low):
-        apart = a.high < b.low or b.high < a.low
-        text += ": their intervals do not overlap" if apart else ": their intervals overlap, so no order is shown"
-    return f"{text}."
+    # Names are not in an order of their own: the least and the greatest of many differ by chance alone.
+    apart = table.difference(0, len(table.rows) - 1) if group == "depth" else None
+    if apart is not None and np.isfinite(apart.low):
+        text += f", a difference of {apart.value:.1f} ({apart.low:.1f} to {apart.high:.1f}) points"
+        if apart.low <= 0 <= apart.high:
+            text += ": no order is shown"
+    return f"{text}.".replace("-", "−")

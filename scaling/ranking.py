@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scaling.cells import Cells, Resamples, codes, constant, read_cells, widening
-from scaling.cells import bootstrap as draw_bootstrap
+from scaling.cells import Cells, codes, constant, read_cells
 from scaling.complete import align_seeds
 from scaling.errors import TableError
 from scaling.pareto import fronts
+from scaling.repeats import mean_of_draws, repeats
 from scaling.resample import how_resampled, interval
 from scaling.tables import require
 
@@ -30,7 +30,7 @@ class Estimate:
 
     def to_json(self) -> dict[str, float | None]:
         """Plain numbers, None where there is no interval."""
-        return {"rank": self.rank, "low": _plain(self.low), "high": _plain(self.high)}
+        return {"rank": self.rank, "low": plain(self.low), "high": plain(self.high)}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class RankTable:
             {
                 "name": place.name,
                 **place.all.to_json(),
-                "p_best": _plain(place.p_best),
+                "p_best": plain(place.p_best),
                 "firsts": place.firsts,
                 "groups": {label: estimate.to_json() for label, estimate in place.groups.items()},
                 "fronts": {label: int(front) for label, front in zip(labels, self.front[index], strict=True)},
@@ -107,7 +107,7 @@ class RankTable:
             "rows": rows,
             "names": self.names,
             "settings": labels,
-            "pairs": [[_plain(value) for value in row] for row in self.pairs],
+            "pairs": [[plain(value) for value in row] for row in self.pairs],
             "by": self.by,
             "resampled": self.resampled,
             "level": self.level,
@@ -137,22 +137,27 @@ def rank(
     resamples of the prompts, the same resample for every name. ``dataset`` says which settings share prompts. ``by``
     also ranks over the settings of each of its values (by default ``steps``, where there are several).
 
-    Intervals and probabilities come from ``bootstrap`` resamples of prompts and seeds, joint for all names (see
-    ``scaling.cells.bootstrap``). An interval reaches as far on either side of the average as ``level`` of the
-    resamples lie from it: noise puts names on a common front that belong on different ones, so resampled ranks are
-    pulled towards the best front as the measured ones already are, and percentiles would miss the true rank on that
-    side. Few seeds widen it (``scaling.cells.widening``). A table with neither draws nor several seeds, such as a
-    printed one, has its settings resampled instead, S − 1 of S: how far the order holds over settings, not over
-    repeated measurement. ``resampled`` says which was done.
+    Intervals and probabilities come from ``bootstrap`` repetitions of the measurement (``scaling.repeats``), joint for
+    all names. They are about the average rank that such a measurement gives: noise puts names on a common front that
+    belong on different ones, so that ranks lie closer together than endless prompts and seeds would show them, and
+    closer still in a repetition, which adds its noise to what is there. An interval therefore reaches as far on either
+    side of the average as ``level`` of the repetitions lie from it. A table with neither draws nor several seeds, such
+    as a printed one, has its settings resampled instead: how far the order holds over settings, not over repeated
+    measurement. ``resampled`` says which was done.
 
     Raises TableError for absent columns, missing or repeated cells, a score that is no number, fewer than 2 names.
     """
     table = align_seeds(table)
-    if by is None and "steps" in table.columns and table["steps"].nunique() > 1:
-        by = "steps"
     cells = read_cells(
-        table, (name, setting), (up, down), repeated="expected one; choose with --where, or tell them apart by seed"
+        table,
+        (name, setting),
+        (up, down),
+        repeated="expected one; choose with --where, or tell them apart by seed",
+        missing=" (--complete ranks the names that have what most have)",
     )
+    if by is None and "steps" in table.columns and table["steps"].nunique() > 1:
+        # Steps of training, say, which differ by name, are no fact of a setting.
+        by = "steps" if _is_fact(table, "steps", codes(table, setting)[0]) else None
     if len(cells.rows) < 2:
         raise TableError(f"{name}={cells.rows[0]!r} in every row: expected 2 or more to rank")
     if bootstrap < 0:
@@ -164,22 +169,20 @@ def rank(
     places_of = {"": np.arange(front.shape[1]), **groups}
     average = {label: front[:, part].mean(axis=1) for label, part in places_of.items()}
     samples = {label: np.zeros((0, len(front))) for label in places_of}
-    widen: dict[str, np.ndarray | float] = dict.fromkeys(places_of, 1.0)
     ends = {column: np.full((2, *front.shape), np.nan) for column in (up, down)}
     resampled = cells.resampled if bootstrap else "none"
     if resampled != "none":
         strata = codes(facts, "dataset")[0] if "dataset" in facts.columns else None
-        drawn = draw_bootstrap(cells, bootstrap, rng, strata)
+        drawn = repeats(cells, bootstrap, rng, strata)
         for column in (up, down):
-            few = None if drawn.seeds_only is None else drawn.seeds_only[column]
-            factor = widening(drawn.seeds, drawn.total[column], few, level)
-            ends[column] = interval(drawn.total[column], level, centre=cells.mean(column), widen=factor)
-        samples, widen = _resampled_ranks(drawn, (up, down), places_of, level)
+            ends[column] = interval(drawn[column], level, centre=cells.mean(column))
+        again = fronts(*(drawn[column].transpose(0, 2, 1) for column in (up, down))).transpose(0, 2, 1)
+        samples = {label: again[:, :, part].mean(axis=2) for label, part in places_of.items()}
     elif bootstrap and front.shape[1] > 1:
         resampled = "settings"
         samples = {label: _resample_settings(front[:, part], bootstrap, rng) for label, part in places_of.items()}
     order = np.lexsort((np.array(cells.rows), average[""]))
-    estimates = {label: _estimates(average[label], samples[label], level, widen[label]) for label in average}
+    estimates = {label: _estimates(average[label], samples[label], level) for label in average}
     overall = samples[""][:, order]
     best = _share_best(overall)
     places = tuple(
@@ -246,39 +249,27 @@ def _groups(facts: pd.DataFrame, by: str | None) -> dict[str, np.ndarray]:
     return {str(label): np.flatnonzero((column == label).to_numpy()) for label in labels}
 
 
-def _resampled_ranks(
-    drawn: Resamples, columns: tuple[str, str], places: Mapping[str, np.ndarray], level: float
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | float]]:
-    """For each group of settings: average ranks ``[resamples, names]``, and the factor for few seeds ``[names]``."""
-
-    def peel(scores: dict[str, np.ndarray]) -> np.ndarray:
-        up, down = (scores[column].transpose(0, 2, 1) for column in columns)
-        return fronts(up, down).transpose(0, 2, 1)
-
-    total = peel(drawn.total)
-    alone = None if drawn.seeds_only is None else peel(drawn.seeds_only)
-    samples, widen = {}, {}
-    for label, part in places.items():
-        samples[label] = total[:, :, part].mean(axis=2)
-        few = None if alone is None else alone[:, :, part].mean(axis=2)
-        widen[label] = widening(drawn.seeds, samples[label], few, level)
-    return samples, widen
-
-
 def _resample_settings(front: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Mean front over S − 1 of S settings, drawn with replacement: ``[names, S]`` -> ``[count, names]``."""
-    settings = front.shape[1]
+    """Mean fronts over other settings of the same kind: ``[names, S]`` -> ``[count, names]``, NaN for one setting.
+
+    Two or three fronts of a name may be equal by chance: the spread that names have on average counts as one setting
+    more.
+    """
+    names, settings = front.shape
     if settings < 2:
-        return np.full((count, len(front)), np.nan)
-    weights = rng.multinomial(settings - 1, np.full(settings, 1 / settings), size=count)
-    return weights @ front.T / (settings - 1)
+        return np.full((count, names), np.nan)
+    average = front.mean(axis=1, keepdims=True)
+    around = (front - average).T
+    usual = np.sqrt((around**2).sum() / (names * (settings - 1)))
+    pool = np.concatenate([around, usual * np.eye(names)])
+    return average.T + mean_of_draws(pool, settings, settings, (count, 1), rng)[:, 0]
 
 
-def _estimates(average: np.ndarray, samples: np.ndarray, level: float, widen: np.ndarray | float) -> list[Estimate]:
+def _estimates(average: np.ndarray, samples: np.ndarray, level: float) -> list[Estimate]:
     """Average ranks with intervals symmetric about them, cut at 1 and n, the ends of what a rank of n names can be."""
     low = high = np.full(len(average), np.nan)
     if len(samples):
-        reach = widen * np.quantile(np.abs(samples - average), level, axis=0)
+        reach = np.quantile(np.abs(samples - average), level, axis=0)
         low, high = np.maximum(average - reach, 1.0), np.minimum(average + reach, float(len(average)))
     return [Estimate(float(a), float(b), float(c)) for a, b, c in zip(average, low, high, strict=True)]
 
@@ -305,5 +296,6 @@ def _share_best(samples: np.ndarray) -> np.ndarray:
     return (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
+    """``value``, or None where it is not finite, which JSON can't hold."""
     return float(value) if np.isfinite(value) else None

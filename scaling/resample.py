@@ -44,9 +44,10 @@ def how_resampled(resampled: str, level: float, draws: int, seeds: int) -> str:
     """What a ranking's intervals are made of, and what is not in them, in words."""
     if resampled == "none":
         return "no intervals, since nothing was resampled"
-    text = f"{level * 100:g} % intervals from {draws} bootstraps"
+    text = f"{level * 100:g} % intervals from {draws} resamples"
     if resampled == "settings":
         return f"{text} of the settings: of the order over settings, not over repeated measurement"
     if resampled == "prompts":
         return f"{text} of the prompts; one training each, whose luck is not in them"
-    return f"{text} of {'the prompts and of ' if resampled == 'prompts and seeds' else ''}{seeds} training seeds"
+    prompts = "the prompts and of " if resampled == "prompts and seeds" else ""
+    return f"{text} of {prompts}{seeds} training seeds, whose spread is pooled over all that is compared"

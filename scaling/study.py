@@ -29,6 +29,7 @@ class StudyTables:
     geneval: pd.DataFrame
     battles: pd.DataFrame
     scores: pd.DataFrame
+    real: pd.DataFrame
     others: pd.DataFrame
     other_curves: pd.DataFrame
     samples: Path | None
@@ -41,7 +42,7 @@ class StudyTables:
 
 
 def load_study(folder: Path) -> StudyTables:
-    """Read results, curves, geneval and battles (.csv), scores (.parquet, else .csv), figures/samples[_dataset].png.
+    """Read results, curves, geneval, battles, real (.csv), scores (.parquet, else .csv), figures/samples[_dataset].png.
 
     Raises TableError where neither results nor curves exist, or a table lacks the columns that name its runs.
     """
@@ -49,7 +50,9 @@ def load_study(folder: Path) -> StudyTables:
     geneval, battles = _optional(folder / "geneval.csv"), _optional(folder / "battles.csv")
     scores = _optional(folder / "scores.parquet")
     scores = _optional(folder / "scores.csv") if scores.empty else scores
+    real = _optional(folder / "real.csv")
     for frame, columns in (
+        (real, ("dataset", "images", "clip", "fid")),
         (results, RUN_COLUMNS),
         (curves, (*RUN_COLUMNS, "step", "train_flops", "val_loss")),
         (geneval, ("name", "task", "rate", "low", "high")),
@@ -78,6 +81,7 @@ def load_study(folder: Path) -> StudyTables:
         geneval=_where(geneval, "name", names),
         battles=both,
         scores=scores,
+        real=real,
         others=_ordered(results.drop(main_results.index)),
         other_curves=curves.drop(main_curves.index),
         samples=grids.get(dataset, plain if plain.exists() else None),

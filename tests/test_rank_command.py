@@ -66,10 +66,11 @@ def test_rank_prints_tables_and_writes_files(table: Path, tmp_path: Path, capsys
     head = next(line for line in lines if line.startswith("name"))
     assert head.split("  ")[-1].strip() == "50 steps" and " 5 steps" in head and "25 steps" in head
     assert lines[2].startswith(found.names[0]) and f"{found.places[0].all.rank:.2f} [" in lines[2]
-    assert "16 names, 24 settings; 95 % intervals from 50 bootstraps of the prompts; one training each" in text
+    assert "16 names, 24 settings; 95 % intervals from 50 resamples of the prompts; one training each" in text
     assert "scores at scenes/ema/euler-25-g5, emoji/ema/euler-25-g5" in text
     assert f"{found.names[0]}: over {found.names[1]} {found.pairs[0, 1]:.2f}, " in text
     assert "Spearman with sd3 over 16 names: " in text and "over the prompts" in text
+    assert "over its settings of steps=5: " in lines[-1] and ", 50: " in lines[-1]
     assert {path.name for path in out.iterdir()} == {
         *(f"{stem}.{kind}" for stem in ("fronts", "ranks") for kind in ("png", "pdf")),
         *(f"{stem}.csv" for stem in ("table1", "table2", "pairs")),
@@ -93,7 +94,9 @@ def test_rank_json_is_the_contract(table: Path, capsys: pytest.CaptureFixture[st
     assert [row["rank"] for row in told["rows"]] == sorted(row["rank"] for row in told["rows"])
     assert told["resampled"] == "prompts" and told["draws"] == 20 and set(told["rows"][0]["groups"]) == {"ema", "raw"}
     assert np.array(told["pairs"], dtype=float).shape == (16, 16)
-    assert set(told["reference"]) == {"source", "names", "spearman", "over_names", "over_measurement"}
+    assert set(told["reference"]) == {
+        *("source", "column", "names", "spearman", "over_names", "over_measurement", "groups")
+    }
     assert main(["rank", "sd3-table2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["resampled"] == "settings"
 
@@ -143,11 +146,30 @@ def test_bad_input_is_one_line(table: Path, tmp_path: Path, capsys: pytest.Captu
         (["rank", str(table), "--by", "wieghts"], "did you mean 'weights'"),
         (["rank", str(table), "--reference", "sd4"], "no such file"),
         (["rank", "missing.csv"], "no such file"),
-        (["rank", str(table), "--bootstrap", "-1"], "bootstrap=-1: expected 0 or more"),
     ):
         assert main(args) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1 and expected in err
+
+    for option in ("--bootstrap", "--seed"):
+        for command in ("rank", "efficiency"):
+            with pytest.raises(SystemExit) as stopped:
+                main([command, str(table), option, "-1"])
+            out, err = capsys.readouterr()
+            assert stopped.value.code == 2 and out == "" and err.count("\n") == 1
+            assert f"{option}: '-1': expected a whole number, 0 or more" in err
+
+
+def test_what_is_complete_can_be_ranked(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = pd.read_parquet(table)
+    path = tmp_path / "half.parquet"
+    whole[(whole["name"] != "rf") | (whole["dataset"] == "emoji")].to_parquet(path)
+    assert main(["rank", str(path), "--bootstrap", "0"]) == 2
+    assert "none for name=rf setting=scenes/" in (line := capsys.readouterr().err) and "--complete" in line
+    assert main(["rank", str(path), "--bootstrap", "0", "--complete", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "rf" not in json.loads(out)["names"] and len(json.loads(out)["names"]) == 15
+    assert err == "name rf left out: not scored everywhere that most are\n"
 
 
 def test_settings_are_chosen_as_said() -> None:

@@ -13,7 +13,7 @@ import pytest
 import scipy.linalg
 
 import mmdit_jax.data.pipeline as pipeline
-from launch.settings import DRAWS, FILE, score_run, score_table
+from launch.settings import DRAWS, FILE, real_scores, score_run, score_table
 from launch.studies import load_study
 from mmdit_jax.config import SD3_SETTINGS, EvaluationConfig, Run, Study
 from mmdit_jax.diffusion import SamplerConfig, formulation
@@ -104,9 +104,20 @@ def test_the_table_has_a_row_a_run_setting_and_draw(run: Run, data_dir: Path, tm
     deeper = replace(run, name="c", model=replace(run.model, depth=3))
     several = Study("s", (run, deeper))
     table = score_table(several, [(run, {"settings": rows})], {run.run_id: tmp_path / "a"})
-    assert set(table["name"]) == {"d2 rf"}
+    assert set(table["name"]) == {"d2 rf"} and set(table["formulation"]) == {"rf"}
     with pytest.raises(UserError, match="missing or damaged"):
         score_table(study, finished, {item.run_id: tmp_path for item in study.runs})
+
+
+def test_real_images_are_the_measure(run: Run, data_dir: Path, tmp_path: Path) -> None:
+    """Real images with their own captions: far above noise in both scores; and nothing where there is no data."""
+    row = real_scores(Study("s", (run, replace(run, name="b", seed=1))), data_dir).iloc[0]
+    assert row["dataset"] == "scenes" and row["images"] == IMAGES
+    noise = score_run(run, weights(run), tmp_path / "a", data_dir)
+    assert all(row["clip"] > item["clip"] + 0.1 and 0 < row["fid"] < 0.5 * item["fid"] for item in noise)
+    assert real_scores(Study("s", (run,)), tmp_path / "nothing").empty
+    plain = replace(run, evaluation=replace(run.evaluation, settings=()))
+    assert real_scores(Study("s", (plain,)), data_dir).empty
 
 
 def test_more_prompts_than_are_held_out_are_refused(run: Run, data_dir: Path, tmp_path: Path) -> None:
