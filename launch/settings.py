@@ -89,7 +89,9 @@ def real_scores(study: Study, data_dir: Path) -> pd.DataFrame:
             )
         except UserError:
             continue  # tables collected elsewhere, without the data
-        items = [split[i] for i in range(min(count, len(split)))]
+        # Neighbours are alike: emoji come by group, with all of their skin tones.
+        chosen = np.random.default_rng(_SEED).permutation(len(split))[:count]
+        items = [split[int(i)] for i in chosen]
         judge = packaged_judge()
         features = judge.embed_images(np.stack([item["image"] for item in items]))
         clip = np.sum(features * judge.embed_texts([item["caption"] for item in items]), axis=1)
