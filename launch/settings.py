@@ -16,7 +16,7 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.evaluation.settings import score_settings
 from mmdit_jax.files import write_atomic
-from scaling.frechet import Gaussian, distances, fit_gaussian
+from scaling.frechet import distances, fit_gaussian
 from scaling.resample import group_counts
 
 FILE = "settings.npz"
@@ -36,11 +36,12 @@ def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) 
         UserError: the held-out split has fewer captions than ``settings_images``.
     """
     count = run.evaluation.settings_images
-    captions, reference = _held_out(run.data, data_dir)
+    captions, held_out = _held_out(run.data, data_dir)
     if count > len(captions):
         raise UserError(
             f"evaluation.settings_images={count}: {run.data.name} holds out {len(captions)}; use that or fewer"
         )
+    reference = fit_gaussian(held_out)
     counts = np.concatenate([np.ones((1, count)), group_counts(DRAWS, count, np.random.default_rng([_SEED, count]))])
     rows: list[dict[str, Any]] = []
     arrays: list[dict[str, np.ndarray]] = []
@@ -64,39 +65,34 @@ def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) 
 
 
 @functools.lru_cache(maxsize=4)
-def _held_out(config: DataConfig, data_dir: Path) -> tuple[list[str], Gaussian]:
-    """Captions of the held-out split, and the fit to the judge's features of its images: once for all runs on it."""
+def _held_out(config: DataConfig, data_dir: Path) -> tuple[list[str], np.ndarray]:
+    """Captions of the held-out split, and the judge's features of its images ``[N, 64]``: once for all runs on it."""
     data = pipeline.load(config.name, data_dir, resolution=config.resolution, examples=config.examples)
     split = data.split("validation")
     held_out = [split[i] for i in range(len(split))]
     features = packaged_judge().embed_images(np.stack([item["image"] for item in held_out]))
-    return [item["caption"] for item in held_out], fit_gaussian(features)
+    return [item["caption"] for item in held_out], features
 
 
 def real_scores(study: Study, data_dir: Path) -> pd.DataFrame:
     """What real images score where models' do: a row a data set of the runs with settings; empty without data.
 
-    As many images of the training split as the runs generate, with their own captions: about the highest CLIP score,
-    and the Fréchet distance that so few images have from the held-out ones even if they are as good as those.
+    As many held-out images as the runs generate (of a small data set half of them), chosen at random, with their own
+    captions, against the other held-out images: what a perfect model would score, so few images being what they are.
     """
     asked = {(run.data, run.evaluation.settings_images): None for run in study.runs if run.evaluation.settings}
     rows = []
     for data, count in asked:
         try:
-            _, reference = _held_out(data, data_dir)
-            split = pipeline.load(data.name, data_dir, resolution=data.resolution, examples=data.examples).split(
-                "train"
-            )
+            captions, features = _held_out(data, data_dir)
         except UserError:
             continue  # tables collected elsewhere, without the data
-        # Neighbours are alike: emoji come by group, with all of their skin tones.
-        chosen = np.random.default_rng(_SEED).permutation(len(split))[:count]
-        items = [split[int(i)] for i in chosen]
-        judge = packaged_judge()
-        features = judge.embed_images(np.stack([item["image"] for item in items]))
-        clip = np.sum(features * judge.embed_texts([item["caption"] for item in items]), axis=1)
-        fid = float(distances(features, np.ones((1, len(items))), reference)[0])
-        rows.append({"dataset": data.name, "images": len(items), "clip": float(clip.mean()), "fid": fid})
+        order = np.random.default_rng(_SEED).permutation(len(captions))
+        taken = min(count, len(captions) // 2)
+        chosen, others = order[:taken], order[taken:]
+        clip = np.sum(features[chosen] * packaged_judge().embed_texts([captions[i] for i in chosen]), axis=1)
+        fid = distances(features[chosen], np.ones((1, taken)), fit_gaussian(features[others]))[0]
+        rows.append({"dataset": data.name, "images": taken, "clip": float(clip.mean()), "fid": float(fid)})
     return pd.DataFrame(rows)
 
 

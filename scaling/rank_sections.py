@@ -69,8 +69,8 @@ def rank_section(tables: StudyTables, folder: Path, *, draws: int, seed: int) ->
 def real_notes(real: pd.DataFrame) -> list[str]:
     """What real images score, to read the scores against: one sentence a data set."""
     return [
-        f"{row.images} real images of {row.dataset} score a CLIP of {row.clip:.3f} and a Fréchet distance of "
-        f"{row.fid:.4f}, which no model can be expected to pass."
+        f"{row.images} held-out images of {row.dataset}, in place of generated ones, score a CLIP of {row.clip:.3f} "
+        f"and a Fréchet distance of {row.fid:.4f}."
         for row in real.itertuples(index=False)
     ]
 
