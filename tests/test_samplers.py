@@ -15,6 +15,8 @@ from mmdit_jax.diffusion import Formulation, SamplerConfig, formulation, guided,
 from mmdit_jax.errors import UserError
 
 FAMILIES = ("rf", "edm(-1.20,1.20)", "edm/rf", "edm/cos", "eps/linear", "v/linear", "eps/cos", "v/cos")
+NARROW = ("edm(-1.20,0.60)", "edm(0.00,0.60)", "edm(1.20,0.60)")
+"""Schedules of σ that leave out much: the first starts at level 0.8, the last draws none under 0.2."""
 LENGTH = 400
 MEANS, MASSES, DEVIATION = np.array([-1.0, 1.0]), np.array([0.3, 0.7]), 0.35
 
@@ -82,11 +84,12 @@ def orders(errors: np.ndarray) -> np.ndarray:
     return np.log2(errors[:-1] / errors[1:])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *NARROW])
 @pytest.mark.parametrize("knows", [gaussian, two_modes])
 def test_the_error_falls_at_the_methods_order(knows, name: str) -> None:
     """Halving the step halves Euler's error and quarters Heun's; DPM-Solver++(2M)'s falls as h² log(1/h).
 
+    So for each path, prediction and kind of schedule of σ, and at the ends and the middle of the paper's narrow ones.
     Its published coefficients are of second order in steps of λ, which are large near both ends of equidistant levels.
     """
     euler, heun = (errors(knows, name, (40, 80, 160), method=method) for method in ("euler", "heun"))
@@ -95,6 +98,18 @@ def test_the_error_falls_at_the_methods_order(knows, name: str) -> None:
     np.testing.assert_allclose(orders(heun), 2.0, atol=0.05)
     assert (orders(multistep) > 1.5).all() and orders(multistep)[1] > orders(multistep)[0], orders(multistep)
     assert multistep[-1] < 3e-4 and heun[-1] < 1e-4
+
+
+def test_a_step_at_a_low_level_is_taken_at_that_level() -> None:
+    """c_in z, and x0 where the network says 0 (c_skip z), at σ = s/(1 − s), however rarely training draws it."""
+    for name in ("edm(0.00,0.60)", "edm(1.20,0.60)", "edm(1.20,0.20)"):
+        f = formulation(name)
+        table = plan(f, SamplerConfig(steps=500))
+        level = float(f.last_level()) * (1 - np.arange(500) / 500)
+        sigma = level / (1 - level)
+        np.testing.assert_allclose(table.input_by_y, (1 + sigma) / np.sqrt(sigma**2 + 0.25), rtol=2e-5)
+        np.testing.assert_allclose(table.x0_by_y, (1 + sigma) * 0.25 / (sigma**2 + 0.25), rtol=2e-4)
+        assert (np.diff(table.t) <= 0).all() and 0 < table.t[-1] < 1e-8
 
 
 def test_orders_in_the_paths_own_variables() -> None:

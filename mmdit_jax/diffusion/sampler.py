@@ -21,8 +21,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from mmdit_jax.diffusion.densities import clip_time
 from mmdit_jax.diffusion.formulation import LAST_TIME_EPS, Formulation
+from mmdit_jax.diffusion.paths import EDM_SCHEDULES
 from mmdit_jax.diffusion.sampler_config import SamplerConfig
 from mmdit_jax.diffusion.times import timesteps
 
@@ -208,13 +208,18 @@ def _quantities(f: Formulation, at: np.ndarray, *, is_level: bool) -> Any:
 @functools.partial(jax.jit, static_argnums=2)
 def _traced_quantities(f: Formulation, at: Array, is_level: bool) -> Any:
     t = f.time_at(at) if is_level else at
-    inside = clip_time(t)
+    told = f.inside(t)
+    if is_level and f.path == "edm":
+        # The network is told its own schedule's t, but σ is not taken from that, which is rounded near 1 and cut near
+        # 0. Under schedule `rf`, the level σ/(1 + σ) is t itself.
+        f, t = replace(f, kind=jnp.int32(EDM_SCHEDULES.index("rf"))), at
+    inside = f.inside(t)
     total = f.a(inside) + f.b(inside)
     output = jnp.ones_like(t)
     x0_by_output, _ = f.recover(output, jnp.zeros_like(t), t)
     x0_by_z, _ = f.recover(jnp.zeros_like(t), output, t)
     network = _Network(f.network_input(total, inside), x0_by_z * total, x0_by_output)
-    return f.level(t), inside, (f.a(t), f.b(t)), f.slopes(t), network
+    return f.level(t), told, (f.a(t), f.b(t)), f.slopes(t), network
 
 
 def _euler(nodes: _Nodes) -> list[_Row]:
