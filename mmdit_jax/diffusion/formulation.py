@@ -146,7 +146,8 @@ class Formulation:
     def last_level(self) -> Array:
         """The noisiest level that sampling can start from: 1, or less where the path or the prediction ends earlier.
 
-        EDM's σ ends at its quantile 1 − 1e-5, the largest that training meets.
+        EDM's σ ends at its quantile 1 − 1e-5, the largest that training meets. Pure noise there lacks a x0, which costs
+        some of the data's mean (docs/formulations.md, "Where a path ends").
         """
         if self.prediction == "eps":
             return self.level(LAST_TIME_EPS)
