@@ -114,6 +114,24 @@ def test_a_shift_by_one_changes_no_bit(name: str) -> None:
         np.testing.assert_array_equal(evaluate(shifted)[1], 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("edm(-1.2,0.6)/shift(10)", "0.49 <= alpha <= 2.02, or 'edm(1.1026,0.60)'"),
+        ("edm(-1.2,0.6)/shift(0.4)", "0.49 <= alpha <= 2.02, or 'edm(-2.1163,0.60)'"),
+        ("edm(0,1.2)/shift(4.2)", "0.24 <= alpha <= 4.09, or 'edm(1.4351,1.20)'"),
+    ],
+)
+def test_a_shift_that_would_pile_times_up_is_refused(name: str, other: str) -> None:
+    with pytest.raises(UserError, match="more than a thousandth of the times would pile up") as caught:
+        formulation(name)
+    assert other in str(caught.value) and "\n" not in str(caught.value)
+    end = formulation("edm(-1.2,0.6)/shift(2)")
+    t = _draw(end.name, 5)[0]
+    assert 5e-5 < np.mean(t >= 1 - 1.1e-5) < 2e-3
+    _density_is_that_of(end, t)
+
+
 # ---- min-SNR ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,17 +6,20 @@ import difflib
 import math
 import re
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 
-from mmdit_jax.diffusion.densities import KINDS, MAX_BINS
+from mmdit_jax.diffusion.densities import KINDS, MAX_BINS, T_MIN
 from mmdit_jax.diffusion.forms import EXAMPLES, FORMS, MODIFIERS, Form, Modifier
 from mmdit_jax.diffusion.formulation import Formulation
+from mmdit_jax.diffusion.paths import EDM_SCHEDULES
 from mmdit_jax.errors import UserError
 
 _NAME = re.compile(r"([^()\s]+)\s*(?:\(([^()]*)\))?")
 _MODIFIER = re.compile(r"/\s*(" + "|".join(item.word for item in MODIFIERS) + r")\s*\(([^()]*)\)\s*$")
 _NEAREST = 3
+_PILED = 1e-3  # share of the drawn times that a shift may leave at an end
 
 
 def formulation(name: str) -> Formulation:
@@ -60,7 +63,7 @@ def formulation(name: str) -> Formulation:
             numbers[number.slot] = kept
     if masses and max(masses) == 0:
         raise UserError(f"formulation={name!r}: every mass is 0: use at least one above 0")
-    _refuse_shift(name, form, numbers["shift"])
+    _refuse_shift(name, form, numbers["shift"], numbers["m"], numbers["s"])
     return Formulation(
         form.path,
         form.prediction,
@@ -85,7 +88,7 @@ def _split(name: str) -> tuple[str, list[tuple[Modifier, float | None]]]:
     return base, [(words[word], value) for word, value in found.items()]
 
 
-def _refuse_shift(name: str, form: Form, shift: np.float32) -> None:
+def _refuse_shift(name: str, form: Form, shift: np.float32, m: np.float32, s: np.float32) -> None:
     if shift == 1.0:
         return
     if form.path == "linear":
@@ -93,6 +96,15 @@ def _refuse_shift(name: str, form: Form, shift: np.float32) -> None:
             f"formulation={name!r}: the linear path ends before pure noise, and a shift would pile times up at its "
             "end: use shift(1), or another path"
         )
+    if form.path == "edm" and form.kind == EDM_SCHEDULES.index("normal"):
+        # t = Φ(z) becomes Φ(z + log α / Ps), and a time beyond 1e-5 from an end stays there
+        room = float(s) * (NormalDist().inv_cdf(_PILED) - NormalDist().inv_cdf(T_MIN))
+        if abs(np.log(shift)) > room:
+            other = Form.write(form, (round(float(m + np.log(shift)), 4), float(s)))
+            raise UserError(
+                f"formulation={name!r}: more than a thousandth of the times would pile up at the schedule's end: use "
+                f"{math.exp(-room):.2f} <= alpha <= {math.exp(room):.2f}, or {other!r}, which draws those noise levels"
+            )
     if form.kind == KINDS.index("adaptive") and form.path == "rf":
         raise UserError(f"formulation={name!r}: an adaptive density finds its own place: use it without shift")
 
