@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 
 from mmdit_jax.diffusion import Formulation, SamplerConfig, formulation, guided, plan, sample, timesteps
+from mmdit_jax.diffusion.sampler import _multistep, _Nodes
 from mmdit_jax.errors import UserError
 
 FAMILIES = ("rf", "edm(-1.20,1.20)", "edm/rf", "edm/cos", "eps/linear", "v/linear", "eps/cos", "v/cos")
@@ -125,6 +126,30 @@ def test_orders_in_the_paths_own_variables() -> None:
         for method in ("euler", "heun"):
             found = errors(two_modes, name, (40, 80, 160), method=method, variables="path")
             assert (orders(found) > 0.8).all() and found[-1] < 0.05
+
+
+@pytest.mark.parametrize("name", ["rf", "v/cos", "v/linear", "eps/linear", "edm(-1.20,1.20)", "edm(1.20,0.60)"])
+@pytest.mark.parametrize("alpha", [0.3, 3.0])
+def test_a_shift_in_the_paths_own_variables(name: str, alpha: float) -> None:
+    """Levels are shifted relative to the last: the start stays, and no two nodes meet."""
+    f = formulation(name)
+    plain, moved = (plan(f, SamplerConfig(steps=20, variables="path", shift=shift)) for shift in (1.0, alpha))
+    assert moved.start == plain.start and moved.t[0] == plain.t[0]
+    last = float(f.last_level())
+    part = np.asarray(f.level(plain.t), np.float64)[1:] / last
+    expected = last * alpha * part / (1 + (alpha - 1) * part)
+    np.testing.assert_allclose(f.level(moved.t)[1:], expected, rtol=1e-3)
+    assert (np.diff(moved.t) < 0).all()
+    most = {"rf": 0.06, "v/cos": 0.06}.get(name, 0.4)  # others' first quantile is a long way from data
+    for method in ("euler", "heun", "dpm++2m"):
+        assert errors(gaussian, name, (100,), method=method, variables="path", shift=alpha)[0] < most, method
+
+
+def test_a_multistep_after_a_step_of_no_length_is_of_first_order() -> None:
+    level = np.array([0.9, 0.6, 0.6, 0.3, 0.1, 0.0])
+    rows = _multistep(_Nodes(level, *[level] * 6))  # type: ignore[arg-type]
+    assert all(np.isfinite([row.by_y, row.by_x0, row.by_previous]).all() for row in rows)
+    assert [bool(row.by_previous) for row in rows] == [False, False, False, True, False]
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "dpm++2m"])
@@ -265,8 +290,12 @@ def test_guidance_its_interval_and_rescale() -> None:
     # deviations 0.5 and 1.75: half of the output is scaled by 0.5 / 1.75
     half = np.array([[2.5, -1.0]]) * (0.5 * (0.5 / 1.75) + 0.5)
     np.testing.assert_allclose(guided(conditional, unconditional, 4.0, 0.5), half, rtol=1e-6)
-    table = plan(formulation("rf"), SamplerConfig(steps=10, guidance=5.0, interval=(0.25, 0.65)), 12)
-    np.testing.assert_allclose(table.guidance, [1, 1, 1, 1, 5, 5, 5, 5, 1, 1, 0, 0])
+    for interval in ((0.25, 0.65), (0.3, 0.6)):  # nodes on the bounds are within
+        table = plan(formulation("rf"), SamplerConfig(steps=10, guidance=5.0, interval=interval), 12)
+        np.testing.assert_allclose(table.guidance, [1, 1, 1, 1, 5, 5, 5, 5, 1, 1, 0, 0])
+    for low, high in ((0.1, 0.8), (0.1, 0.7), (0.2, 0.9)):
+        config = SamplerConfig(steps=10, guidance=5.0, interval=(low, high))
+        assert (plan(formulation("rf"), config).guidance == 5).sum() == round(10 * (high - low)) + 1
 
     def network(z: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         return 0.5 * z, 0.375 * z

@@ -33,8 +33,8 @@ class SamplerConfig:
     interval: tuple[float, float] = (0.0, 1.0)
     """Levels between which guidance acts (Kynkäänniemi et al. 2024, arXiv 2404.07724); without it outside."""
     rescale: float = 0.0
-    """Share φ of the guided output's deviation that is set back to the conditional one's (Lin et al. 2023, arXiv
-    2305.08891, section 3.4)."""
+    """Share φ of the guided output's deviation that is set back to the conditional one's (Lin et al. 2024, arXiv
+    2305.08891, section 3.4). Of the network's raw output, so one φ does not mean the same for ε, v, F and velocity."""
 
     def __post_init__(self) -> None:
         for name, value, valid in (
