@@ -20,7 +20,7 @@ import numpy as np
 from launch.runtime import keep_compiled_programs
 from launch.settings import score_run
 from mmdit_jax.config import Run, to_dict
-from mmdit_jax.diffusion import formulation, learned
+from mmdit_jax.diffusion import formulation, learned_name
 from mmdit_jax.errors import Diverged, UserError
 from mmdit_jax.evaluation.evaluate import evaluate
 from mmdit_jax.files import write_json
@@ -89,8 +89,9 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
         scores = evaluate(run, state.ema, run_dir / "samples", data.validation_captions)
         if run.evaluation.settings:
             scores["settings"] = score_run(run, {"ema": state.ema, "raw": state.params}, run_dir, places.data)
-        if formulation(run.formulation).adaptive:
-            scores["learned_formulation"] = learned_name(run, state)
+        density = formulation(run.formulation)
+        if density.adaptive:
+            scores["learned_formulation"] = learned_name(density, jax.device_get(state.loss_by_time))
         result |= {"params_sha256": digest(state.params), "ema_sha256": digest(state.ema), **scores}
         if jax.process_index() == 0:
             write_json(run_dir / RESULT, result)
@@ -181,13 +182,6 @@ def restore_ema(run: Run, run_dir: Path) -> Any:
     if found is None:
         raise UserError(f"checkpoint={run_dir}: none yet; train the run first")
     return found[1].ema
-
-
-def learned_name(run: Run, state: TrainState) -> str:
-    """The density that an adaptive formulation has come to, as the name of a fixed one: ``rf/histogram(…)``."""
-    found = learned(formulation(run.formulation), jax.device_get(state.loss_by_time))
-    masses = np.asarray(found.masses)[: int(found.bins)]
-    return formulation(f"rf/histogram({','.join(f'{mass:.4g}' for mass in masses)})").name
 
 
 def _abstract(run: Run) -> TrainState:

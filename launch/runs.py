@@ -23,6 +23,15 @@ EXAMPLES = {
     "evaluate": "example: mmdit evaluate quickstart --run d2-rf --drop tower --out /tmp/without-tower --json",
     "sample": 'example: mmdit sample quickstart --run d2-rf "a red circle above a blue square" --out samples',
 }
+
+
+def _interval(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected two noise levels, as 0.1,0.8") from error
+
+
 SAMPLER_OPTIONS: dict[str, tuple[Any, str]] = {
     "steps": (int, "sampler steps"),
     "guidance": (float, "guidance scale, 1 for none"),
@@ -30,7 +39,7 @@ SAMPLER_OPTIONS: dict[str, tuple[Any, str]] = {
     "shift": (float, "resolution shift of the steps"),
     "shift_applied": (str, "once, or twice as the public reference samplers do"),
     "variables": (str, "what steps are straight in: straight, or the path's own"),
-    "interval": (lambda text: _interval(text), "LOW,HIGH: noise levels between which guidance acts"),
+    "interval": (_interval, "LOW,HIGH: noise levels between which guidance acts"),
     "rescale": (float, "guidance rescale, 0 to 1"),
 }
 
@@ -109,12 +118,12 @@ def _trained(args: argparse.Namespace) -> tuple[Run, Any, Any]:
     for name in args.drop:
         if name not in run.data.text_encoders:
             unknown("drop", name, run.data.text_encoders)
-    ema = restore_ema(run, places.run_dir(run))
-    keep_compiled_programs(places.root)
     given = {name: vars(args)[name] for name in SAMPLER_OPTIONS if vars(args)[name] is not None}
     settings = replace(run.evaluation, sampler=replace(run.evaluation.sampler, **given))
     if args.seed is not None:
         settings = replace(settings, seed=args.seed)
+    ema = restore_ema(run, places.run_dir(run))
+    keep_compiled_programs(places.root)
     return replace(run, evaluation=settings), ema, places
 
 
@@ -122,7 +131,3 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
     """Options that replace fields of the run's sampler."""
     for name, (convert, text) in SAMPLER_OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=convert, help=f"{text} (default: the run's)")
-
-
-def _interval(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in text.split(","))

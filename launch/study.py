@@ -168,7 +168,8 @@ def status_row(run: Run, places: Places) -> dict[str, Any]:
         row["step"] = event.get("step", row["step"])
         diverged = diverged or event["event"] == "diverged"
         if event["event"] == "train":
-            row |= {"loss": event["loss"], "images_per_second": event["images_per_second"]}
+            rate = event["images_per_second"]  # null where no step was timed: the last that was then counts
+            row |= {"loss": event["loss"], "images_per_second": row["images_per_second"] if rate is None else rate}
         if event["event"] == "validation":
             row["val_loss"] = event["loss"]
     if result is not None:

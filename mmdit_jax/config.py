@@ -29,6 +29,11 @@ def _require_positive(owner: object, *names: str) -> None:
         _require(whole and value >= 1, name, value, "a whole number, 1 or more")
 
 
+def _require_seed(name: str, value: Any) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _require(whole and 0 <= value < 2**32, name, value, "a whole number, 0 to 2**32 - 1")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images and captions, and how their text is encoded."""
@@ -78,9 +83,11 @@ class OptimizerConfig:
             unknown("optimizer.name", self.name, ("adamw", "muon"))
         if self.schedule not in ("constant", "cosine", "linear"):
             unknown("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
-        for name in ("learning_rate", "eps", "clip_norm"):
+        given = () if self.adam_learning_rate is None else ("adam_learning_rate",)
+        for name in ("learning_rate", "eps", "clip_norm", *given):
             value = vars(self)[name]
-            _require(math.isfinite(value) and value > 0, f"optimizer.{name}", value, "a number above 0")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            _require(number and math.isfinite(value) and value > 0, f"optimizer.{name}", value, "a number above 0")
         for name in ("b1", "b2", "ema_decay"):
             value = vars(self)[name]
             _require(0 <= value < 1, f"optimizer.{name}", value, f"0 <= {name} < 1")
@@ -113,6 +120,10 @@ class EvaluationConfig:
         _require_positive(self, "prompts_per_task", "images_per_prompt", "settings_images")
         if self.at not in ("last", "best"):
             unknown("evaluation.at", self.at, ("last", "best"))
+        _require_seed("evaluation.seed", self.seed)
+        for name, items in (("sampler", (self.sampler,)), ("settings", tuple(self.settings))):
+            for item in items:
+                _require(isinstance(item, SamplerConfig), f"evaluation.{name}", item, "a SamplerConfig(…)")
         object.__setattr__(self, "settings", tuple(self.settings))
         labels = [item.label for item in self.settings]
         for label in labels:
@@ -165,6 +176,7 @@ class Run:
     def __post_init__(self) -> None:
         _require(bool(self.name.strip()), "name", self.name, "a name that is not empty")
         _require_positive(self, "steps", "batch", "validate_every")
+        _require_seed("seed", self.seed)
         object.__setattr__(self, "formulation", formulation(self.formulation).name)
         widths = text_widths(self.data.text_encoders)
         for field_name, value, expected in zip(

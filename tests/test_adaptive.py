@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmdit_jax.diffusion import LATER, STUDY_61, LossByTime, formulation, learned
+from mmdit_jax.diffusion import LATER, STUDY_61, LossByTime, formulation, learned, learned_name
 from mmdit_jax.diffusion.adaptive import BINS, FLOOR, MEMORY, PRIOR
 
 CENTRES = (np.arange(BINS) + 0.5) / BINS
@@ -111,6 +113,18 @@ def test_every_bin_adds_as_much_to_the_loss_under_the_inverse() -> None:
     errors = 5 * PROFILE / BINS * np.sqrt(BINS / PROFILE * PROFILE.max() / t.size)
     assert (np.abs(without_floor - without_floor.mean()) < errors).all()
     assert np.ptp(without_floor) < 0.3 * without_floor.mean() < np.ptp(PROFILE) / BINS
+
+
+def test_what_was_learned_has_a_name_that_can_be_run_again() -> None:
+    for name, tail in (("rf/adaptive(-1)", ""), ("rf/adaptive(-1)/minsnr(5)", "/minsnr(5.00)")):
+        f = formulation(name)
+        fixed = learned_name(f, _known())
+        assert fixed.startswith("rf/histogram(") and fixed.removesuffix(tail).endswith(")") and fixed.endswith(tail)
+        again = formulation(fixed)
+        assert again.name == fixed and int(again.bins) == BINS and again.snr_cap == f.snr_cap
+        np.testing.assert_allclose(again.density(CENTRES), learned(f, _known()).density(CENTRES), rtol=2e-3)
+    shifted = dataclasses.replace(formulation("rf/adaptive(1)/minsnr(2)"), shift=np.float32(3))
+    assert learned_name(shifted, _known()).endswith(")/shift(3.00)/minsnr(2.00)")
 
 
 def test_other_formulations_stay_as_they_were() -> None:

@@ -37,6 +37,13 @@ def told(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("model.context_dim=5", "model.context_dim=5: expected"),
         ("data.text_encoders=('wrods',)", "words"),
         ("optimizer.name=adam", "adamw"),
+        ("optimizer.adam_learning_rate=abc", "optimizer.adam_learning_rate='abc': expected a number above 0"),
+        ("evaluation.sampler.shift=abc", "shift='abc': expected a number"),
+        ("evaluation.sampler.interval=abc", "interval=('abc',): expected two levels"),
+        ("evaluation.settings=abc", "evaluation.settings='abc': expected a SamplerConfig"),
+        ("evaluation.seed=-1", "evaluation.seed=-1: expected a whole number, 0 to 2**32 - 1"),
+        ("seed=-1", "seed=-1: expected a whole number, 0 to 2**32 - 1"),
+        ("seed=4294967296", "seed=4294967296: expected a whole number, 0 to 2**32 - 1"),
         ("optimizer", "expected field=value"),
         ("optimizer=3", "a group of fields"),
     ],
@@ -65,6 +72,17 @@ def test_unknown_field_in_a_study_file(tmp_path, capsys) -> None:
 def test_missing_checkpoint(tmp_path, capsys, tiny_study) -> None:
     line = told(capsys, "sample", str(tiny_study), "--run", "rf", "a red circle", "--root", str(tmp_path))
     assert "checkpoint=" in line and "train the run first" in line
+
+
+def test_sampling_options(tmp_path, capsys, tiny_study) -> None:
+    """Told before the run's weights are looked for."""
+    sample = ("sample", str(tiny_study), "--run", "rf", "a red circle", "--root", str(tmp_path))
+    assert "seed=-1: expected a whole number" in told(capsys, *sample, "--seed", "-1")
+    assert "interval=(0.6, 0.4): expected two levels" in told(capsys, *sample, "--interval", "0.6,0.4")
+    with pytest.raises(SystemExit) as caught:
+        main([*sample, "--interval", "abc"])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and "argument --interval: 'abc': expected two noise levels, as 0.1,0.8" in said
 
 
 @pytest.mark.parametrize("root", ["/proc/nothing", "file/below"])

@@ -178,6 +178,41 @@ def test_float32_is_accurate_near_both_ends(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", [name for name in STUDY_61 if name.startswith("edm(")])
+def test_edms_schedules_find_low_levels_that_training_does_not_draw(name: str) -> None:
+    f, level = formulation(name), np.array([1 / 200, 1 / 50, 1 / 16, 3 / 16], np.float32)
+    t = f.time_at(level)
+    np.testing.assert_allclose(f.level(t), level, rtol=1e-4)
+    sigma = level / (1 - level)
+    np.testing.assert_allclose(f.b(t), sigma, rtol=1e-4)
+    x0, eps = np.random.default_rng(2).normal(size=(2, 4, 3)).astype(np.float32)
+    z = f.mix(x0, eps, t)
+    np.testing.assert_allclose(f.straight_velocity(f.target(x0, eps, t), z, t), eps - x0, atol=2e-3)
+    draw = jax.jit(lambda f: f.sample_t(jax.random.key(0), (20_000,)))
+    for shifted in (name, f"{name}/shift(0.6)"):
+        assert draw(formulation(shifted)).min() >= np.float32(1e-5)
+
+
+def test_levels_that_validation_asks_for_and_those_that_documentation_excepts() -> None:
+    """The eight levels are measured where they are, but for those in docs/formulations.md, "Where a path ends"."""
+    level = ((np.arange(8) + 0.5) / 8).astype(np.float32)
+    elsewhere = {
+        name: {int(i) for i in np.flatnonzero(np.abs(np.asarray(f.level(f.time_at(level))) - level) > 1e-4)}
+        for name, f in ((name, formulation(name)) for name in STUDY_61)
+    }
+    assert {name: found for name, found in elsewhere.items() if found} == {
+        "eps/linear": {7},
+        "v/linear": {7},
+        "edm(-1.20,0.60)": {6, 7},
+        "edm(-0.60,0.60)": {7},
+        "edm(0.00,0.60)": {7},
+    }
+    ends = {"edm(-1.20,0.60)": 0.796, "edm(-0.60,0.60)": 0.876, "edm(0.00,0.60)": 0.928, "v/linear": 0.936}
+    for name, end in ends.items():
+        assert float(formulation(name).level(formulation(name).time_at(0.9375))) == pytest.approx(end, abs=5e-4)
+        assert float(formulation(name).last_level()) == pytest.approx(end, abs=5e-4)
+
+
 @pytest.mark.parametrize("name", [*ONE_OF_EACH_FAMILY, *LATER])
 def test_the_ends_themselves_are_finite(name: str) -> None:
     f = formulation(name)

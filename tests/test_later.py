@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,24 @@ def test_a_shift_by_one_changes_no_bit(name: str) -> None:
         np.testing.assert_array_equal(evaluate(shifted)[1], 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("edm(-1.2,0.6)/shift(10)", "0.49 <= alpha <= 2.02, or 'edm(1.1026,0.60)'"),
+        ("edm(-1.2,0.6)/shift(0.4)", "0.49 <= alpha <= 2.02, or 'edm(-2.1163,0.60)'"),
+        ("edm(0,1.2)/shift(4.2)", "0.24 <= alpha <= 4.09, or 'edm(1.4351,1.20)'"),
+    ],
+)
+def test_a_shift_that_would_pile_times_up_is_refused(name: str, other: str) -> None:
+    with pytest.raises(UserError, match="more than a thousandth of the times would pile up") as caught:
+        formulation(name)
+    assert other in str(caught.value) and "\n" not in str(caught.value)
+    end = formulation("edm(-1.2,0.6)/shift(2)")
+    t = _draw(end.name, 5)[0]
+    assert 5e-5 < np.mean(t >= 1 - 1.1e-5) < 2e-3
+    _density_is_that_of(end, t)
+
+
 # ---- min-SNR ---------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +202,17 @@ def test_a_histogram_of_a_function() -> None:
         np.testing.assert_allclose(f.density((np.arange(bins) + 0.5) / bins), share * bins, rtol=2e-3)
     assert _is(_draw(f.name, 7)[0], law.cdf)  # 64 bins and 40,000 draws do not tell
     assert histogram(lambda t: 7.0 * (t < 0.5), 4) == "rf/histogram(2.00,2.00,0.00,0.00)"
+    # what takes one number at a time, and whole numbers that are not ints
+    assert histogram(lambda t: 3.0 if t < 0.5 else 1.0, 2) == "rf/histogram(1.50,0.50)"
+    assert histogram(lambda t: math.exp(-t), 8) == histogram(lambda t: np.exp(-t), np.int64(8))
+    assert histogram(lambda t: 1.0, 2) == "rf/histogram(1.00,1.00)"
+
+
+def test_a_histogram_of_masses() -> None:
+    counts, _ = np.histogram([0.1, 0.2, 0.6, 0.7, 0.8, 0.9], 4, (0, 1))
+    name = "rf/histogram(1.333,0.00,1.333,1.333)"
+    assert histogram(counts) == histogram(list(counts), 4) == histogram(counts / 1e300 / 1e7) == name
+    assert histogram(counts * 1e307) == histogram(tuple(counts * 1e-30), np.int64(4)) == name
 
 
 @pytest.mark.parametrize(
@@ -193,7 +223,19 @@ def test_a_histogram_of_a_function() -> None:
         (lambda t: np.where(t > 0.5, np.nan, 1), 8, "density: expected finite values"),
         (lambda t: 0.5 - t, 8, "density: expected finite values, none negative"),
         (lambda t: 0 * t, 8, "density: expected finite values, none negative and not all 0"),
-        (lambda t: 1.0, 8, "density: expected finite values, none negative and not all 0, one for each t"),
+        (lambda t: t, 2.5, "bins=2.5: expected a whole number, 1 to 64"),
+        (lambda t: t, True, "bins=True: expected a whole number, 1 to 64"),
+        (lambda t: None, 8, "density: expected finite values"),
+        (lambda t: (1.0, t), 8, "density: expected a number for each t"),
+        (lambda t: math.log(-t), 8, "density: raised ValueError (math domain error); expected a function of t"),
+        (lambda: 1.0, 8, "density: raised TypeError"),
+        ([1.0, -1.0], None, "density: expected finite values, none negative and not all 0, one for each bin"),
+        ([0, 0], None, "density: expected finite values, none negative and not all 0, one for each bin"),
+        ([1.0, 2.0], 3, "bins=3: expected 2, one a mass, or none"),
+        ([], None, "density: expected a function of t, or 1 to 64 masses"),
+        (np.ones(65), None, "density: expected a function of t, or 1 to 64 masses"),
+        (np.ones((2, 2)), None, "density: expected a function of t, or 1 to 64 masses"),
+        ("rf", None, "density: expected a function of t, or 1 to 64 masses"),
     ],
 )
 def test_what_is_no_density_is_refused(density, bins: int, says: str) -> None:

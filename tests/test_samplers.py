@@ -12,9 +12,12 @@ import pytest
 import scipy.stats
 
 from mmdit_jax.diffusion import Formulation, SamplerConfig, formulation, guided, plan, sample, timesteps
+from mmdit_jax.diffusion.sampler import _multistep, _Nodes
 from mmdit_jax.errors import UserError
 
 FAMILIES = ("rf", "edm(-1.20,1.20)", "edm/rf", "edm/cos", "eps/linear", "v/linear", "eps/cos", "v/cos")
+NARROW = ("edm(-1.20,0.60)", "edm(0.00,0.60)", "edm(1.20,0.60)")
+"""Schedules of σ that leave out much: the first starts at level 0.8, the last draws none under 0.2."""
 LENGTH = 400
 MEANS, MASSES, DEVIATION = np.array([-1.0, 1.0]), np.array([0.3, 0.7]), 0.35
 
@@ -82,11 +85,12 @@ def orders(errors: np.ndarray) -> np.ndarray:
     return np.log2(errors[:-1] / errors[1:])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *NARROW])
 @pytest.mark.parametrize("knows", [gaussian, two_modes])
 def test_the_error_falls_at_the_methods_order(knows, name: str) -> None:
     """Halving the step halves Euler's error and quarters Heun's; DPM-Solver++(2M)'s falls as h² log(1/h).
 
+    So for each path, prediction and kind of schedule of σ, and at the ends and the middle of the paper's narrow ones.
     Its published coefficients are of second order in steps of λ, which are large near both ends of equidistant levels.
     """
     euler, heun = (errors(knows, name, (40, 80, 160), method=method) for method in ("euler", "heun"))
@@ -95,6 +99,18 @@ def test_the_error_falls_at_the_methods_order(knows, name: str) -> None:
     np.testing.assert_allclose(orders(heun), 2.0, atol=0.05)
     assert (orders(multistep) > 1.5).all() and orders(multistep)[1] > orders(multistep)[0], orders(multistep)
     assert multistep[-1] < 3e-4 and heun[-1] < 1e-4
+
+
+def test_a_step_at_a_low_level_is_taken_at_that_level() -> None:
+    """c_in z, and x0 where the network says 0 (c_skip z), at σ = s/(1 − s), however rarely training draws it."""
+    for name in ("edm(0.00,0.60)", "edm(1.20,0.60)", "edm(1.20,0.20)"):
+        f = formulation(name)
+        table = plan(f, SamplerConfig(steps=500))
+        level = float(f.last_level()) * (1 - np.arange(500) / 500)
+        sigma = level / (1 - level)
+        np.testing.assert_allclose(table.input_by_y, (1 + sigma) / np.sqrt(sigma**2 + 0.25), rtol=2e-5)
+        np.testing.assert_allclose(table.x0_by_y, (1 + sigma) * 0.25 / (sigma**2 + 0.25), rtol=2e-4)
+        assert (np.diff(table.t) <= 0).all() and 0 < table.t[-1] < 1e-8
 
 
 def test_orders_in_the_paths_own_variables() -> None:
@@ -110,6 +126,30 @@ def test_orders_in_the_paths_own_variables() -> None:
         for method in ("euler", "heun"):
             found = errors(two_modes, name, (40, 80, 160), method=method, variables="path")
             assert (orders(found) > 0.8).all() and found[-1] < 0.05
+
+
+@pytest.mark.parametrize("name", ["rf", "v/cos", "v/linear", "eps/linear", "edm(-1.20,1.20)", "edm(1.20,0.60)"])
+@pytest.mark.parametrize("alpha", [0.3, 3.0])
+def test_a_shift_in_the_paths_own_variables(name: str, alpha: float) -> None:
+    """Levels are shifted relative to the last: the start stays, and no two nodes meet."""
+    f = formulation(name)
+    plain, moved = (plan(f, SamplerConfig(steps=20, variables="path", shift=shift)) for shift in (1.0, alpha))
+    assert moved.start == plain.start and moved.t[0] == plain.t[0]
+    last = float(f.last_level())
+    part = np.asarray(f.level(plain.t), np.float64)[1:] / last
+    expected = last * alpha * part / (1 + (alpha - 1) * part)
+    np.testing.assert_allclose(f.level(moved.t)[1:], expected, rtol=1e-3)
+    assert (np.diff(moved.t) < 0).all()
+    most = {"rf": 0.06, "v/cos": 0.06}.get(name, 0.4)  # others' first quantile is a long way from data
+    for method in ("euler", "heun", "dpm++2m"):
+        assert errors(gaussian, name, (100,), method=method, variables="path", shift=alpha)[0] < most, method
+
+
+def test_a_multistep_after_a_step_of_no_length_is_of_first_order() -> None:
+    level = np.array([0.9, 0.6, 0.6, 0.3, 0.1, 0.0])
+    rows = _multistep(_Nodes(level, *[level] * 6))  # type: ignore[arg-type]
+    assert all(np.isfinite([row.by_y, row.by_x0, row.by_previous]).all() for row in rows)
+    assert [bool(row.by_previous) for row in rows] == [False, False, False, True, False]
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "dpm++2m"])
@@ -250,8 +290,12 @@ def test_guidance_its_interval_and_rescale() -> None:
     # deviations 0.5 and 1.75: half of the output is scaled by 0.5 / 1.75
     half = np.array([[2.5, -1.0]]) * (0.5 * (0.5 / 1.75) + 0.5)
     np.testing.assert_allclose(guided(conditional, unconditional, 4.0, 0.5), half, rtol=1e-6)
-    table = plan(formulation("rf"), SamplerConfig(steps=10, guidance=5.0, interval=(0.25, 0.65)), 12)
-    np.testing.assert_allclose(table.guidance, [1, 1, 1, 1, 5, 5, 5, 5, 1, 1, 0, 0])
+    for interval in ((0.25, 0.65), (0.3, 0.6)):  # nodes on the bounds are within
+        table = plan(formulation("rf"), SamplerConfig(steps=10, guidance=5.0, interval=interval), 12)
+        np.testing.assert_allclose(table.guidance, [1, 1, 1, 1, 5, 5, 5, 5, 1, 1, 0, 0])
+    for low, high in ((0.1, 0.8), (0.1, 0.7), (0.2, 0.9)):
+        config = SamplerConfig(steps=10, guidance=5.0, interval=(low, high))
+        assert (plan(formulation("rf"), config).guidance == 5).sum() == round(10 * (high - low)) + 1
 
     def network(z: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         return 0.5 * z, 0.375 * z
@@ -270,7 +314,16 @@ def test_guidance_its_interval_and_rescale() -> None:
         ({"steps": 2.5}, "steps=2.5: expected a whole number"),
         ({"guidance": float("nan")}, "guidance=nan: expected a finite number"),
         ({"method": "eular"}, "method='eular': unknown; did you mean 'euler'?"),
-        ({"shift": 0.0}, "shift=0.0: expected a positive number"),
+        ({"shift": 0.0}, "shift=0.0: expected 0.01 to 100 (1 for none)"),
+        ({"shift": 1e-40}, "shift=1e-40: expected 0.01 to 100"),
+        ({"shift": 1e6}, "shift=1000000.0: expected 0.01 to 100"),
+        ({"shift": True}, "shift=True: expected a number"),
+        ({"shift": "abc"}, "shift='abc': expected a number"),
+        ({"guidance": None}, "guidance=None: expected a number"),
+        ({"rescale": "x"}, "rescale='x': expected a number"),
+        ({"interval": ("abc",)}, "interval=('abc',): expected two levels"),
+        ({"interval": ("a", "b")}, "interval=('a', 'b'): expected two levels"),
+        ({"interval": 0.5}, "interval=0.5: expected two levels"),
         ({"interval": (0.6, 0.4)}, "interval=(0.6, 0.4): expected two levels"),
         ({"rescale": 1.5}, "rescale=1.5: expected 0 to 1"),
         ({"shift_applied": "twice", "variables": "path"}, "use variables='straight'"),

@@ -11,12 +11,14 @@ import optax
 import pytest
 from conftest import on_fake_devices
 
+from launch.studies import load_study
 from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import formulation, training_loss
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.text import assemble
 from mmdit_jax.training.optimizer import ema_decay, learning_rate, make_optimizer, muon_dimensions
+from mmdit_jax.training.program import Solo
 from mmdit_jax.training.sharding import make_mesh, parameter_spec
 from mmdit_jax.training.state import init_state
 from mmdit_jax.training.step import keep_masks, loss_by_bin, make_train_step
@@ -67,6 +69,27 @@ def test_one_compilation_serves_formulations_and_seeds() -> None:
     for number, name in enumerate(("rf", "rf/lognorm(0.00,1.00)", "rf/mode(1.29)", "rf/cosmap")):
         state, _ = step(state, batch(), formulation(name), number)
     assert step._cache_size() - before <= 1
+
+
+def test_a_run_takes_any_seed_of_32_bits(tiny_study) -> None:
+    """Below 2³¹ with the bits of a plain int."""
+    first = load_study(str(tiny_study)).runs[0]
+    for seed in (0, 1, 2**31 - 1):
+        keys = [jax.random.key_data(jax.jit(jax.random.key)(value)) for value in (seed, np.uint32(seed))]
+        np.testing.assert_array_equal(*keys)
+    mesh, losses = make_mesh(), {}
+    compiled = make_train_step(MODEL, OPTIMIZER, STEPS, 0.464, mesh)
+    for seed in (5, 3_000_000_000, 2**32 - 1):
+        solo = Solo(replace(first, seed=seed), mesh)
+        solo._step = compiled
+        states = [init_state(MODEL, OPTIMIZER, STEPS, seed, mesh) for _ in range(2)]
+        after, metrics = solo.step(states[0], batch())
+        losses[seed] = float(metrics["loss"])
+        if seed == 5:
+            expected, _ = compiled(states[1], batch(), formulation("rf"), seed)
+            for ours, theirs in zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    assert np.isfinite(list(losses.values())).all() and len(set(losses.values())) == 3
 
 
 def test_a_step_by_hand() -> None:

@@ -1,6 +1,6 @@
 """Diffusion: paths, timestep densities, predictions, weights (formulations by paper name), the loss and samplers."""
 
-from mmdit_jax.diffusion.adaptive import LossByTime, learned
+from mmdit_jax.diffusion.adaptive import LossByTime, learned, learned_name
 from mmdit_jax.diffusion.formulation import QUANTITIES, Formulation
 from mmdit_jax.diffusion.loss import training_loss
 from mmdit_jax.diffusion.registry import LATER, STUDY_61, formulation, histogram, resolution_shift
@@ -20,6 +20,7 @@ __all__ = [
     "guided",
     "histogram",
     "learned",
+    "learned_name",
     "plan",
     "resolution_shift",
     "sample",

@@ -11,10 +11,11 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from mmdit_jax.diffusion.densities import MAX_BINS
+from mmdit_jax.diffusion.densities import KINDS, MAX_BINS
 from mmdit_jax.diffusion.formulation import Formulation
 
 BINS = 32
@@ -58,6 +59,16 @@ class LossByTime(NamedTuple):
         # relative to the mean, so that powers neither overflow nor vanish
         raised = jnp.where(mean > 0, jnp.maximum(loss / jnp.maximum(mean, 1e-30), 1e-6), 1.0) ** power
         return (1.0 - FLOOR) * raised / jnp.mean(raised) + FLOOR
+
+
+def learned_name(f: Formulation, known: LossByTime) -> str:
+    """The density that an adaptive formulation has come to, as the name of a fixed one: ``rf/histogram(…)``.
+
+    Four significant digits a mass; whatever else ``f`` has (shift, min-SNR) stays. Host only.
+    """
+    found = learned(f, known)
+    masses = np.array([float(f"{mass:.4g}") for mass in np.asarray(found.masses)], np.float32)
+    return dataclasses.replace(found, kind=np.int32(KINDS.index("histogram")), masses=masses).name
 
 
 def learned(f: Formulation, known: LossByTime) -> Formulation:

@@ -17,9 +17,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mmdit_jax.diffusion import densities
-from mmdit_jax.diffusion.densities import KINDS, Histogram, clip_time
+from mmdit_jax.diffusion.densities import KINDS, T_MIN, Histogram, clip_time
 from mmdit_jax.diffusion.forms import MODIFIERS, find
-from mmdit_jax.diffusion.paths import PATHS, Schedule
+from mmdit_jax.diffusion.paths import PATHS, T_MIN_EDM, Schedule
 from mmdit_jax.errors import unknown
 
 SIGMA_DATA = 0.5  # EDM's deviation of the data
@@ -57,7 +57,8 @@ class Formulation:
     ``name`` is written from the leaves: read it on the host; while tracing there is no name.
 
     Times t are float32 in [0, 1], 0 for data, of any shape; beside images [B, ...] they have shape [B]. Results are
-    float32. Whatever would divide by zero at an end is evaluated at t within [1e-5, 1 − 1e-5].
+    float32. Whatever would divide by zero at an end is evaluated at t within [1e-5, 1 − 1e-5], which training draws
+    from; on EDM's path within [1e-30, 1 − 1e-5], so that validation and sampling find low noise levels there too.
 
     Attributes:
         path: key of PATHS.
@@ -130,13 +131,23 @@ class Formulation:
         return jax.nn.sigmoid(-0.5 * self.log_snr(t))
 
     def time_at(self, level: ArrayLike) -> Array:
-        """Inverse of ``level``, within [1e-5, 1 − 1e-5]: the nearest t where the path does not reach that level."""
-        return clip_time(PATHS[self.path].time_at(self._schedule, clip_time(level)))
+        """Inverse of ``level``, within the path's ends: the nearest t where it does not reach that level.
+
+        EDM's normal schedule reaches levels that training all but never draws, at t down to 1e-30; a network's features
+        of such t are those of t = 0.
+        """
+        return self.inside(PATHS[self.path].time_at(self._schedule, clip_time(level)))
+
+    def inside(self, t: ArrayLike) -> Array:
+        """t as float32 between the ends, where nothing divides by zero: from 1e-5 (EDM: 1e-30) to 1 − 1e-5."""
+        low = T_MIN_EDM if self.path == "edm" else T_MIN
+        return jnp.clip(jnp.asarray(t, jnp.float32), low, 1.0 - T_MIN)
 
     def last_level(self) -> Array:
         """The noisiest level that sampling can start from: 1, or less where the path or the prediction ends earlier.
 
-        EDM's σ ends at its quantile 1 − 1e-5, the largest that training meets.
+        EDM's σ ends at its quantile 1 − 1e-5, the largest that training meets. Pure noise there lacks a x0, which costs
+        some of the data's mean (docs/formulations.md, "Where a path ends").
         """
         if self.prediction == "eps":
             return self.level(LAST_TIME_EPS)
@@ -150,7 +161,7 @@ class Formulation:
 
     def density(self, t: ArrayLike) -> Array:
         """Probability density of the t that training draws; 1 for every path but rf, before a resolution shift."""
-        t = jnp.asarray(t, jnp.float32)
+        t = clip_time(t)  # there are no draws beyond
         before = self.shifted_time(t, 1.0 / self.shift)
         # A shift moves λ by a constant, so that dt' / dt is λ'(t) / λ'(t').
         stretch = jnp.where(self.shift == 1.0, 1.0, self.log_snr_slope(t) / self.log_snr_slope(before))
@@ -165,8 +176,11 @@ class Formulation:
         return self.shifted_time(t, self.shift)
 
     def shifted_time(self, t: ArrayLike, shift: ArrayLike) -> Array:
-        """The time whose log-SNR is lower by 2 log(shift) (equation 23, which it is on the rf path)."""
-        return jnp.where(jnp.equal(shift, 1.0), t, self.time_at(shifted(self.level(t), shift)))
+        """The time whose log-SNR is lower by 2 log(shift) (equation 23, which it is on the rf path).
+
+        Within [1e-5, 1 − 1e-5] on every path, as all times that are drawn.
+        """
+        return jnp.where(jnp.equal(shift, 1.0), t, clip_time(self.time_at(shifted(self.level(t), shift))))
 
     def weight(self, t: ArrayLike) -> Array:
         """Weight of the mean squared error of the network's output at t ~ density.
@@ -208,7 +222,7 @@ class Formulation:
 
     def _recovery(self, t: ArrayLike, quantity: str | None = None) -> Recovery:
         """Solve z = a x0 + b ε, out = α x0 + β ε for x0 and ε; out is the network's output, or ``quantity``."""
-        t = clip_time(t)
+        t = self.inside(t)
         (a, b), (alpha, beta) = self._ab(t), self._combination(quantity or self.prediction, t)
         determinant = a * beta - b * alpha
         return Recovery(beta / determinant, -b / determinant, -alpha / determinant, a / determinant)
@@ -226,7 +240,7 @@ class Formulation:
             if name not in QUANTITIES:
                 unknown(field_name, name, QUANTITIES)
         r = self._recovery(t, source)
-        alpha, beta = self._combination(target, clip_time(t))
+        alpha, beta = self._combination(target, self.inside(t))
         by_z, by_value = alpha * r.x0_z + beta * r.eps_z, alpha * r.x0_out + beta * r.eps_out
         return expand(by_z, z) * z + expand(by_value, z) * value
 

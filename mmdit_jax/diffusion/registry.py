@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import re
 from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from mmdit_jax.diffusion.densities import KINDS, MAX_BINS
+from mmdit_jax.diffusion.densities import KINDS, MAX_BINS, T_MIN
 from mmdit_jax.diffusion.forms import EXAMPLES, FORMS, MODIFIERS, Form, Modifier
 from mmdit_jax.diffusion.formulation import Formulation
+from mmdit_jax.diffusion.paths import EDM_SCHEDULES
 from mmdit_jax.errors import UserError
 
 _NAME = re.compile(r"([^()\s]+)\s*(?:\(([^()]*)\))?")
 _MODIFIER = re.compile(r"/\s*(" + "|".join(item.word for item in MODIFIERS) + r")\s*\(([^()]*)\)\s*$")
 _NEAREST = 3
+_PILED = 1e-3  # share of the drawn times that a shift may leave at an end
 
 
 def formulation(name: str) -> Formulation:
@@ -60,7 +66,7 @@ def formulation(name: str) -> Formulation:
             numbers[number.slot] = kept
     if masses and max(masses) == 0:
         raise UserError(f"formulation={name!r}: every mass is 0: use at least one above 0")
-    _refuse_shift(name, form, numbers["shift"])
+    _refuse_shift(name, form, numbers["shift"], numbers["m"], numbers["s"])
     return Formulation(
         form.path,
         form.prediction,
@@ -85,7 +91,7 @@ def _split(name: str) -> tuple[str, list[tuple[Modifier, float | None]]]:
     return base, [(words[word], value) for word, value in found.items()]
 
 
-def _refuse_shift(name: str, form: Form, shift: np.float32) -> None:
+def _refuse_shift(name: str, form: Form, shift: np.float32, m: np.float32, s: np.float32) -> None:
     if shift == 1.0:
         return
     if form.path == "linear":
@@ -93,17 +99,28 @@ def _refuse_shift(name: str, form: Form, shift: np.float32) -> None:
             f"formulation={name!r}: the linear path ends before pure noise, and a shift would pile times up at its "
             "end: use shift(1), or another path"
         )
+    if form.path == "edm" and form.kind == EDM_SCHEDULES.index("normal"):
+        # t = Φ(z) becomes Φ(z + log α / Ps), and a time beyond 1e-5 from an end stays there
+        room = float(s) * (NormalDist().inv_cdf(_PILED) - NormalDist().inv_cdf(T_MIN))
+        if abs(np.log(shift)) > room:
+            other = Form.write(form, (round(float(m + np.log(shift)), 4), float(s)))
+            raise UserError(
+                f"formulation={name!r}: more than a thousandth of the times would pile up at the schedule's end: use "
+                f"{math.exp(-room):.2f} <= alpha <= {math.exp(room):.2f}, or {other!r}, which draws those noise levels"
+            )
     if form.kind == KINDS.index("adaptive") and form.path == "rf":
         raise UserError(f"formulation={name!r}: an adaptive density finds its own place: use it without shift")
 
 
-def histogram(density: Callable[[np.ndarray], np.ndarray], bins: int = MAX_BINS) -> str:
+def histogram(density: Callable[[Any], Any] | ArrayLike, bins: int | None = None) -> str:
     """The name of a rectified flow trained under a density of one's own: ``rf/histogram(…)``.
 
     Args:
-        density: of t, need not be normalised: float64 [n] in (0, 1) -> [n], finite and not negative. Its integral over
-            each of ``bins`` equal parts of [0, 1] is taken by Gauss's rule of 8 points.
-        bins: 1 to 64.
+        density: a function of t in (0, 1), finite and not negative, which need not be normalised: of arrays, float64
+            [n] -> [n], or else of one number. Its integral over each of ``bins`` equal parts of [0, 1] is taken by
+            Gauss's rule of 8 points. Or the relative masses of the parts themselves, at any positive scale, such as
+            counts: 1 to 64 numbers.
+        bins: 1 to 64; none: 64 of a function, as many as there are masses.
 
     Returns:
         The name, which says all there is to say of the histogram: four significant digits a mass.
@@ -111,15 +128,63 @@ def histogram(density: Callable[[np.ndarray], np.ndarray], bins: int = MAX_BINS)
     Raises:
         UserError: another number of bins, or values that no density has.
     """
-    if not isinstance(bins, int) or not 1 <= bins <= MAX_BINS:
-        raise UserError(f"bins={bins}: expected a whole number, 1 to {MAX_BINS}")
-    nodes, weights = np.polynomial.legendre.leggauss(8)
-    t = (np.arange(bins)[:, None] + 0.5 * (nodes + 1.0)) / bins
-    values = np.asarray(density(t.reshape(-1)), np.float64)
-    if values.shape != (t.size,) or not np.isfinite(values).all() or (values < 0).any() or not values.any():
-        raise UserError("density: expected finite values, none negative and not all 0, one for each t")
-    masses = values.reshape(t.shape) @ weights
+    if not callable(density):
+        masses = _numbers(density)
+        if masses is None or masses.ndim != 1 or not 1 <= masses.size <= MAX_BINS:
+            raise UserError(f"density: expected a function of t, or 1 to {MAX_BINS} masses")
+        if bins is not None and bins != masses.size:
+            raise UserError(f"bins={bins}: expected {masses.size}, one a mass, or none")
+        _require_density(masses, "one for each bin")
+    else:
+        count = _whole(MAX_BINS if bins is None else bins)
+        if count is None or not 1 <= count <= MAX_BINS:
+            raise UserError(f"bins={bins}: expected a whole number, 1 to {MAX_BINS}")
+        nodes, weights = np.polynomial.legendre.leggauss(8)
+        t = (np.arange(count)[:, None] + 0.5 * (nodes + 1.0)) / count
+        values = _values(density, t.reshape(-1))
+        _require_density(values, "one for each t")
+        masses = (values / values.max()).reshape(t.shape) @ weights
+    masses = masses / masses.max()  # before their mean, which may be too large or too small for a float
     return formulation(f"rf/histogram({','.join(f'{mass:.4g}' for mass in masses / masses.mean())})").name
+
+
+def _values(density: Callable[[Any], Any], t: np.ndarray) -> np.ndarray:
+    """``density`` at each t [n], float64 [n]: of all at once where it takes arrays, else of one after the other."""
+    try:
+        at_once = _numbers(density(t))
+    except Exception:
+        at_once = None
+    if at_once is not None and at_once.shape == t.shape:
+        return at_once
+    try:
+        values = _numbers([density(float(x)) for x in t])
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"density: raised {type(error).__name__} ({said}); expected a function of t") from error
+    if values is None or values.shape != t.shape:
+        raise UserError("density: expected a number for each t")
+    return values
+
+
+def _numbers(values: Any) -> np.ndarray | None:
+    """``values`` as float64; none where they are no numbers."""
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of any kind (numpy's too) as an int; none where it is none."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _require_density(values: np.ndarray, each: str) -> None:
+    if not np.isfinite(values).all() or (values < 0).any() or not values.any():
+        raise UserError(f"density: expected finite values, none negative and not all 0, {each}")
 
 
 def resolution_shift(pixels: int, base_pixels: int) -> float:

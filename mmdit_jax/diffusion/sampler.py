@@ -21,13 +21,16 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from mmdit_jax.diffusion.densities import clip_time
-from mmdit_jax.diffusion.formulation import LAST_TIME_EPS, Formulation
+from mmdit_jax.diffusion.formulation import LAST_TIME_EPS, Formulation, shifted
+from mmdit_jax.diffusion.paths import EDM_SCHEDULES
 from mmdit_jax.diffusion.sampler_config import SamplerConfig
 from mmdit_jax.diffusion.times import timesteps
 
 Column = Any  # numpy on the host, jax inside a compiled function
 Network = Callable[[Array, Array], Array | tuple[Array, Array]]
+
+
+_ON_BOUND = 1e-6  # so near to a bound of guidance's interval is on it: levels are rounded to float32
 
 
 class Plan(NamedTuple):
@@ -81,7 +84,8 @@ def plan(f: Formulation, config: SamplerConfig, length: int | None = None) -> Pl
     rows = {"euler": _euler, "heun": _heun, "dpm++2m": _multistep}[config.method](nodes)
     at = np.array([row.node for row in rows])
     low, high = config.interval
-    acts = (low <= nodes.level[at]) & (nodes.level[at] <= high)
+    level = nodes.level[at]
+    acts = (low - _ON_BOUND <= level) & (level <= high + _ON_BOUND)
     columns = {
         "t": nodes.t[at],
         **{name: value[at] for name, value in nodes.network._asdict().items()},
@@ -133,7 +137,9 @@ def guided(conditional: Array, unconditional: Array, guidance: ArrayLike, rescal
     """Classifier-free guidance: unconditional + guidance · (conditional − unconditional); 1 means none.
 
     Being linear, it gives the same samples on raw outputs of any prediction as on velocities. ``rescale`` φ then sets
-    the share φ of an example's deviation back to the conditional output's (Lin et al. 2023, section 3.4).
+    the share φ of an example's deviation back to the conditional output's, as published: of the network's raw output,
+    there v (Lin et al. 2024, arXiv 2305.08891, section 3.4). That is not linear, so one φ does different things to ε,
+    v, F and velocity: compare formulations at φ = 0.
     """
     output = unconditional + guidance * (conditional - unconditional)
     axes = tuple(range(1, output.ndim))
@@ -189,7 +195,9 @@ def _nodes(f: Formulation, config: SamplerConfig) -> _Nodes:
     last_time = LAST_TIME_EPS if f.prediction == "eps" else 1.0
     times = last_time * timesteps(config.steps).astype(np.float64)
     if shift != 1.0:
-        times[:-1] = f.shifted_time(times[:-1], shift)
+        # levels relative to the last, as above: the start stays where it is, and none goes beyond it
+        level, last = np.asarray(f.level(times[1:-1].astype(np.float32)), np.float64), float(f.last_level())
+        times[1:-1] = f.time_at(last * shifted(level / last, shift))
     _, t, (a, b), (a_slope, b_slope), network = _quantities(f, times.astype(np.float32), is_level=False)
     a[-1], b[-1] = 1.0, 0.0  # data, which EDM's clipped time does not quite reach
     clock = times
@@ -208,13 +216,18 @@ def _quantities(f: Formulation, at: np.ndarray, *, is_level: bool) -> Any:
 @functools.partial(jax.jit, static_argnums=2)
 def _traced_quantities(f: Formulation, at: Array, is_level: bool) -> Any:
     t = f.time_at(at) if is_level else at
-    inside = clip_time(t)
+    told = f.inside(t)
+    if is_level and f.path == "edm":
+        # The network is told its own schedule's t, but σ is not taken from that, which is rounded near 1 and cut near
+        # 0. Under schedule `rf`, the level σ/(1 + σ) is t itself.
+        f, t = replace(f, kind=jnp.int32(EDM_SCHEDULES.index("rf"))), at
+    inside = f.inside(t)
     total = f.a(inside) + f.b(inside)
     output = jnp.ones_like(t)
     x0_by_output, _ = f.recover(output, jnp.zeros_like(t), t)
     x0_by_z, _ = f.recover(jnp.zeros_like(t), output, t)
     network = _Network(f.network_input(total, inside), x0_by_z * total, x0_by_output)
-    return f.level(t), inside, (f.a(t), f.b(t)), f.slopes(t), network
+    return f.level(t), told, (f.a(t), f.b(t)), f.slopes(t), network
 
 
 def _euler(nodes: _Nodes) -> list[_Row]:
@@ -247,7 +260,7 @@ def _heun(nodes: _Nodes) -> list[_Row]:
 def _multistep(nodes: _Nodes) -> list[_Row]:
     """DPM-Solver++(2M): exact in λ for an x0 that is linear in λ. Its step is the same whatever z is scaled by.
 
-    The first step, and the last one to λ = ∞, are of first order.
+    The first step, the last one to λ = ∞, and one after a step that went nowhere are of first order.
     """
     s = nodes.level
     with np.errstate(divide="ignore"):
@@ -255,7 +268,7 @@ def _multistep(nodes: _Nodes) -> list[_Row]:
     rows = []
     for i in range(len(s) - 1):
         keeps = s[i + 1] / s[i]
-        inner = 0 < i < len(s) - 2 and np.isfinite(half_log_snr[i - 1])
+        inner = 0 < i < len(s) - 2 and np.isfinite(half_log_snr[i - 1]) and s[i] < s[i - 1]
         before = half_log_snr[i] - half_log_snr[i - 1] if inner else np.inf
         extra = (half_log_snr[i + 1] - half_log_snr[i]) / (2 * before) if inner else 0.0
         rows.append(_Row(i, True, by_y=keeps, by_x0=(1 - keeps) * (1 + extra), by_previous=-(1 - keeps) * extra))

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
+from typing import Any
 
+from mmdit_jax.diffusion.forms import SHIFT_MAX, SHIFT_MIN
 from mmdit_jax.errors import UserError, unknown
 
 METHODS = ("euler", "heun", "dpm++2m")
 VARIABLES = ("straight", "path")
 SCHEDULES = ("once", "twice")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _require_number(name: str, value: Any) -> None:
+    if not _is_number(value):
+        raise UserError(f"{name}={value!r}: expected a number")
 
 
 @dataclass(frozen=True)
@@ -33,8 +45,8 @@ class SamplerConfig:
     interval: tuple[float, float] = (0.0, 1.0)
     """Levels between which guidance acts (Kynkäänniemi et al. 2024, arXiv 2404.07724); without it outside."""
     rescale: float = 0.0
-    """Share φ of the guided output's deviation that is set back to the conditional one's (Lin et al. 2023, arXiv
-    2305.08891, section 3.4)."""
+    """Share φ of the guided output's deviation that is set back to the conditional one's (Lin et al. 2024, arXiv
+    2305.08891, section 3.4). Of the network's raw output, so one φ does not mean the same for ε, v, F and velocity."""
 
     def __post_init__(self) -> None:
         for name, value, valid in (
@@ -44,21 +56,25 @@ class SamplerConfig:
         ):
             if value not in valid:
                 unknown(name, value, valid)
+        for name in ("guidance", "rescale", *(("shift",) if self.shift is not None else ())):
+            _require_number(name, vars(self)[name])
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise UserError(f"steps={self.steps!r}: expected a whole number, 1 or more")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise UserError(f"guidance={self.guidance}: expected a finite number, 0 or more (1 for none)")
-        if self.shift is not None and not 0 < self.shift < math.inf:
-            raise UserError(f"shift={self.shift}: expected a positive number (1 for none)")
+        if self.shift is not None and not SHIFT_MIN <= self.shift <= SHIFT_MAX:
+            raise UserError(f"shift={self.shift}: expected {SHIFT_MIN:g} to {SHIFT_MAX:g} (1 for none)")
         if self.shift_applied == "twice" and self.variables == "path":
             raise UserError("shift_applied='twice': reference samplers step in levels: use variables='straight'")
         # as floats, since 5 and 5.0 are the same sampler and must give the same run id
         for name in ("guidance", "shift", "rescale"):
             if vars(self)[name] is not None:
                 object.__setattr__(self, name, float(vars(self)[name]))
-        object.__setattr__(self, "interval", tuple(float(x) for x in self.interval))
-        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
-            raise UserError(f"interval={self.interval}: expected two levels, 0 <= low < high <= 1")
+        levels = self.interval
+        pair = isinstance(levels, (tuple, list)) and len(levels) == 2 and all(map(_is_number, levels))
+        if not pair or not 0 <= levels[0] < levels[1] <= 1:
+            raise UserError(f"interval={levels!r}: expected two levels, 0 <= low < high <= 1")
+        object.__setattr__(self, "interval", tuple(float(x) for x in levels))
         if not 0 <= self.rescale <= 1:
             raise UserError(f"rescale={self.rescale}: expected 0 to 1")
 

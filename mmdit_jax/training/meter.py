@@ -46,10 +46,13 @@ class Meter:
         self._every = max(10, run.steps // 100)
         self._window: list[Values] = []
         self._since: float | None = None
+        self._timed, self._seconds = 0, 0.0
         self.bad_step = 0
 
     def read(self, step: int, values: Values) -> dict[str, float] | None:
         """Take a step's metrics in; every so often tell their means, and return those of the progress line.
+
+        The rate is null in the event, and missing from what is returned, where every step followed a pause.
 
         Raises:
             Diverged: loss or gradient are not finite.
@@ -58,29 +61,37 @@ class Meter:
             self.bad_step = step
             raise Diverged(_advice(self._run, step, _what_broke(values)))
         self._window.append(values)
-        if self._since is None:
-            # The first step holds compilation or follows a validation: rates count from its end.
-            self._since, self._window = time.perf_counter(), []
-            return None
+        now = time.perf_counter()
+        if self._since is not None:  # else it holds compilation or follows a validation: rates count from its end
+            self._timed, self._seconds = self._timed + 1, self._seconds + now - self._since
+        self._since = now
         if step % self._every and step != self._run.steps:
             return None
-        seconds = time.perf_counter() - self._since
-        count = len(self._window)
-        rate = count * self._run.batch / seconds
-        share = rate * self._run.train_flops(1) / self._run.batch / self._peak
+        speed = self._speed()
         loss = float(np.mean([item["loss"] for item in self._window]))
         counts = np.sum([item["bin_count"] for item in self._window], axis=0)
         sums = np.sum([item["bin_loss"] * item["bin_count"] for item in self._window], axis=0)
         by_bin = [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
         norm = float(np.mean([item["grad_norm"] for item in self._window]))
-        self._events.write(
-            "train", step=step, loss=loss, loss_by_bin=by_bin, grad_norm=norm, images_per_second=rate, peak_share=share
-        )
+        told = speed or dict.fromkeys(("images_per_second", "peak_share"))
+        self._events.write("train", step=step, loss=loss, loss_by_bin=by_bin, grad_norm=norm, **told)
         if self._wandb is not None:
-            self._wandb.write(step, loss=loss, grad_norm=norm, images_per_second=rate, peak_share=share)
-        left = (self._run.steps - step) * self._run.batch / rate
-        self._since, self._window = time.perf_counter(), []
-        return {"loss": loss, "images_per_second": rate, "peak_share": share, "seconds_left": left}
+            self._wandb.write(step, loss=loss, grad_norm=norm, **speed)
+        self._since, self._timed, self._seconds, self._window = time.perf_counter(), 0, 0.0, []
+        if not speed:
+            return {"loss": loss}
+        left = (self._run.steps - step) * self._run.batch / speed["images_per_second"]
+        return {"loss": loss, **speed, "seconds_left": left}
+
+    def _speed(self) -> dict[str, float]:
+        """images_per_second and peak_share of the timed steps; neither if there are none."""
+        if not self._seconds:
+            return {}
+        rate = self._timed * self._run.batch / self._seconds
+        return {
+            "images_per_second": rate,
+            "peak_share": rate * self._run.train_flops(1) / self._run.batch / self._peak,
+        }
 
     def validated(self, step: int, levels: np.ndarray, seconds: float) -> float:
         """Tell a validation: mean squared velocity error per level of t, and their mean, which is returned.

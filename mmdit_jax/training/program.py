@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from jax.sharding import Mesh
 
 from mmdit_jax.config import Run
@@ -64,7 +65,7 @@ class Solo:
         return global_batches(self._run, data, start_step, self.mesh)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return self._step(state, batch, self._formulation, self._run.seed)
+        return self._step(state, batch, self._formulation, np.uint32(self._run.seed))
 
     def metrics_of(self, index: int, values: Values) -> Values:
         return values

@@ -23,18 +23,21 @@ class Progress:
         self._last = time.monotonic()
 
     def show(self, step: int, runs: Sequence[Mapping[str, float]]) -> None:
-        """``runs``: of each, loss, images_per_second, peak_share, seconds_left. The line has the first one's loss."""
+        """``runs``: of each, loss, images_per_second, peak_share, seconds_left. The line has the first one's loss.
+
+        Where one of them was not timed, the line says nothing of speed.
+        """
         if not self._enabled:
             return
         now = time.monotonic()
         if now - self._last < (0.2 if self._terminal else self._seconds) and step < self._steps:
             return
         self._last = now
-        rate, share = (sum(run[key] for run in runs) for key in ("images_per_second", "peak_share"))
-        line = (
-            f"{self._label}  step {step}/{self._steps}  loss {runs[0]['loss']:.4f}  {rate:,.0f} images/s  "
-            f"{100 * share:.0f} % of peak  {duration(runs[0]['seconds_left'])} left"
-        )
+        line = f"{self._label}  step {step}/{self._steps}  loss {runs[0]['loss']:.4f}"
+        if all("images_per_second" in run for run in runs):
+            rate, share = (sum(run[key] for run in runs) for key in ("images_per_second", "peak_share"))
+            left = duration(runs[0]["seconds_left"])
+            line += f"  {rate:,.0f} images/s  {100 * share:.0f} % of peak  {left} left"
         sys.stderr.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
         sys.stderr.flush()
 
