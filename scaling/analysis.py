@@ -32,7 +32,13 @@ class Analysis:
 def analyse(tables: StudyTables, *, draws: int = DRAWS, seed: int = 0) -> Analysis:
     """Laws per formulation and pooled, Elo over all judges and per judge, correlations of loss with each score."""
     out = Analysis()
-    if len(tables.curves):
+    if one_budget(tables):
+        depth = tables.curves["depth"].iloc[0]
+        out.why["law"] = (
+            f"no law, since all runs have depth {depth:g} and one length: losses on the way show how one model trains, "
+            "not what more compute is worth"
+        )
+    elif len(tables.curves):
         parts = {str(kind): part for kind, part in tables.curves.groupby("formulation", sort=True)}
         if len(parts) > 1:
             parts[POOLED] = pd.concat([frontier(part) for part in parts.values()])
@@ -67,6 +73,13 @@ def analyse(tables: StudyTables, *, draws: int = DRAWS, seed: int = 0) -> Analys
         except TableError as error:
             out.why[f"correlation {name}"] = str(error)
     return out
+
+
+def one_budget(tables: StudyTables) -> bool:
+    """Whether several runs have one depth and one length: a comparison of recipes, in which no law can be seen."""
+    if tables.curves.empty or tables.results.empty or tables.curves["run_id"].nunique() < 2:
+        return False
+    return tables.curves["depth"].nunique() == 1 and values(tables.results, "steps").nunique() == 1
 
 
 def _fit(rows: pd.DataFrame, floor: bool, draws: int, seed: int) -> PowerLaw:

@@ -48,17 +48,47 @@ STYLE: Any = {
 }
 
 
+MOST_KINDS = len(HUES)
+"""So many formulations at most are told apart in a figure of lines; the others are grey."""
+OTHER = "#cccccc"
+
+
 @dataclass(frozen=True)
 class Look:
-    """How runs are drawn, the same in every figure of a report."""
+    """How runs are drawn, the same in every figure of a report.
+
+    Formulations have a marker and a line each. Depths have a shade; where all runs have one depth, formulations have a
+    colour instead. Of more than MOST_KINDS formulations the ``others`` are grey, without a place in the legend.
+    """
 
     depths: tuple[float, ...]
     formulations: tuple[str, ...]
+    others: int = 0
 
     @classmethod
-    def of(cls, runs: pd.DataFrame) -> Look:
-        """The look of a table of runs (columns depth, formulation)."""
-        return cls(tuple(sorted(set(runs["depth"]))), tuple(sorted(set(runs["formulation"]))))
+    def of(cls, runs: pd.DataFrame, results: pd.DataFrame | None = None) -> Look:
+        """The look of a table of runs (columns depth, formulation).
+
+        Of too many formulations those with the lowest mean loss in ``results`` are told apart, and the baseline.
+        """
+        kinds = sorted(set(runs["formulation"]))
+        depths = tuple(sorted(set(runs["depth"])))
+        if len(kinds) <= MOST_KINDS:
+            return cls(depths, tuple(kinds))
+        order = kinds
+        if results is not None and len(results):
+            mean = results.assign(loss=values(results, "val_loss")).groupby("formulation")["loss"].mean().sort_values()
+            order = [*mean.index, *(kind for kind in kinds if kind not in mean.index)]
+        first = baseline(kinds)
+        shown = [first, *(kind for kind in order if kind != first)][:MOST_KINDS]
+        return cls(depths, tuple(kind for kind in kinds if kind in shown), len(kinds) - len(shown))
+
+    @property
+    def told_apart(self) -> str:
+        """What a caption says of the formulations that are grey, beginning with a blank; nothing where none is."""
+        if not self.others:
+            return ""
+        return f"; {len(self.formulations)} formulations of lowest loss, the baseline among them; {self.others} in grey"
 
     def shade(self, depth: float) -> tuple[float, float, float, float]:
         """Colour of a depth: viridis without its pale end, darkest for the deepest."""
@@ -67,28 +97,59 @@ class Look:
         place = self.depths.index(depth) / max(len(self.depths) - 1, 1)
         return colormaps["viridis"](0.78 * (1 - place))
 
+    def colour(self, depth: float, formulation: str) -> Any:
+        """Colour of a run: its depth's, its formulation's where there is one depth, or grey."""
+        if formulation not in self.formulations:
+            return OTHER
+        return self.hue(formulation) if self._by_kind else self.shade(depth)
+
     def hue(self, formulation: str) -> str:
         """Colour of a formulation, for figures in which depth is not told apart."""
-        return HUES[self.formulations.index(formulation) % len(HUES)]
+        return HUES[self.formulations.index(formulation) % len(HUES)] if formulation in self.formulations else OTHER
 
     def marker(self, formulation: str) -> str:
         """Marker of a formulation."""
+        if formulation not in self.formulations:
+            return "."
         return MARKERS[self.formulations.index(formulation) % len(MARKERS)]
 
     def line(self, formulation: str) -> Any:
         """Line style of a formulation."""
+        if formulation not in self.formulations:
+            return "-"
         return LINES[self.formulations.index(formulation) % len(LINES)]
 
-    def legend(self, figure: Figure, extra: Sequence[Any] = ()) -> None:
+    def order(self, formulation: str) -> int:
+        """Where it is drawn: grey behind colours."""
+        return 3 if formulation in self.formulations else 2
+
+    def legend(self, figure: Figure, extra: Sequence[Any] = (), *, others: bool = True) -> None:
         """One legend over the axes: a shade a depth, a marker and line a formulation."""
         from matplotlib.lines import Line2D
 
         shades = [Line2D([], [], color=self.shade(d), lw=4, label=f"depth {d:g}") for d in self.depths]
         kinds = [
-            Line2D([], [], color="#444444", marker=self.marker(f), linestyle=self.line(f), label=f)
+            Line2D(
+                [],
+                [],
+                color=self.hue(f) if self._by_kind else "#444444",
+                marker=self.marker(f),
+                linestyle=self.line(f),
+                label=f,
+            )
             for f in self.formulations
         ]
-        legend_above(figure, [*shades, *kinds, *extra])
+        grey = [Line2D([], [], color=OTHER, label=f"{self.others} others")] if self.others and others else []
+        legend_above(figure, [*([] if self._by_kind else shades), *kinds, *grey, *extra])
+
+    @property
+    def _by_kind(self) -> bool:
+        return len(self.depths) == 1 and len(self.formulations) > 1
+
+
+def baseline(formulations: Sequence[str]) -> str:
+    """What formulations are compared with: plain rectified flow, or else the first by name."""
+    return "rf" if "rf" in formulations else sorted(formulations)[0]
 
 
 @contextmanager
@@ -176,11 +237,12 @@ def loss_curves(curves: pd.DataFrame, look: Look, x: str) -> Figure:
             axes.plot(
                 values(run, x)[keep],
                 values(run, "val_loss")[keep],
-                color=look.shade(depth),
+                color=look.colour(depth, kind),
                 linestyle=look.line(kind),
                 marker=look.marker(kind),
                 markersize=3,
                 lw=1.2,
+                zorder=look.order(kind),
             )
         axes.set_yscale("log")
         loss_axis(axes.yaxis)
@@ -197,8 +259,13 @@ def law_figure(
     curves: pd.DataFrame,
     fits: Mapping[str, tuple[PowerLaw, pd.DataFrame]],
     look: Look,
+    pooled_name: str,
 ) -> Figure:
-    """All validations in grey, each formulation's frontier as points, its law as a line with its interval as a band."""
+    """All validations in grey, each formulation's frontier as points, its law as a line with its interval as a band.
+
+    ``pooled_name`` is what the law of all formulations together is called; of more than the look tells apart, the
+    others are left out.
+    """
     from matplotlib.lines import Line2D
 
     with drawing() as (figure, axes):
@@ -206,8 +273,9 @@ def law_figure(
         keep = (cost > 0) & (loss > 0)
         axes.scatter(cost[keep], loss[keep], s=7, color="#c4c4c4", zorder=1, lw=0)
         handles = [Line2D([], [], color="#c4c4c4", marker="o", lw=0, label="every validation of every run")]
-        for kind, (law, rows) in fits.items():
-            pooled = kind not in look.formulations
+        drawn = {kind: fit for kind, fit in fits.items() if kind in look.formulations or kind == pooled_name}
+        for kind, (law, rows) in drawn.items():
+            pooled = kind == pooled_name
             hue = "#555555" if pooled else look.hue(kind)
             line: Any = ":" if pooled else look.line(kind)
             low, high = law.compute_range
@@ -229,7 +297,7 @@ def law_figure(
                 )
             )
         axes.set_yscale("log")
-        ends = [np.concatenate(law.band(np.array(law.compute_range))) for law, _ in fits.values()]
+        ends = [np.concatenate(law.band(np.array(law.compute_range))) for law, _ in drawn.values()]
         span = np.concatenate([loss[keep], *ends])
         span = span[np.isfinite(span)]
         # A law from three runs may have a band of any width; the data keep at least half of the axis.
@@ -254,10 +322,11 @@ def level_losses(results: pd.DataFrame, look: Look) -> Figure:
             axes.plot(
                 centres,
                 [run[column] for column in columns],
-                color=look.shade(run["depth"]),
+                color=look.colour(run["depth"], run["formulation"]),
                 linestyle=look.line(run["formulation"]),
                 marker=look.marker(run["formulation"]),
                 lw=1.2,
+                zorder=look.order(run["formulation"]),
             )
         axes.set_yscale("log")
         loss_axis(axes.yaxis)
@@ -279,10 +348,11 @@ def level_ratios(ratios: pd.DataFrame, baseline: str, look: Look) -> Figure:
             axes.plot(
                 part["t"],
                 part["ratio"],
-                color=look.shade(depth),
+                color=look.colour(depth, kind),
                 linestyle=look.line(kind),
                 marker=look.marker(kind),
                 lw=1.2,
+                zorder=look.order(kind),
             )
         axes.set_xlim(0, 1)
         axes.set_xlabel("t of the level (0 data, 1 noise)")
@@ -299,7 +369,8 @@ def task_scores(
 
     value, low, high, chance = columns
     tasks = list(dict.fromkeys(geneval["task"]))
-    present = [row for _, row in runs.iterrows() if row["name"] in set(geneval["name"])]
+    named = runs[runs["formulation"].isin(look.formulations) & runs["name"].isin(set(geneval["name"]))]
+    present = [row for _, row in named.iterrows()]
     with drawing(TALL) as (figure, axes):
         for place, task in enumerate(tasks):
             part = geneval[geneval["task"] == task].set_index("name")
@@ -311,7 +382,7 @@ def task_scores(
                     continue
                 row = part.loc[run["name"]]
                 offset = place + 0.36 * (2 * (index + 0.5) / len(present) - 1)
-                colour = look.shade(run["depth"])
+                colour = look.colour(run["depth"], run["formulation"])
                 axes.plot([row[low], row[high]], [offset, offset], color=colour, lw=1.3, zorder=3)
                 axes.plot(row[value], offset, marker=look.marker(run["formulation"]), color=colour, lw=0, zorder=4)
         axes.set_yticks(range(len(tasks)), [str(task).replace("_", " ") for task in tasks])
@@ -321,7 +392,7 @@ def task_scores(
             axes.axhline(place - 0.5, color="#e3e3e3", lw=0.8)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
         axes.set_xlabel(label)
-        look.legend(figure, [Line2D([], [], color="#B00020", lw=2, label="chance")])
+        look.legend(figure, [Line2D([], [], color="#B00020", lw=2, label="chance")], others=False)
         return figure
 
 
@@ -330,7 +401,8 @@ def elo_figure(tables: Mapping[str, EloTable]) -> Figure:
     from matplotlib.lines import Line2D
 
     names = [rating.name for rating in next(iter(tables.values())).ratings]
-    with drawing((SIZE[0], max(2.6, 0.45 * len(names) + 1.4))) as (figure, axes):
+    row = 0.45 if len(names) <= 16 else 0.24
+    with drawing((SIZE[0], max(2.6, row * len(names) + 1.4))) as (figure, axes):
         handles = []
         for index, (judge, table) in enumerate(tables.items()):
             hue, marker = HUES[(index - 1) % len(HUES)] if index else "#222222", MARKERS[index % len(MARKERS)]
@@ -340,7 +412,7 @@ def elo_figure(tables: Mapping[str, EloTable]) -> Figure:
                 axes.plot(rating.elo, place, marker=marker, color=hue, lw=0)
             handles.append(Line2D([], [], color=hue, marker=marker, lw=1.5, label=judge))
         axes.axvline(1000, color="#888888", lw=0.8)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names, fontsize=9 if len(names) <= 16 else 7)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(False, axis="y")
         axes.set_xlabel("Elo (the runs' mean is 1000)")
@@ -352,10 +424,11 @@ def correlation_figure(points: pd.DataFrame, found: Correlation, look: Look, lab
     """Validation loss against a score, a point a run. ``points``: depth, formulation, x, y[, low, high]."""
     with drawing() as (figure, axes):
         for _, run in points.iterrows():
-            colour = look.shade(run["depth"])
+            colour, order = look.colour(run["depth"], run["formulation"]), look.order(run["formulation"])
             if "low" in points.columns and np.isfinite(run["low"]):
-                axes.plot([run["x"], run["x"]], [run["low"], run["high"]], color=colour, lw=1, alpha=0.7)
-            axes.plot(run["x"], run["y"], marker=look.marker(run["formulation"]), color=colour, markersize=6, lw=0)
+                axes.plot([run["x"], run["x"]], [run["low"], run["high"]], color=colour, lw=1, alpha=0.7, zorder=order)
+            marker = look.marker(run["formulation"])
+            axes.plot(run["x"], run["y"], marker=marker, color=colour, markersize=6, lw=0, zorder=order)
         axes.set_xlabel("validation loss (EMA weights, mean of levels)")
         axes.set_ylabel(label)
         axes.margins(x=0.08)

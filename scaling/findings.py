@@ -12,6 +12,8 @@ from scaling.elo import EloTable
 from scaling.laws import PowerLaw
 from scaling.study import values
 
+MOST_COMPARED = 3
+"""Of more formulations than this, only the extremes at some levels are told."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -121,6 +123,9 @@ def level_finding(ratios: pd.DataFrame, baseline: str, seeds: int) -> str:
     """Where along t the formulations differ. ``ratios``: formulation, depth, t, ratio to the baseline."""
     if ratios.empty:
         return "Fewer than two formulations share a depth, so there is nothing to compare per level yet."
+    single = " One seed a setting: seed noise is not in these numbers." if seeds < 2 else ""
+    if ratios["formulation"].nunique() > MOST_COMPARED:
+        return _extremes_finding(ratios, baseline) + single
     texts = []
     for kind, part in ratios.groupby("formulation", sort=True):
         table = part.pivot_table(index="t", columns="depth", values="ratio")
@@ -138,9 +143,19 @@ def level_finding(ratios: pd.DataFrame, baseline: str, seeds: int) -> str:
             f"against {baseline}, {kind}'s loss is {sides}; it differs most at t = {extreme:.2f} "
             f"({percent(mean[extreme])} on average)"
         )
-    single = " One seed a setting: seed noise is not in these numbers." if seeds < 2 else ""
     text = "; ".join(texts) + "."
     return text[0].upper() + text[1:] + single
+
+
+def _extremes_finding(ratios: pd.DataFrame, baseline: str) -> str:
+    """Who is lowest and highest near data, in the middle and near noise, of many formulations."""
+    mean = ratios.groupby(["t", "formulation"])["ratio"].mean().unstack()
+    parts = []
+    for t in (mean.index[0], mean.index[len(mean) // 2], mean.index[-1]):
+        at = mean.loc[t].dropna()
+        low, high = percent(at.min()), percent(at.max())
+        parts.append(f"at t = {t:.2f} {at.idxmin()} is lowest ({low}) and {at.idxmax()} highest ({high})")
+    return f"Loss per level against {baseline}'s, of {mean.shape[1]} other formulations: {'; '.join(parts)}."
 
 
 def task_finding(geneval: pd.DataFrame) -> str:

@@ -91,7 +91,7 @@ def scores_text(table: RankTable, show: Show = brackets) -> pd.DataFrame:
     out: dict[str, object] = {"name": table.names}
     for dataset, place in shown_settings(table).items():
         for column, value, ends in _scores(table):
-            digits = _digits(value[:, place])
+            digits = _digits(value[:, place], ends[:, :, place])
             out[f"{dataset} {column}"] = [
                 _cell(show, value[i, place], ends[0, i, place], ends[1, i, place], f"{{:.{digits}f}}")
                 for i in range(len(value))
@@ -114,9 +114,13 @@ def _scores(table: RankTable) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return [(table.columns[0], table.up, table.up_ends), (table.columns[1], table.down, table.down_ends)]
 
 
-def _digits(values: np.ndarray) -> int:
-    """Decimals that show four figures of the smallest value that is not 0."""
+def _digits(values: np.ndarray, ends: np.ndarray) -> int:
+    """Decimals that show three figures of a usual interval's width; without intervals, four of the smallest value."""
+    widths = ends[1] - ends[0]
+    widths = widths[np.isfinite(widths) & (widths > 0)]
     sizes = np.abs(values[values != 0])
+    if len(widths):
+        return int(np.clip(2 - np.floor(np.log10(np.median(widths))), 0, 6))
     return int(np.clip(3 - np.floor(np.log10(sizes.min())), 0, 6)) if len(sizes) else 2
 
 

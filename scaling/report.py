@@ -27,7 +27,7 @@ def write_report(
     folder = Path(study_dir)
     tables = load_study(folder)
     analysis = analyse(tables, draws=draws, seed=seed)
-    look = Look.of(tables.runs)
+    look = Look.of(tables.runs, tables.results)
     folder_of_figures = folder / "figures"
     runs = sections.runs_section(tables, analysis)
     results = [

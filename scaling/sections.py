@@ -16,6 +16,9 @@ from scaling.laws import MIN_GROUPS, PowerLaw
 from scaling.page import Section
 from scaling.study import StudyTables, levels, values
 
+MOST_PAIRS = 16
+"""Of more runs than this, the table of expected scores of each pair is left out: it has a column a run."""
+
 
 def runs_section(tables: StudyTables, analysis: Analysis) -> Section:
     """The table of runs: size, compute by both counts, loss and every score."""
@@ -67,11 +70,11 @@ def loss_section(tables: StudyTables, look: Look, folder: Path) -> Section:
     if tables.curves.empty:
         part.missing.append("curves.csv has no validation yet")
         return part
-    best = frontier(tables.curves)
-    part.findings.append(findings.compute_finding(tables.curves, best))
+    if tables.curves["depth"].nunique() > 1:
+        part.findings.append(findings.compute_finding(tables.curves, frontier(tables.curves)))
     for x, caption in (("step", "against training steps"), ("train_flops", "against training compute")):
         png = figures.save(figures.loss_curves(tables.curves, look, x), folder, f"loss_{x.removeprefix('train_')}")
-        part.figures.append((png, f"Validation loss {caption}, a line a run, a point a validation"))
+        part.figures.append((png, f"Validation loss {caption}, a line a run, a point a validation{look.told_apart}"))
     last = tables.curves.assign(val_loss=values(tables.curves, "val_loss")).dropna(subset=["val_loss"])
     steps = np.unique(last["step"])
     marks = [int(step) for step in np.unique(steps[[int(np.ceil(len(steps) * q)) - 1 for q in (0.25, 0.5, 0.75, 1.0)]])]
@@ -86,13 +89,20 @@ def loss_section(tables: StudyTables, look: Look, folder: Path) -> Section:
 def law_section(tables: StudyTables, analysis: Analysis, look: Look, folder: Path) -> Section:
     """The power law over FLOPs, with and without floor."""
     part = Section("Power law over compute")
-    part.missing += [f"{name.removeprefix('law ')}: {why}" for name, why in analysis.why.items() if "law " in name]
+    part.missing += [
+        why if name == "law" else f"{name.removeprefix('law ')}: {why}"
+        for name, why in analysis.why.items()
+        if name.startswith("law")
+    ]
     if not analysis.fits:
-        part.missing.append("a law needs at least three points on the frontier")
+        if "law" not in analysis.why:
+            part.missing.append("a law needs at least three points on the frontier")
         return part
     part.findings.append(findings.law_finding(analysis.fits, POOLED))
-    png = figures.save(figures.law_figure(tables.curves, analysis.fits, look), folder, "power_law")
-    part.figures.append((png, "Frontier points, fitted laws without floor, and 95 % bands of the laws"))
+    png = figures.save(figures.law_figure(tables.curves, analysis.fits, look, POOLED), folder, "power_law")
+    part.figures.append(
+        (png, f"Frontier points, fitted laws without floor, and 95 % bands of the laws{look.told_apart}")
+    )
     rows = []
     for kind, (law, _) in analysis.fits.items():
         for fitted in (law, analysis.floors.get(kind)):
@@ -129,22 +139,24 @@ def _with_interval(law: PowerLaw, name: str) -> str:
 
 
 def level_section(tables: StudyTables, look: Look, folder: Path) -> Section:
-    """Loss per level of t, and its ratio to the first formulation at the same depth."""
+    """Loss per level of t, and its ratio to the baseline's at the same depth."""
     part = Section("Loss per t bin")
     columns = levels(tables.results)
     complete = tables.results.dropna(subset=columns) if columns else pd.DataFrame()
     if complete.empty:
         part.missing.append("no finished run has losses per level (val_loss_0, val_loss_1, …)")
         return part
-    baseline = look.formulations[0]
+    baseline = figures.baseline(list(complete["formulation"]))
     ratios = level_ratios(complete, baseline)
     per_setting = complete.groupby(["formulation", "depth"]).size().min()
     part.findings.append(findings.level_finding(ratios, baseline, int(per_setting)))
     png = figures.save(figures.level_losses(complete, look), folder, "loss_per_level")
-    part.figures.append((png, "Final validation loss at each level of t"))
+    part.figures.append((png, f"Final validation loss at each level of t{look.told_apart}"))
     if len(ratios):
         png = figures.save(figures.level_ratios(ratios, baseline, look), folder, "loss_per_level_ratio")
-        part.figures.append((png, f"The same, divided by {baseline}'s at the same depth: below 1 is better"))
+        part.figures.append(
+            (png, f"The same, divided by {baseline}'s at the same depth: below 1 is better{look.told_apart}")
+        )
     centres = (np.arange(len(columns)) + 0.5) / len(columns)
     frame = complete[["name", *columns]].copy()
     frame.columns = ["run", *(f"t = {t:.3f}" for t in centres)]
@@ -194,7 +206,8 @@ def task_section(tables: StudyTables, look: Look, folder: Path) -> Section:
         (strict, "Share passed"),
         (("graded", "graded_low", "graded_high", "chance_graded"), "Graded"),
     ):
-        if values(geneval, columns[0]).notna().any():
+        # Where no run passes anything, a table of noughts is no help.
+        if (values(geneval, columns[0]) > 0).any():
             part.tables.append((_task_table(geneval, *columns), f"{caption} per task, with 95 % interval"))
     return part
 
@@ -236,6 +249,8 @@ def elo_section(tables: StudyTables, analysis: Analysis, folder: Path) -> Sectio
             row[judge] = f"{found.elo:.0f}\n{found.low:.0f} to {found.high:.0f}" if found else "–"
         rows.append(row)
     part.tables.append((pd.DataFrame(rows), "Elo with 95 % interval, by judge"))
+    if len(table.ratings) > MOST_PAIRS:
+        return part
     expected = table.win_rates()
     frame = expected.map(lambda v: f"{v * 100:.0f} %" if np.isfinite(v) else "–").reset_index(
         names="row against column"
@@ -297,10 +312,10 @@ def others_section(tables: StudyTables, folder: Path) -> list[Section]:
         keep = [column for column in table.columns if (table[column] != "–").any()]
         part.tables.append((table[keep], "Finished runs"))
     if len(tables.other_curves):
-        look = Look.of(tables.other_curves)
+        look = Look.of(tables.other_curves, tables.others)
         for dataset, curves in tables.other_curves.groupby("dataset", sort=True):
             png = figures.save(figures.loss_curves(curves, look, "step"), folder, f"loss_step_{dataset}")
-            part.figures.append((png, f"Validation loss on {dataset}"))
+            part.figures.append((png, f"Validation loss on {dataset}{look.told_apart}"))
     for dataset, path in tables.other_samples.items():
         part.wide.append((path.read_bytes(), f"Samples on {dataset}: same noise in every run; nothing was picked"))
     part.notes.append(

@@ -18,9 +18,9 @@ RUN_COLUMNS = ("run_id", "name", "formulation", "depth", "dataset")
 class StudyTables:
     """The tables of one study, cut down to the runs of its main data set; the other runs stay in ``others``.
 
-    ``dataset`` is the one with most runs (the first by name among equals): losses, scores and battles are only
-    compared within it. ``scores`` keeps every data set, since a ranking averages over them. An absent table is an
-    empty frame. Columns are those the study's collector writes.
+    ``dataset`` is the one with most runs (among equals one with battles, else the first by name): losses, scores and
+    battles are only compared within it. ``scores`` keeps every data set, since a ranking averages over them. An absent
+    table is an empty frame. Columns are those the study's collector writes.
     """
 
     dataset: str
@@ -67,7 +67,10 @@ def load_study(folder: Path) -> StudyTables:
             f"study={str(folder)!r}: no results.csv or curves.csv with runs; expected a study that has run"
         )
     counts = runs["dataset"].value_counts()
-    dataset = min(counts.index[counts == counts.max()])
+    most = sorted(counts.index[counts == counts.max()])
+    # Of equals the one whose runs fought: battles need prompts that both judges understand.
+    fought = set(battles["left"]) if len(battles) else set()
+    dataset = next((name for name in most if fought & set(runs.loc[runs["dataset"] == name, "name"])), most[0])
     names = set(runs.loc[runs["dataset"] == dataset, "name"])
     main_results, main_curves = (_where(frame, "dataset", {dataset}) for frame in (results, curves))
     grids = {name: folder / "figures" / f"samples_{name}.png" for name in sorted(set(runs["dataset"]))}
