@@ -16,12 +16,12 @@ from mmdit_jax.config import Study
 from mmdit_jax.diffusion import SamplerConfig
 
 DEPTHS = (1, 2, 3, 4)
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2, 3)
 STEPS = (5, 10, 20, 50)
 
 
 def study() -> Study:
-    """Four depths × two seeds under `rf/lognorm(0.00,1.00)`."""
+    """Four depths × four seeds under `rf/lognorm(0.00,1.00)`."""
     base = runs(("rf/lognorm(0.00,1.00)",))[0]
     evaluation = replace(
         base.evaluation,

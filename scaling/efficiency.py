@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scaling.cells import read_cells
+from scaling.cells import Cells, read_cells
 from scaling.errors import TableError
 from scaling.repeats import repeats
 from scaling.resample import how_resampled, interval
@@ -105,9 +105,10 @@ def efficiency(
 ) -> EfficiencyTable:
     """Relative loss of ``score`` at each number of steps k against the largest K, 100·(s_K − s_k)/s_K, in %.
 
-    ``table`` has a row a (group, steps[, seed][, draw]), as ``rank`` reads it: scores are averaged over seeds, and
-    intervals come from resamples of prompts and seeds, the same for all numbers of steps, whose scores rise and fall
-    together. ``path`` is the column of path lengths Σ‖v dt‖, reported at K; None leaves it out.
+    ``table`` has a row a (group, steps[, seed][, draw]), as ``rank`` reads it. Every training loses against its own
+    score at K, and a group's loss is the mean over its trainings. Intervals come from resampled prompts and from how
+    far the trainings of a group lie apart (``scaling.repeats``). ``path`` is the column of path lengths Σ‖v dt‖,
+    reported at K; None leaves it out.
 
     Raises TableError for absent columns, several rows for one cell, fewer than 2 numbers of steps, or a score at K
     that is not above 0, since there is nothing to be relative to.
@@ -130,39 +131,37 @@ def efficiency(
     found = tuple(int(float(cells.columns[place])) for place in places)
     if len(found) < 2:
         raise TableError(f"{steps}={found[0]} in every row: expected 2 or more numbers of steps to compare")
-    means = {column: cells.mean(column)[:, places] for column in wanted}
-    flat = means[score][:, -1] <= 0
+    by_steps = {column: scores[:, places] for column, scores in cells.values.items()}
+    flat = by_steps[score][:, -1, :, 0] <= 0
     if flat.any():
-        row = int(np.argmax(flat))
+        row, training = (int(place[0]) for place in np.nonzero(flat))
         raise TableError(
-            f"{score}={means[score][row, -1]:g} for {group}={cells.rows[row]} at {steps}={found[-1]}: "
+            f"{score}={by_steps[score][row, -1, training, 0]:g} for {group}={cells.rows[row]} at {steps}={found[-1]}: "
             "expected above 0 to take a relative loss"
         )
     resampled = cells.resampled if bootstrap else "none"
-    drawn = None
-    if resampled != "none":
-        found_again = repeats(cells, bootstrap, np.random.default_rng(seed))
-        drawn = {column: scores[:, :, places] for column, scores in found_again.items()}
+    rng = np.random.default_rng(seed)
 
-    def told(column: str, relative: bool) -> list[list[Value]]:
-        statistic = _losses if relative else _last
-        centre = statistic(means[column])
-        ends = np.full((2, *centre.shape), np.nan)
-        if drawn is not None:
-            ends = interval(statistic(drawn[column]), level, centre=centre)
-        return [
-            [Value(float(centre[i, j]), float(ends[0, i, j]), float(ends[1, i, j])) for j in range(centre.shape[1])]
-            for i in range(len(centre))
-        ]
+    def told(statistic: np.ndarray) -> tuple[list[list[Value]], np.ndarray]:
+        """Mean over trainings with its interval, and samples of it, of ``[groups, values, seeds, 1 + draws]``."""
+        labels = tuple(map(str, range(statistic.shape[1])))
+        part = Cells(cells.rows, labels, cells.seeds, cells.draws, {"": statistic})
+        centre, ends = part.mean(""), np.full((2, *statistic.shape[:2]), np.nan)
+        samples = np.zeros((0, *statistic.shape[:2]))
+        if resampled != "none":
+            samples = repeats(part, bootstrap, rng)[""]
+            ends = interval(samples, level, centre=centre)
+        triples = np.stack([centre, *ends], axis=-1)
+        return [[Value(*map(float, triple)) for triple in row] for row in triples], samples
 
-    best, losses = told(score, False), told(score, True)
-    paths = None if path is None else told(path, False)
+    losses, samples = told(_losses(by_steps[score]))
+    best, _ = told(by_steps[score][:, -1:])
+    paths = None if path is None else told(by_steps[path][:, -1:])[0]
     rows = [
         Efficiency(label, best[i][0], tuple(losses[i]), None if paths is None else paths[i][0])
         for i, label in enumerate(cells.rows)
     ]
     order = sorted(range(len(rows)), key=lambda place: _order(rows[place].group))
-    samples = np.zeros((0, len(rows), len(found) - 1)) if drawn is None else _losses(drawn[score])
     return EfficiencyTable(
         rows=tuple(rows[place] for place in order),
         steps=found,
@@ -175,13 +174,9 @@ def efficiency(
 
 
 def _losses(scores: np.ndarray) -> np.ndarray:
-    """``[..., steps]`` -> relative loss in % of all but the last against the last, ``[..., steps − 1]``."""
-    last = scores[..., -1:]
-    return 100 * (last - scores[..., :-1]) / last
-
-
-def _last(scores: np.ndarray) -> np.ndarray:
-    return scores[..., -1:]
+    """``[groups, steps, seeds, 1 + draws]`` -> relative loss in % of all but the last number of steps against that."""
+    last = scores[:, -1:]
+    return 100 * (last - scores[:, :-1]) / last
 
 
 def _order(label: str) -> tuple[int, float, str]:
