@@ -130,7 +130,7 @@ def run_efficiency(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     if args.out is not None:
-        from scaling.figures import save
+        from scaling.look import save
         from scaling.rank_figures import efficiency_figure
 
         save(efficiency_figure(table, args.group), args.out, "efficiency")
@@ -169,7 +169,7 @@ def _reference(name: str) -> pd.DataFrame:
 
 
 def _write_ranks(table: RankTable, folder: Path) -> None:
-    from scaling.figures import save
+    from scaling.look import save
     from scaling.rank_figures import fronts_figure, ranks_figure
     from scaling.rank_tables import pairs_frame, ranks_frame, scores_frame
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from scaling.efficiency import EfficiencyTable
-from scaling.figures import HUES, LINES, MARKERS, SIZE, drawing, legend_above, panels
 from scaling.labels import label_front
+from scaling.look import HUES, LINES, MARKERS, SIZE, drawing, legend_above, panels
 from scaling.names import families, short
 from scaling.ranking import RankTable
 

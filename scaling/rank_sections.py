@@ -11,8 +11,8 @@ from scaling.complete import complete
 from scaling.efficiency import EfficiencyTable, efficiency
 from scaling.efficiency_tables import losses_text
 from scaling.errors import TableError
-from scaling.figures import save
 from scaling.findings import listed
+from scaling.look import save
 from scaling.page import Section
 from scaling.published import ranks
 from scaling.rank_figures import MOST_LINES, efficiency_figure, fronts_figure, ranks_figure

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scaling import sections
 from scaling.analysis import DRAWS, analyse
-from scaling.figures import Look
+from scaling.look import Look
 from scaling.page import Section, render
 from scaling.rank_sections import efficiency_section, rank_section
 from scaling.study import load_study

@@ -11,8 +11,8 @@ import pandas as pd
 from scaling import figures, findings
 from scaling.analysis import POOLED, Analysis
 from scaling.envelope import BURN_IN, frontier
-from scaling.figures import Look
 from scaling.laws import MIN_GROUPS, PowerLaw
+from scaling.look import Look, baseline, save
 from scaling.page import Section
 from scaling.study import StudyTables, levels, values
 
@@ -73,7 +73,7 @@ def loss_section(tables: StudyTables, look: Look, folder: Path) -> Section:
     if tables.curves["depth"].nunique() > 1:
         part.findings.append(findings.compute_finding(tables.curves, frontier(tables.curves)))
     for x, caption in (("step", "against training steps"), ("train_flops", "against training compute")):
-        png = figures.save(figures.loss_curves(tables.curves, look, x), folder, f"loss_{x.removeprefix('train_')}")
+        png = save(figures.loss_curves(tables.curves, look, x), folder, f"loss_{x.removeprefix('train_')}")
         part.figures.append((png, f"Validation loss {caption}, a line a run, a point a validation{look.told_apart}"))
     last = tables.curves.assign(val_loss=values(tables.curves, "val_loss")).dropna(subset=["val_loss"])
     steps = np.unique(last["step"])
@@ -99,7 +99,7 @@ def law_section(tables: StudyTables, analysis: Analysis, look: Look, folder: Pat
             part.missing.append("a law needs at least three points on the frontier")
         return part
     part.findings.append(findings.law_finding(analysis.fits, POOLED))
-    png = figures.save(figures.law_figure(tables.curves, analysis.fits, look, POOLED), folder, "power_law")
+    png = save(figures.law_figure(tables.curves, analysis.fits, look, POOLED), folder, "power_law")
     part.figures.append(
         (png, f"Frontier points, fitted laws without floor, and 95 % bands of the laws{look.told_apart}")
     )
@@ -146,16 +146,16 @@ def level_section(tables: StudyTables, look: Look, folder: Path) -> Section:
     if complete.empty:
         part.missing.append("no finished run has losses per level (val_loss_0, val_loss_1, …)")
         return part
-    baseline = figures.baseline(list(complete["formulation"]))
-    ratios = level_ratios(complete, baseline)
+    plain = baseline(list(complete["formulation"]))
+    ratios = level_ratios(complete, plain)
     per_setting = complete.groupby(["formulation", "depth"]).size().min()
-    part.findings.append(findings.level_finding(ratios, baseline, int(per_setting)))
-    png = figures.save(figures.level_losses(complete, look), folder, "loss_per_level")
+    part.findings.append(findings.level_finding(ratios, plain, int(per_setting)))
+    png = save(figures.level_losses(complete, look), folder, "loss_per_level")
     part.figures.append((png, f"Final validation loss at each level of t{look.told_apart}"))
     if len(ratios):
-        png = figures.save(figures.level_ratios(ratios, baseline, look), folder, "loss_per_level_ratio")
+        png = save(figures.level_ratios(ratios, plain, look), folder, "loss_per_level_ratio")
         part.figures.append(
-            (png, f"The same, divided by {baseline}'s at the same depth: below 1 is better{look.told_apart}")
+            (png, f"The same, divided by {plain}'s at the same depth: below 1 is better{look.told_apart}")
         )
     centres = (np.arange(len(columns)) + 0.5) / len(columns)
     frame = complete[["name", *columns]].copy()
@@ -189,14 +189,12 @@ def task_section(tables: StudyTables, look: Look, folder: Path) -> Section:
     geneval = tables.geneval
     part.findings.append(findings.task_finding(geneval))
     strict = ("rate", "low", "high", "chance")
-    png = figures.save(
-        figures.task_scores(geneval, tables.runs, look, strict, "share of images that pass"), folder, "geneval"
-    )
+    png = save(figures.task_scores(geneval, tables.runs, look, strict, "share of images that pass"), folder, "geneval")
     part.figures.append((png, "Share passed per task, with 95 % intervals; the red bar is a random scene's chance"))
     if values(geneval, "graded").notna().any():
         part.findings.append(findings.graded_finding(geneval))
         graded = ("graded", "graded_low", "graded_high", "chance_graded")
-        png = figures.save(
+        png = save(
             figures.task_scores(geneval, tables.runs, look, graded, "graded score (0 to 1)"), folder, "geneval_graded"
         )
         part.figures.append(
@@ -237,7 +235,7 @@ def elo_section(tables: StudyTables, analysis: Analysis, folder: Path) -> Sectio
         return part
     table = next(iter(analysis.elo.values()))
     part.findings.append(findings.elo_finding(table))
-    png = figures.save(figures.elo_figure(analysis.elo), folder, "elo")
+    png = save(figures.elo_figure(analysis.elo), folder, "elo")
     part.figures.append(
         (png, f"Elo with 95 % intervals from {len(table.samples)} bootstraps over {table.prompts} prompts")
     )
@@ -270,7 +268,7 @@ def correlation_section(analysis: Analysis, look: Look, folder: Path) -> Section
     for name, (found, points, label) in analysis.correlations.items():
         part.findings.append(findings.correlation_finding(found, name))
         stem = f"correlation_{name.lower().replace(' ', '_')}"
-        png = figures.save(figures.correlation_figure(points, found, look, label), folder, stem)
+        png = save(figures.correlation_figure(points, found, look, label), folder, stem)
         part.figures.append((png, f"Validation loss against {name}, a point a run, 95 % intervals of the score"))
         for kind, c in (("Pearson", found.pearson), ("Spearman", found.spearman)):
             rows.append(
@@ -314,7 +312,7 @@ def others_section(tables: StudyTables, folder: Path) -> list[Section]:
     if len(tables.other_curves):
         look = Look.of(tables.other_curves, tables.others)
         for dataset, curves in tables.other_curves.groupby("dataset", sort=True):
-            png = figures.save(figures.loss_curves(curves, look, "step"), folder, f"loss_step_{dataset}")
+            png = save(figures.loss_curves(curves, look, "step"), folder, f"loss_step_{dataset}")
             part.figures.append((png, f"Validation loss on {dataset}{look.told_apart}"))
     for dataset, path in tables.other_samples.items():
         part.wide.append((path.read_bytes(), f"Samples on {dataset}: same noise in every run; nothing was picked"))

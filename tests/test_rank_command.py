@@ -14,8 +14,8 @@ from PIL import Image
 from launch.cli import main
 from mmdit_jax.diffusion import STUDY_61
 from scaling import published
-from scaling.figures import panels
 from scaling.labels import label_front
+from scaling.look import panels
 from scaling.names import families, short
 from scaling.rank_figures import panel_titles, shown_panels
 from scaling.rank_tables import shown_settings

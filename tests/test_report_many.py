@@ -12,7 +12,8 @@ import pytest
 from test_report import Page
 
 from mmdit_jax.diffusion import STUDY_61
-from scaling.figures import HUES, MOST_KINDS, OTHER, Look, baseline, loss_curves
+from scaling.figures import loss_curves
+from scaling.look import HUES, MOST_KINDS, OTHER, Look, baseline
 from scaling.report import write_report
 from scaling.study import load_study
 
