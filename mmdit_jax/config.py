@@ -22,16 +22,18 @@ def _require(ok: bool, field_name: str, value: object, expected: str) -> None:
         raise UserError(f"{field_name}={value!r}: expected {expected}")
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _require_positive(owner: object, *names: str) -> None:
     for name in names:
         value = vars(owner)[name]
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        _require(whole and value >= 1, name, value, "a whole number, 1 or more")
+        _require(_is_whole(value) and value >= 1, name, value, "a whole number, 1 or more")
 
 
 def _require_seed(name: str, value: Any) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    _require(whole and 0 <= value < 2**32, name, value, "a whole number, 0 to 2**32 - 1")
+    _require(_is_whole(value) and 0 <= value < 2**32, name, value, "a whole number, 0 to 2**32 - 1")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class OptimizerConfig:
         given = () if self.adam_learning_rate is None else ("adam_learning_rate",)
         for name in ("learning_rate", "eps", "clip_norm", *given):
             value = vars(self)[name]
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            number = _is_whole(value) or isinstance(value, float)
             _require(number and math.isfinite(value) and value > 0, f"optimizer.{name}", value, "a number above 0")
         for name in ("b1", "b2", "ema_decay"):
             value = vars(self)[name]
@@ -287,7 +289,7 @@ def _literal(name: str, text: str, old: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(old, float) and _is_whole(value):
         value = float(value)
     if isinstance(old, tuple) and isinstance(value, (list, str)):
         value = (value,) if isinstance(value, str) else tuple(value)

@@ -48,6 +48,8 @@ STYLE: Any = {
 MOST_KINDS = len(HUES)
 """So many formulations at most are told apart in a figure of lines; the others are grey."""
 OTHER = "#cccccc"
+PLAIN = "rf"
+"""What the paper compares every formulation with."""
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,21 @@ class Look:
 
     def hue(self, formulation: str) -> str:
         """Colour of a formulation, for figures in which depth is not told apart."""
-        return HUES[self.formulations.index(formulation) % len(HUES)] if formulation in self.formulations else OTHER
+        return self._own(HUES, formulation, OTHER)
 
     def marker(self, formulation: str) -> str:
         """Marker of a formulation."""
-        if formulation not in self.formulations:
-            return "."
-        return MARKERS[self.formulations.index(formulation) % len(MARKERS)]
+        return self._own(MARKERS, formulation, ".")
 
     def line(self, formulation: str) -> Any:
         """Line style of a formulation."""
+        return self._own(LINES, formulation, "-")
+
+    def _own(self, looks: Sequence[Any], formulation: str, other: Any) -> Any:
+        """The formulation's own of ``looks``, by its place; ``other`` where it is one of the others."""
         if formulation not in self.formulations:
-            return "-"
-        return LINES[self.formulations.index(formulation) % len(LINES)]
+            return other
+        return looks[self.formulations.index(formulation) % len(looks)]
 
     def order(self, formulation: str) -> int:
         """Where it is drawn: grey behind colours."""
@@ -146,7 +150,7 @@ class Look:
 
 def baseline(formulations: Sequence[str]) -> str:
     """What formulations are compared with: plain rectified flow, or else the first by name."""
-    return "rf" if "rf" in formulations else sorted(formulations)[0]
+    return PLAIN if PLAIN in formulations else sorted(formulations)[0]
 
 
 @contextmanager

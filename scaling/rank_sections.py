@@ -12,7 +12,7 @@ from scaling.efficiency import EfficiencyTable, efficiency
 from scaling.efficiency_tables import losses_text
 from scaling.errors import TableError
 from scaling.findings import listed
-from scaling.look import save
+from scaling.look import PLAIN, save
 from scaling.page import Section
 from scaling.published import ranks
 from scaling.rank_figures import MOST_LINES, efficiency_figure, fronts_figure, ranks_figure
@@ -24,8 +24,6 @@ from scaling.study import StudyTables
 LEAST_COMMON = 4
 """Fewer names in common with the paper say nothing about agreement."""
 SETTLED = 0.975
-PLAIN = "rf"
-"""What the paper compares every formulation with."""
 
 
 def rank_section(tables: StudyTables, folder: Path, *, draws: int, seed: int) -> list[Section]:

@@ -126,7 +126,7 @@ def _agree(
             f"(it has {', '.join(map(repr, list(known)[:3]))}, …)"
         )
     theirs = np.array([known[ours[index]] for index in common])
-    average = np.round([list(ranks.values())[index].rank for index in common], 9)
+    average = np.round([estimate.rank for estimate in ranks.values()], 9)[common]
     names = tuple(ours[index] for index in common)
     if np.ptp(average) == 0 or np.ptp(theirs) == 0:
         nan = float("nan")
