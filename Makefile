@@ -5,7 +5,7 @@ ROOT ?= studies
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: study test lint bench clean
+.PHONY: study test parity lint bench clean
 .DEFAULT_GOAL := study
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
@@ -18,6 +18,11 @@ study: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Forward passes and gradients beside the public torch classes; `make test` checks goldens of the same instead.
+parity: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m pytest tests/parity
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
