@@ -3,7 +3,7 @@
 mmdit study run text_encoders_small
 
 `tower` has the part of SD3's CLIPs (contrastive, with a pooled state), `words` that of T5 (token states alone, behind
-the others along the sequence). Each is dropped in 46.4 % of training, independently, as in the paper. Four seeds of
+the others along the sequence). Each is dropped in 46.4 % of training, independently, as in the paper. Three seeds of
 about a quarter of an hour on two cores. Expected: the model draws without either, worse; without both at chance.
 """
 
@@ -15,7 +15,7 @@ from experiments.quickstart import model
 from mmdit_jax.config import DataConfig, EvaluationConfig, HardwareConfig, OptimizerConfig, Run, Study, text_widths
 from mmdit_jax.diffusion import SamplerConfig
 
-SEEDS = (0, 1, 2, 3)
+SEEDS = (0, 1, 2)
 DATA = DataConfig(name="scenes", resolution=32, validation_examples=128, text_layout="sd3")
 
 
@@ -37,8 +37,8 @@ def study() -> Study:
         ),
         formulation="rf/lognorm(0.00,1.00)",
         batch=32,
-        steps=4000,
-        validate_every=500,
+        steps=2000,
+        validate_every=250,
         evaluation=EvaluationConfig(
             prompts_per_task=80,
             sampler=SamplerConfig(steps=24, guidance=4.0),
