@@ -44,7 +44,7 @@ class Stream(nnx.Module):
         self.second = SecondAttention(config, rngs=rngs) if dual else None
 
     def chunks(self, condition: Float[Array, "batch width"]) -> list[Float[Array, "batch width"]]:
-        """Modulation: shift, scale, gate of the attention, the MLP, the second attention; shift and scale if it ends."""
+        """Modulation: shift, scale, gate of the attention, MLP and second attention; only shift and scale if it ends."""
         return jnp.split(self.modulation(condition), self.parts, axis=-1)
 
     def attended(self, x: Float[Array, "batch tokens width"], shift: jax.Array, scale: jax.Array) -> list[jax.Array]:
@@ -126,7 +126,8 @@ class MMDiT(nnx.Module):
     """The network: noisy latents, time and text in; the prediction (a velocity, for rectified flow) out.
 
     The parameters of all blocks but the last are stacked along a leading axis: ``dual`` those of the leading blocks
-    with a second attention, ``blocks`` the rest; an empty group is absent. ``nnx.Rngs(0)`` or any seed initialises; under ``jax.eval_shape`` nothing is allocated.
+    with a second attention, ``blocks`` the rest; an empty group is absent. ``nnx.Rngs(0)`` or any seed initialises;
+    under ``jax.eval_shape`` nothing is allocated.
     """
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
