@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable
 
 from mmdit_jax.errors import unknown
-from mmdit_jax.models.text.clip import PRE_ENCODED
 from mmdit_jax.models.text.interface import (
     LAYOUTS,
     TextEncoder,
@@ -20,6 +19,7 @@ from mmdit_jax.models.text.interface import (
     encode_all,
     encoder_order,
 )
+from mmdit_jax.models.text.pre_encoded import PRE_ENCODED
 from mmdit_jax.models.text.tower import TowerEncoder
 from mmdit_jax.models.text.words import WordsEncoder
 
