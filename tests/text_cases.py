@@ -88,7 +88,8 @@ def ours(case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
         assert found.hidden is not None
         # transformers puts the final norm on the last of the hidden states.
         return {"last": np.asarray(found.last), "hidden": np.concatenate([found.hidden, found.last[None]])}
-    clip_config = clip.from_json(case.config, case.name, projected=case.projected)
+    projection = case.config["projection_dim"] if case.projected else None
+    clip_config = clip.from_json(case.config, case.name, projection)
     arrays = stack(tensors, clip_config.shapes(), dtype, case.name)
     states = clip.encode(arrays, jnp.asarray(case.ids()), clip_config, hidden=True)
     return {name: np.asarray(array) for name, array in states._asdict().items()}

@@ -52,11 +52,14 @@ class SD3:
         Raises:
           UserError: a shape doesn't fit the model.
         """
-        positions = None
-        if self.positions is not None:
-            grid = self.config.grid(latents.shape[1], latents.shape[2])
-            positions = table.centre(self.positions, grid).astype(np.float32)
+        positions = self.positions_at(latents.shape[1], latents.shape[2])
         return _run(self.config, self.params, latents, t, context, pooled, positions)
+
+    def positions_at(self, height: int, width: int) -> np.ndarray | None:
+        """The checkpoint's own positions for latents of that size, float32 [tokens, width]; None: the config's."""
+        if self.positions is None:
+            return None
+        return table.centre(self.positions, self.config.grid(height, width)).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
