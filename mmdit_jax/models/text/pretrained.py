@@ -1,4 +1,4 @@
-"""SD3's frozen text encoders from local weights: CLIP-L, CLIP-G and T5 v1.1 (arXiv 2403.03206 §C; docs/text_encoders.md)."""
+"""SD3's frozen text encoders from local weights: CLIP-L, CLIP-G and T5 v1.1 (arXiv 2403.03206 §C)."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ class PretrainedEncoder:
         self.width = config.width
         self.pooled_width = 0 if isinstance(config, t5.T5Config) else config.projection or config.width
         self._tensors, self._tokenizer = source.tensors, tokenizer
-        # An argument of the compiled function, not a constant in it, or the program would be as large as the weights.
         self._weights = stack(source.tensors, config.shapes(), dtype, f"text encoder {source.path}")
-        self._states = jax.jit(functools.partial(_states, config=config))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -66,15 +64,17 @@ class PretrainedEncoder:
             padded = np.concatenate(
                 [part, np.full((self.rows - len(part), self.length), self._tokenizer.pad, np.int32)]
             )
-            new_tokens, new_pooled = self._states(self._weights, jnp.asarray(padded))
+            new_tokens, new_pooled = _states(self._weights, jnp.asarray(padded), self.config)
             tokens[start : start + len(part)] = np.asarray(new_tokens)[: len(part)]
             pooled[start : start + len(part)] = np.asarray(new_pooled)[: len(part)]
         return TextStates(tokens, pooled)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def _states(
     weights: Mapping[str, jax.Array], ids: jax.Array, config: clip.CLIPConfig | t5.T5Config
 ) -> tuple[jax.Array, jax.Array]:
+    """What SD3 takes. Weights are arguments: as constants they would make the program as large as they are."""
     if isinstance(config, t5.T5Config):
         return t5.encode(weights, ids, config).last, jnp.zeros((len(ids), 0))
     states = clip.encode(weights, ids, config)
