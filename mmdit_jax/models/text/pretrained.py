@@ -102,7 +102,7 @@ def load_text_encoder(
         tokenizer: folder of the tokenizer; by default the encoder's own, or the one beside it as in SD3's repositories.
         projected: whether CLIP's pooled state goes through ``text_projection``. SD3 takes CLIP-L's unprojected and
             CLIP-G's projected. Default: so, but for a CLIP-L folder that is a CLIPTextModelWithProjection, whose
-            projection is taken as diffusers does: the one in SD3's repositories is the identity.
+            projection is taken as diffusers does (which writes an identity there for SD3).
         rows: captions that are encoded at once (and what fewer are padded to); 32 for CLIP, 8 for T5.
 
     Raises:
