@@ -43,6 +43,7 @@ class PretrainedEncoder:
         dtype: str, rows: int,
     ) -> None:  # fmt: skip
         self.name, self.config, self.length, self.dtype, self.rows = name, config, length, dtype, rows
+        self.folder = str(source.path)
         self.width = config.width
         self.pooled_width = 0 if isinstance(config, t5.T5Config) else config.projection or config.width
         self._tensors, self._tokenizer = source.tensors, tokenizer
