@@ -144,7 +144,7 @@ def from_json(told: Mapping[str, Any], source: str, projection: int | None) -> C
     Raises:
         UserError: a field is missing or has a value that this model doesn't have.
     """
-    text = {**_DEFAULTS, **(told["text_config"] if "text_config" in told else told)}
+    text = {**_DEFAULTS, **(told.get("text_config", told))}
     names = ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers")
     for name in (*names, "num_attention_heads", "eos_token_id"):
         if not isinstance(text.get(name), int):
@@ -157,7 +157,10 @@ def from_json(told: Mapping[str, Any], source: str, projection: int | None) -> C
             f"{source}: num_attention_heads={heads}: expected a divisor of hidden_size={text['hidden_size']}"
         )
     return CLIPConfig(
-        *(text[name] for name in ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size")),
+        vocabulary=text["vocab_size"],
+        positions=text["max_position_embeddings"],
+        width=text["hidden_size"],
+        mlp=text["intermediate_size"],
         layers=text["num_hidden_layers"],
         heads=text["num_attention_heads"],
         activation=text["hidden_act"],
