@@ -93,6 +93,9 @@ CASES = {
     "one block": Case(depth=1, heads=2, qk_norm=True, dual=0, size=(4, 8), text=77),
 }
 
+COMMITTED = ("SD3-medium", "SD3.5-large", "SD3.5-medium", "dual, no norm")
+"""Those in the golden; the others are compared live only."""
+
 
 def ours(case: Case, name: str, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Our prediction [2, H, W, C] and the gradients by public name; those of latents, context and pooled beside them.
