@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mmdit_jax.host import return_freed_memory
 from mmdit_jax.models.sd3 import convert
 from mmdit_jax.models.sd3.convert import TARGETS
 from mmdit_jax.models.sd3.infer import describe
@@ -36,6 +37,7 @@ def add_parsers(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what was written."""
+    return_freed_memory()
     written = convert(
         args.source,
         args.target,

@@ -10,7 +10,7 @@ import platform
 import sys
 
 # glibc's names (malloc.h) for the parameters of mallopt.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 
 # Matrix products by oneDNN, one by one. XLA's default (YNNPACK, and Eigen for transposed operands) reaches 60 to 90 %
 # of oneDNN's rate on products whose contracted axis is the first (weight gradients) and half of it on small batched
@@ -50,6 +50,16 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))
     return all([libc.mallopt(parameter, value) == 1 for parameter, value in wanted])
+
+
+def return_freed_memory() -> bool:
+    """Make malloc give every block of a megabyte or more back to the kernel when it is freed. True if it could be set.
+
+    For a process that streams. By default glibc keeps blocks of up to 32 MB, in as many arenas as there are threads.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20) == 1)
 
 
 def use_huge_pages() -> int:

@@ -44,7 +44,7 @@ class Stream(nnx.Module):
         self.second = SecondAttention(config, rngs=rngs) if dual else None
 
     def chunks(self, condition: Float[Array, "batch width"]) -> list[Float[Array, "batch width"]]:
-        """Modulation: shift, scale, gate of the attention, MLP and second attention; only shift and scale if it ends."""
+        """Modulation: shift, scale, gate of attention, MLP, second attention; only shift and scale where it ends."""
         return jnp.split(self.modulation(condition), self.parts, axis=-1)
 
     def attended(self, x: Float[Array, "batch tokens width"], shift: jax.Array, scale: jax.Array) -> list[jax.Array]:

@@ -29,9 +29,9 @@ def sincos_positions(
       span: coordinates that it spans, from 0; None: SD3's 64, or ``table`` where that is less.
     """
     span = span or min(POSITION_BASE, table)
-    by_column = position_axis(columns, channels, table, span)[None, :]
-    by_row = position_axis(rows, channels, table, span)[:, None]
-    by_column, by_row = (jnp.broadcast_to(axis, (rows, columns, channels // 2)) for axis in (by_column, by_row))
+    of_columns, of_rows = (position_axis(size, channels, table, span) for size in (columns, rows))
+    by_column = jnp.broadcast_to(of_columns[None, :], (rows, columns, channels // 2))
+    by_row = jnp.broadcast_to(of_rows[:, None], (rows, columns, channels // 2))
     return jnp.concatenate([by_column, by_row], axis=-1).reshape(rows * columns, channels)
 
 
@@ -49,7 +49,9 @@ def timestep_features(t: Float[Array, " batch"]) -> Float[Array, "batch 256"]:
     bfloat16 would round 750 to 752 before the sinusoid; the features may be cast afterwards.
     """
     half = TIME_FEATURES // 2
-    frequencies = jnp.exp(-jnp.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
+    # Exponents in float32, as the released models had them: at t = 1 their rounding moves the angle by 1e-4.
+    exponents = np.float32(-np.log(MAX_PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

@@ -87,7 +87,7 @@ def read_into(tensor: Tensor, out: np.ndarray, first: int = 0) -> None:
     Raises:
       UserError: the file ends early.
     """
-    view = memoryview(out.reshape(-1).view(np.uint8))
+    view = out.reshape(-1).view(np.uint8).data
     offset = tensor.start + first * out.dtype.itemsize
     with tensor.path.open("rb", buffering=0) as file:
         file.seek(offset)
@@ -144,7 +144,7 @@ class Shards:
         path, offset = self._places[name]
         with path.open("r+b", buffering=0) as file:
             file.seek(offset)
-            view = memoryview(np.ascontiguousarray(raw).reshape(-1).view(np.uint8))
+            view = np.ascontiguousarray(raw).reshape(-1).view(np.uint8).data
             while len(view):
                 view = view[file.write(view) :]
 

@@ -86,7 +86,7 @@ def open_checkpoint(path: Path, head_size: int | None = None) -> Checkpoint:
         )
     source = TensorFiles(family, {name: tensors[stored] for name, stored in own.items()})
     _require_like_parts(where, config, family, source)
-    config, computed = _with_positions(config, source, said)
+    config, computed = _with_positions(where, config, source, said)
     return Checkpoint(config, source, family, computed)
 
 
@@ -164,7 +164,9 @@ def _require_like_parts(where: str, config: MMDiTConfig, family: str, source: Te
             raise UserError(f"checkpoint={where}: {names} are {' and '.join(sorted(dtypes))}; expected one dtype")
 
 
-def _with_positions(config: MMDiTConfig, source: TensorFiles, said: Mapping[str, Any]) -> tuple[MMDiTConfig, bool]:
+def _with_positions(
+    where: str, config: MMDiTConfig, source: TensorFiles, said: Mapping[str, Any]
+) -> tuple[MMDiTConfig, bool]:
     """The config with the span that the stored table has, and whether one was found that computes it."""
     entry = entries(config)[0]
     size, width = config.position_table, config.width
@@ -178,7 +180,7 @@ def _with_positions(config: MMDiTConfig, source: TensorFiles, said: Mapping[str,
         tried = replace(config, position_base=None if span == config.position_span else span)
         if _is_table(tried, entry, source):
             return tried, True
-    log.warning("checkpoint: %s is no sin-cos table that is known here; the stored one is used", *entry.diffusers)
+    log.warning("checkpoint %s: its position table is no sin-cos table known here; the stored one is used", where)
     return config, False
 
 
