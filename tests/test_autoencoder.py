@@ -264,7 +264,7 @@ def test_bad_files_are_one_line(small: KLAutoencoder, tmp_path: Path) -> None:
     assert "not there" in told(tmp_path / "nowhere")
     assert "config.json" in told(tmp_path)
     (tmp_path / "words.safetensors").write_text("these are words, not numbers")
-    assert "not a whole safetensors file" in told(tmp_path / "words.safetensors")
+    assert "not a safetensors file, or damaged" in told(tmp_path / "words.safetensors")
 
     save_autoencoder(tmp_path / "saved", small)
     config, weights = tmp_path / "saved" / "config.json", tmp_path / "saved" / "diffusion_pytorch_model.safetensors"
@@ -272,7 +272,7 @@ def test_bad_files_are_one_line(small: KLAutoencoder, tmp_path: Path) -> None:
     weights.write_bytes(data[:-7])
     assert "cut short" in told(tmp_path / "saved")
     weights.unlink()
-    assert "no diffusion_pytorch_model.safetensors" in told(tmp_path / "saved")
+    assert "expected diffusion_pytorch_model.safetensors" in told(tmp_path / "saved")
     weights.write_bytes(data)
 
     fields = SMALL.to_diffusers()

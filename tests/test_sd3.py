@@ -170,7 +170,7 @@ def test_unreadable_sources_are_told(tmp_path, capsys) -> None:
     save(tmp_path / "mixed.safetensors", mixed)
     save(tmp_path / "double.safetensors", diffusers_tensors("SD3.5-large") | {"proj_out.bias": np.zeros(64)})
     for source, expected in {
-        "nothing.safetensors": "no such file",
+        "nothing.safetensors": "No such file",
         "short.safetensors": "cut short",
         "torch.ckpt": "not a safetensors file",
         "empty": "no *.safetensors in this folder",
@@ -189,7 +189,9 @@ def test_float8_is_refused(tmp_path) -> None:
     size = sparse_stability(tmp_path / "s.safetensors", 2, 64)
     data = (tmp_path / "s.safetensors").read_bytes()
     header = json.loads(data[8 : len(data) - size])
-    header[f"{PREFIX}final_layer.linear.weight"] |= {"dtype": "F8_E4M3"}
+    item = header[f"{PREFIX}final_layer.linear.weight"]
+    begin, end = item["data_offsets"]
+    item |= {"dtype": "F8_E4M3", "data_offsets": [begin, begin + (end - begin) // 2]}
     text = json.dumps(header).encode()
     (tmp_path / "s.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[-size:])
     with pytest.raises(UserError, match=r"F8_E4M3 \(model\.diffusion_model\.final_layer\.linear\.weight.*8-bit"):

@@ -174,7 +174,7 @@ def test_shards_variants_and_prefixes_are_the_same_encoder(name: str, folder: Pa
     assert same()
 
     (place / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match=r"names 2 files, of which model-00002-of-00002.safetensors are missing"):
+    with pytest.raises(UserError, match=r"shards missing: model-00002-of-00002.safetensors$"):
         load_text_encoder(name, place)
     (place / "model.safetensors.index.json").unlink()
 
@@ -302,7 +302,7 @@ BIAS = "text_model.encoder.layers.1.mlp.fc1.bias"
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (_without(BIAS), r"text encoder .*: encoder\.layers\.1\.mlp\.fc1\.bias is missing$"),
+        (_without(BIAS), r"text_encoder=.*: encoder\.layers\.1\.mlp\.fc1\.bias is missing$"),
         (
             {**_without(BIAS), BIAS: values("b", (7,)), "text_model.extra.weight": values("x", (3,))},
             r"extra\.weight is unknown; encoder\.layers\.1\.mlp\.fc1\.bias is \[7\], expected \[96\]$",
@@ -357,12 +357,12 @@ def _config(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_cut, r"model.safetensors: \d+ bytes, \d+ by its header; was it downloaded whole\?$"),
+        (_cut, r"model.safetensors: cut short \(.* bytes\); copy it anew$"),
         (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), r"not a safetensors file"),
-        (lambda file: file.write_bytes(b""), r"not a safetensors file \(0 bytes\)"),
-        (lambda file: file.write_bytes((4).to_bytes(8, "little") + b"nope"), r"its header is unreadable$"),
+        (lambda file: file.write_bytes(b""), r"not a safetensors file, or damaged"),
+        (lambda file: file.write_bytes((4).to_bytes(8, "little") + b"nope"), r"not a safetensors file, or damaged"),
         (_bin, r"pytorch_model.bin is not read, only safetensors; convert it .*save_pretrained"),
-        (Path.unlink, r"expected model.safetensors or model.safetensors.index.json$"),
+        (Path.unlink, r"expected model.safetensors or model.safetensors.index.json in it$"),
         (lambda file: file.with_name("config.json").write_text("{"), r"config.json: not a configuration"),
         (_config(feed_forward_proj="relu"), r"feed_forward_proj='relu'; expected 'gated-gelu', as T5 v1.1 has$"),
         (_config(num_heads=None), r"config.json: num_heads=None; expected a whole number$"),

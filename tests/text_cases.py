@@ -81,9 +81,23 @@ CASES = {
 }
 
 
+@dataclass(frozen=True)
+class InMemory:
+    """An array as files give tensors."""
+
+    array: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def read(self) -> np.ndarray:
+        return self.array
+
+
 def ours(case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
     """What our encoder makes of a case: all hidden states ("hidden": [layers + 1, B, L, width]), and the rest."""
-    tensors = {name.removeprefix("text_model."): array for name, array in case.weights().items()}
+    tensors: Any = {name.removeprefix("text_model."): InMemory(array) for name, array in case.weights().items()}
     if case.is_t5:
         t5_config = t5.from_json(case.config, case.name)
         arrays = stack(tensors, t5_config.shapes(), dtype, case.name)

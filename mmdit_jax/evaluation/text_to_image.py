@@ -43,7 +43,11 @@ def encode_prompts(load: Mapping[str, Callable[[], TextEncoder]], captions: Sequ
 
 def shapes_of(states: Mapping[str, TextStates]) -> dict[str, TextShape]:
     """The shape of each encoder's states."""
-    return {name: TextShape(*state.tokens.shape[1:3], state.pooled.shape[1]) for name, state in states.items()}
+    found = {}
+    for name, (tokens, pooled) in states.items():
+        _, length, width = tokens.shape
+        found[name] = TextShape(length, width, pooled.shape[1])
+    return found
 
 
 def expected_shapes(config: MMDiTConfig, found: Mapping[str, TextShape], t5_length: int) -> dict[str, TextShape]:

@@ -14,9 +14,10 @@ from mmdit_jax.files import write_atomic, write_json
 from mmdit_jax.models.autoencoder.config import AutoencoderConfig
 from mmdit_jax.models.autoencoder.kl import KLAutoencoder
 from mmdit_jax.models.autoencoder.names import infer_config, public_name, shapes, strip_prefix
-from mmdit_jax.models.autoencoder.tensors import Tensor, folder_tensors, header, known_dtype
+from mmdit_jax.models.tensors import Tensor, read_header, read_headers, weight_files
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+CONFIG, STEM = "config.json", "diffusion_pytorch_model"
+FLOATS = ("F64", "F32", "F16", "BF16")
 SD3_SHIFT, SD3_SCALE, SD3_CHANNELS = 0.0609, 1.5305, 16
 _GROUPS = 32
 _NAMED = 5
@@ -51,9 +52,10 @@ def load_autoencoder(
     if path.is_dir():
         if not (path / CONFIG).is_file() and (path / "vae" / CONFIG).is_file():
             path = path / "vae"
-        config, found = _read_config(path / CONFIG), folder_tensors(path)
+        config = _read_config(path / CONFIG)
+        found, _ = read_headers(weight_files(path, STEM, "vae"), "vae")
     elif path.exists():
-        found = header(path)
+        found, _ = read_header(path, "vae")
         config = None
     else:
         raise UserError(f"vae={path}: not there; expected a diffusers folder or a safetensors file")
@@ -78,7 +80,7 @@ def save_autoencoder(folder: str | Path, autoencoder: KLAutoencoder) -> None:
     """
     folder = Path(folder).expanduser()
     try:
-        write_atomic(folder / WEIGHTS, safetensors.numpy.save(autoencoder.tensors(), {"format": "pt"}))
+        write_atomic(folder / f"{STEM}.safetensors", safetensors.numpy.save(autoencoder.tensors(), {"format": "pt"}))
         write_json(folder / CONFIG, autoencoder.config.to_diffusers())
     except OSError as error:
         raise UserError(f"vae={folder}: {error.strerror or error}; choose another folder") from None
@@ -136,8 +138,9 @@ def _checked(config: AutoencoderConfig, own: dict[str, Tensor], path: Path) -> d
     if wrong:
         raise UserError(f"vae={path}: {_several('misshapen', wrong)}")
     for name, tensor in by_public.items():
-        known_dtype(name, tensor)
-    return {name: by_public[name].read().reshape(shape) for name, shape in expected.items()}
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"vae={path}: {name} has type {tensor.dtype}; expected one of {', '.join(FLOATS)}")
+    return {name: np.asarray(by_public[name].read().reshape(shape), np.float32) for name, shape in expected.items()}
 
 
 def _without_ones(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

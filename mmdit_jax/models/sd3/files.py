@@ -1,7 +1,6 @@
-"""Safetensors files as bytes: headers, ranges read and written one at a time, shards with an index.
+"""Safetensors files, written: each tensor at its place as it comes, in shards with an index.
 
-A tensor's bytes are taken and put by position, never through a memory map (whose pages would count as the process's),
-and are not interpreted: what a file holds is what another file gets.
+Bits are carried and not interpreted: what a file holds is what another file gets.
 """
 
 from __future__ import annotations
@@ -9,94 +8,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_json
+from mmdit_jax.models.tensors import KINDS
 
 RAW: dict[str, np.dtype[Any]] = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
 """Stored dtypes that a checkpoint may have, and the words that their bits are carried in."""
-WIDE: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+WIDE = {name: KINDS[name] for name in RAW}
 """What those bits mean."""
-# The longest header that the format allows.
-MAX_HEADER = 100_000_000
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """What a header says of one tensor: dtype ("F32", "F16", "BF16"; others are refused where read), shape, place."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    path: Path
-    start: int
-    """Byte offset in the file."""
-    size: int
-    """Bytes."""
-
-
-def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata; the tensors' data is not read.
-
-    Raises:
-      UserError: the file is not there, not in the format, or cut short.
-    """
-    try:
-        with path.open("rb") as file:
-            total = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if total < 8 or not 2 <= length <= min(total - 8, MAX_HEADER):
-                raise ValueError
-            header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", {})
-        tensors = {name: _tensor(path, 8 + length, item) for name, item in header.items()}
-    except FileNotFoundError:
-        raise UserError(f"checkpoint={path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"checkpoint={path}: a folder; expected a safetensors file") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"checkpoint={path}: not a safetensors file, or damaged; expected *.safetensors") from None
-    end = max((tensor.start + tensor.size for tensor in tensors.values()), default=8 + length)
-    if end > total:
-        raise UserError(f"checkpoint={path}: cut short ({total:,} of {end:,} bytes); copy it anew")
-    return tensors, metadata
-
-
-def _tensor(path: Path, data: int, item: Mapping[str, Any]) -> Tensor:
-    begin, end = item["data_offsets"]
-    tensor = Tensor(item["dtype"], tuple(item["shape"]), path, data + begin, end - begin)
-    wide = RAW.get(tensor.dtype)
-    if begin < 0 or (wide and tensor.size != math.prod(tensor.shape) * wide.itemsize):
-        raise ValueError
-    return tensor
-
-
-def read_into(tensor: Tensor, out: np.ndarray, first: int = 0) -> None:
-    """Fill a contiguous raw array with the tensor's numbers from number ``first`` on.
-
-    Raises:
-      UserError: the file ends early.
-    """
-    view = out.reshape(-1).view(np.uint8).data
-    offset = tensor.start + first * out.dtype.itemsize
-    with tensor.path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        done = 0
-        while done < len(view):
-            count = file.readinto(view[done:])
-            if not count:
-                raise UserError(f"checkpoint={tensor.path}: cut short while read; copy it anew")
-            done += count
 
 
 @dataclass(frozen=True)
@@ -185,29 +110,3 @@ def _header(planned: Mapping[str, Planned], metadata: dict[str, str]) -> tuple[b
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, offsets
-
-
-def indexed(path: Path) -> list[Path]:
-    """The shards that an index file names.
-
-    Raises:
-      UserError: it is no index, or some are not there.
-    """
-    try:
-        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"checkpoint={path}: not an index of shards (expected a weight_map)") from None
-    return present(path.parent, names)
-
-
-def present(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Files of a folder by name.
-
-    Raises:
-      UserError: some are missing; it names them.
-    """
-    paths = [folder / name for name in names]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise UserError(f"checkpoint={folder}: shards missing: {', '.join(missing[:20])}")
-    return paths

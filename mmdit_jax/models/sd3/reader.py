@@ -14,11 +14,15 @@ import numpy as np
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.sd3 import infer, table
-from mmdit_jax.models.sd3.files import RAW, WIDE, Tensor, indexed, read_header, read_into
+from mmdit_jax.models.sd3.files import RAW, WIDE
 from mmdit_jax.models.sd3.names import Entry, entries
 from mmdit_jax.models.sd3.tree import TREE, OurTree
+from mmdit_jax.models.tensors import Tensor, read_headers, shards
 
 log = logging.getLogger(__name__)
+
+WHAT = "checkpoint"
+"""Begins the line of an error."""
 
 HEAD_SIZE_KEY = "head_size"
 """In a safetensors file's metadata, where its tensors and the family's rule don't tell the size of a head."""
@@ -60,14 +64,7 @@ def open_checkpoint(path: Path, head_size: int | None = None) -> Checkpoint:
     if (path / TREE).is_file():
         return _open_tree(path)
     files, said = find_files(path)
-    tensors: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
-    for file in files:
-        found, about = read_header(file)
-        if twice := sorted(found.keys() & tensors.keys()):
-            raise UserError(f"checkpoint={path}: {twice[0]} is both in {tensors[twice[0]].path.name} and {file.name}")
-        tensors.update(found)
-        metadata.update(about)
+    tensors, metadata = read_headers(files, WHAT)
     where = str(path)
     family = infer.family_of(where, tensors)
     own = infer.own_names(family, tensors)
@@ -93,7 +90,7 @@ def open_checkpoint(path: Path, head_size: int | None = None) -> Checkpoint:
 def find_files(path: Path) -> tuple[list[Path], Mapping[str, Any]]:
     """The safetensors files of a checkpoint, and diffusers' config.json (empty without one)."""
     if not path.is_dir():
-        return (indexed(path) if path.name.endswith(".index.json") else [path]), {}
+        return (shards(path, WHAT) if path.name.endswith(".index.json") else [path]), {}
     if (path / "transformer").is_dir():
         path = path / "transformer"
     said = _json(path / "config.json") if (path / "config.json").is_file() else {}
@@ -105,7 +102,7 @@ def find_files(path: Path) -> tuple[list[Path], Mapping[str, Any]]:
         names = ", ".join(index.name for index in indices)
         raise UserError(f"checkpoint={path}: several indices of shards ({names}); name the one")
     if indices:
-        return indexed(indices[0]), said
+        return shards(indices[0], WHAT), said
     if not files:
         raise UserError(f"checkpoint={path}: no *.safetensors in this folder; expected an SD3 checkpoint")
     return files, said
@@ -130,19 +127,19 @@ class TensorFiles:
         raw = np.empty(entry.shape, RAW[parts[0].dtype])
         if entry.swapped and self._family == "diffusers":
             half = len(raw) // 2
-            read_into(parts[0], raw[half:])
-            read_into(parts[0], raw[:half], first=raw[half:].size)
+            parts[0].read_into(raw[half:])
+            parts[0].read_into(raw[:half], first=raw[half:].size)
             return raw
         rows = len(raw) // len(parts)
         for i, part in enumerate(parts):
-            read_into(part, raw[i * rows : (i + 1) * rows])
+            part.read_into(raw[i * rows : (i + 1) * rows])
         return raw
 
     def read_rows(self, entry: Entry, start: int, numbers: int) -> np.ndarray:
         """Some of an entry's numbers, float32, from number ``start`` on; of an entry that is stored as it is."""
         (part,) = self.parts(entry)
         raw = np.empty(numbers, RAW[part.dtype])
-        read_into(part, raw, start)
+        part.read_into(raw, start)
         return raw.view(WIDE[part.dtype]).astype(np.float32)
 
 

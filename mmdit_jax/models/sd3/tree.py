@@ -22,9 +22,10 @@ import numpy as np
 from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_json
 from mmdit_jax.models.config import MMDiTConfig
-from mmdit_jax.models.sd3.files import RAW, WIDE, Planned, Shards, read_header, read_into
+from mmdit_jax.models.sd3.files import RAW, WIDE, Planned, Shards
 from mmdit_jax.models.sd3.layout import from_ours, our_shape, to_ours
 from mmdit_jax.models.sd3.names import TABLE, Entry, entries
+from mmdit_jax.models.tensors import read_header
 
 TREE = "model.json"
 PARAMS = "params"
@@ -93,7 +94,7 @@ class OurTree:
                 raise ValueError
         except (ValueError, KeyError, TypeError):
             raise UserError(f"checkpoint={folder / TREE}: expected format {FORMAT!r} and a model's fields") from None
-        self._table = read_header(folder / f"{POSITIONS}.safetensors")[0][TABLE]
+        self._table = read_header(folder / f"{POSITIONS}.safetensors", "checkpoint")[0][TABLE]
         self._arrays = {
             path: _open(folder / PARAMS, path) for path in sorted({entry.path for entry in entries(self.config)} - {()})
         }
@@ -108,7 +109,7 @@ class OurTree:
         raw_dtype = RAW[self.dtype(entry)]
         if not entry.path:
             raw = np.empty(self._table.shape, raw_dtype)
-            read_into(self._table, raw)
+            self._table.read_into(raw)
             return raw
         array = self._arrays[entry.path]
         values = (array if entry.block is None else array[entry.block]).read().result()

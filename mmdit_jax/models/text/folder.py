@@ -1,13 +1,12 @@
 """Reading a frozen text encoder from disk: a Hugging Face folder, or one safetensors file of Stability's.
 
-Tensors are read one by one from memory-mapped files: nothing is in memory twice but the tensor at hand.
+Tensors are read one by one: nothing is in memory twice but the tensor at hand.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from mmdit_jax.errors import UserError
+from mmdit_jax.models.tensors import Tensor, read_header, read_headers, weight_files
 
-VARIANTS = ("", ".fp16", ".bf16")
-"""Of weight files, in the order in which they are looked for."""
-
-_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "I64": np.int64,
-    "I32": np.int32,
-    "U8": np.uint8,
-}
+WHAT = "text_encoder"
+"""Begins the line of an error."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +31,8 @@ class Source:
     """The folder or the file."""
     config: dict[str, Any] | None
     """config.json; None for a file by itself."""
-    tensors: Mapping[str, np.ndarray]
-    """Memory-mapped, by name."""
+    tensors: Mapping[str, Tensor]
+    """By name; none was read yet."""
 
 
 def read(path: Path) -> Source:
@@ -55,92 +42,23 @@ def read(path: Path) -> Source:
         UserError: nothing there, nothing that can be read, or a file that is not whole.
     """
     if path.is_file():
-        return Source(path, None, read_tensors(path))
+        return Source(path, None, read_header(path, WHAT)[0])
     if not path.is_dir():
-        raise UserError(f"text encoder {path}: no such folder; expected config.json and model.safetensors in it")
+        raise UserError(f"{WHAT}={path}: no such folder; expected config.json and model.safetensors in it")
     config_file = path / "config.json"
     if not config_file.is_file():
-        raise UserError(f"text encoder {path}: config.json is missing; expected a Hugging Face folder")
+        raise UserError(f"{WHAT}={path}: config.json is missing; expected a Hugging Face folder")
     try:
         config = json.loads(config_file.read_text())
         if not isinstance(config, dict):
             raise ValueError("not an object")
     except ValueError as error:
         raise UserError(f"{config_file}: not a configuration ({error})") from None
-    tensors: dict[str, np.ndarray] = {}
-    for file in weight_files(path):
-        tensors |= read_tensors(file)
-    return Source(path, config, tensors)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder's first variant, shards in the order of their names.
-
-    Raises:
-        UserError: there are none, or the index names a file that isn't there.
-    """
-    for variant in VARIANTS:
-        single = folder / f"model{variant}.safetensors"
-        if single.is_file():
-            return [single]
-        for index in (folder / f"model.safetensors.index{variant}.json", folder / f"{single.name}.index.json"):
-            if index.is_file():
-                return _shards(index)
-    if others := sorted(file.name for kind in ("*.bin", "*.msgpack", "*.h5", "*.ckpt") for file in folder.glob(kind)):
-        raise UserError(
-            f"text encoder {folder}: {others[0]} is not read, only safetensors; convert it where torch is with "
-            "transformers' MODEL.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
-        )
-    raise UserError(f"text encoder {folder}: expected model.safetensors or model.safetensors.index.json")
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{index}: not an index; expected an object with weight_map") from None
-    files = [index.parent / Path(name).name for name in names]
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise UserError(f"{index}: names {len(files)} files, of which {', '.join(missing)} are missing")
-    return files
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, memory-mapped and read-only.
-
-    Raises:
-        UserError: not a safetensors file, one that was cut off, or a tensor of a dtype that has no weights.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= size - 8:
-            raise UserError(f"{path}: not a safetensors file ({size} bytes); was it downloaded whole?")
-        try:
-            header = json.loads(file.read(length))
-            entries = [(name, told) for name, told in header.items() if name != "__metadata__"]
-            end = 8 + length + max((told["data_offsets"][1] for _, told in entries), default=0)
-            if end != size:
-                raise UserError(f"{path}: {size} bytes, {end} by its header; was it downloaded whole?")
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return {name: _tensor(data, 8 + length, name, told, path) for name, told in entries}
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
-            raise UserError(f"{path}: not a safetensors file: its header is unreadable") from None
-
-
-def _tensor(data: mmap.mmap, start: int, name: str, told: Mapping[str, Any], path: Path) -> np.ndarray:
-    if told["dtype"] not in _DTYPES:
-        raise UserError(f"{path}: {name} is {told['dtype']}; expected one of {', '.join(_DTYPES)}")
-    dtype, shape = np.dtype(_DTYPES[told["dtype"]]), told["shape"]
-    first, last = told["data_offsets"]
-    count = int(np.prod(shape, dtype=np.int64))
-    if last - first != count * dtype.itemsize:
-        raise UserError(f"{path}: {name} has {last - first} bytes; its shape {shape} needs {count * dtype.itemsize}")
-    return np.frombuffer(data, dtype, count, start + first).reshape(shape)
+    return Source(path, config, read_headers(weight_files(path, "model", WHAT), WHAT)[0])
 
 
 def stack(
-    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], dtype: str, source: str
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], dtype: str, source: str
 ) -> dict[str, jax.Array]:
     """Weights on the device, one after the other.
 
@@ -169,9 +87,9 @@ def stack(
         if "*" in name:
             array = np.empty(shape, jnp.dtype(dtype))
             for layer in range(shape[0]):
-                array[layer] = tensors[name.replace("*", str(layer))]
+                array[layer] = tensors[name.replace("*", str(layer))].read()
         else:
-            array = np.asarray(tensors[name], jnp.dtype(dtype))
+            array = np.asarray(tensors[name].read(), jnp.dtype(dtype))
         weights[name] = jnp.asarray(array)
     return weights
 
@@ -185,11 +103,11 @@ def expand(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[i
             yield name, shape
 
 
-def content_hash(tensors: Mapping[str, np.ndarray]) -> str:
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
     """Hash of names, dtypes, shapes and every byte: the same for one file and for shards. Reads all of it."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        array = tensors[name]
+        array = tensors[name].read()
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

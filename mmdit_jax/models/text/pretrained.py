@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmdit_jax.errors import UserError, unknown
+from mmdit_jax.models.tensors import Tensor
 from mmdit_jax.models.text import clip, t5
-from mmdit_jax.models.text.folder import Source, content_hash, read, stack
+from mmdit_jax.models.text.folder import WHAT, Source, content_hash, read, stack
 from mmdit_jax.models.text.interface import TextStates
 from mmdit_jax.models.text.tokenizer import SD3_FOLDERS, Tokenizer, find_tokenizer
 
@@ -47,7 +48,7 @@ class PretrainedEncoder:
         self.width = config.width
         self.pooled_width = 0 if isinstance(config, t5.T5Config) else config.projection or config.width
         self._tensors, self._tokenizer = source.tensors, tokenizer
-        self._weights = stack(source.tensors, config.shapes(), dtype, f"text encoder {source.path}")
+        self._weights = stack(source.tensors, config.shapes(), dtype, f"{WHAT}={source.path}")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -150,7 +151,7 @@ def _configure_t5(source: Source) -> tuple[t5.T5Config, Source]:
     tied = tensors.pop("encoder.embed_tokens.weight", None)
     if tied is not None:
         tensors.setdefault("shared.weight", tied)
-    where = f"text encoder {source.path}"
+    where = f"{WHAT}={source.path}"
     if source.config is None:
         config = t5.from_shapes({key: array.shape for key, array in tensors.items()}, where)
     else:
@@ -159,7 +160,7 @@ def _configure_t5(source: Source) -> tuple[t5.T5Config, Source]:
 
 
 def _configure_clip(name: str, source: Source, projected: bool | None) -> tuple[clip.CLIPConfig, Source]:
-    where, told = f"text encoder {source.path}", source.config
+    where, told = f"{WHAT}={source.path}", source.config
     tensors = {key.removeprefix("text_model."): array for key, array in source.tensors.items()}
     tensors = _without(tensors, "vision_model.", "visual_projection.", "logit_scale", "embeddings.position_ids")
     matrix = tensors.pop(clip.PROJECTION, None)
@@ -168,7 +169,7 @@ def _configure_clip(name: str, source: Source, projected: bool | None) -> tuple[
         projected = name == "clip_g" or (text_only and matrix is not None)
     projection = None
     if projected:
-        if matrix is None or matrix.ndim != 2:
+        if matrix is None or len(matrix.shape) != 2:
             found = "missing" if matrix is None else f"{list(matrix.shape)}"
             raise UserError(
                 f"{where}: {clip.PROJECTION} is {found}; expected that of a CLIPTextModelWithProjection, "
@@ -183,7 +184,7 @@ def _configure_clip(name: str, source: Source, projected: bool | None) -> tuple[
     return config, dataclasses.replace(source, tensors=tensors)
 
 
-def _without(tensors: Mapping[str, np.ndarray], *beginnings: str) -> dict[str, np.ndarray]:
+def _without(tensors: Mapping[str, Tensor], *beginnings: str) -> dict[str, Tensor]:
     return {key: array for key, array in tensors.items() if not key.startswith(beginnings)}
 
 
@@ -192,7 +193,7 @@ def _check_tokenizer(name: str, words: Tokenizer, config: clip.CLIPConfig | t5.T
     highest = max(words.vocabulary.values())
     if highest >= config.vocabulary:
         raise UserError(
-            f"text encoder {path}: its tokenizer has a token {highest}, its vocab_size is {config.vocabulary}; "
+            f"{WHAT}={path}: its tokenizer has a token {highest}, its vocab_size is {config.vocabulary}; "
             f"expected the tokenizer of the same {name}"
         )
     if isinstance(config, clip.CLIPConfig):
