@@ -31,7 +31,7 @@ def arguments(name: str) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_round_trips_are_bit_exact(tmp_path, name, dtype) -> None:
     tensors = diffusers_tensors(name, dtype)
-    for array in tensors.values():  # also bits that are no numbers, signed zeros, the smallest and the largest
+    for array in (tensors[key] for key in tensors.keys() - {TABLE}):  # also NaNs, zeros of both signs, the smallest
         words = array.reshape(-1).view(f"u{array.itemsize}")
         words[:5] = np.array([-1, 0, 1, 0x7F81, 0x8000]).astype(words.dtype)
     source = save(tmp_path / "d.safetensors", tensors)
