@@ -17,7 +17,7 @@ from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.files import write_json
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.sd3.files import Planned, Shards
-from mmdit_jax.models.sd3.infer import HEAD_SIZE, diffusers_config
+from mmdit_jax.models.sd3.infer import diffusers_config, usual_head_size
 from mmdit_jax.models.sd3.layout import parts
 from mmdit_jax.models.sd3.names import Entry, entries
 from mmdit_jax.models.sd3.reader import HEAD_SIZE_KEY, open_checkpoint
@@ -119,7 +119,7 @@ class FamilyWriter:
             for name in entry.names(family)
         }
         metadata = {"format": "pt"}
-        if not config.qk_norm and config.head_size != HEAD_SIZE:
+        if not config.qk_norm and config.head_size != usual_head_size(config.width):
             metadata[HEAD_SIZE_KEY] = str(config.head_size)
         self._shards = Shards(folder, STEMS[family], planned, shard_bytes, metadata)
         self.tensors = len(planned)

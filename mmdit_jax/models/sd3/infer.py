@@ -19,6 +19,11 @@ NAMED = 20
 HEAD_SIZE = 64
 
 
+def usual_head_size(width: int) -> int:
+    """What the head size of a model is taken for where nothing tells it: 64, or the nearest that divides the width."""
+    return math.gcd(width, HEAD_SIZE)
+
+
 def family_of(where: str, names: Iterable[str]) -> str:
     """ "diffusers" or "stability", by the names of the blocks.
 
@@ -56,7 +61,7 @@ def infer_config(
       where: the checkpoint, for messages.
       shapes: of the tensors, by name (Stability's with the prefix).
       said: diffusers' config.json; empty where there is none.
-      head_size: of a model without QK-norm, whose tensors don't tell; None: what ``said`` has, else 64.
+      head_size: of a model without QK-norm, whose tensors don't tell; None: what ``said`` has, else the usual.
 
     Raises:
       UserError: unknown, missing or misshapen tensors (each is named); the head size doesn't fit.
@@ -83,11 +88,9 @@ def infer_config(
     elif head_size is None:
         head_size = said.get("attention_head_dim")
         guessed = head_size is None
-        head_size = HEAD_SIZE if guessed else head_size
+        head_size = usual_head_size(width) if guessed else head_size
     if not isinstance(head_size, int) or head_size < 1 or width % head_size:
-        raise UserError(
-            f"head_size={head_size}: expected a divisor of the width {width} of {where}, whose tensors don't tell it"
-        )
+        raise UserError(f"head_size={head_size}: expected a divisor of the width {width} of {where}")
     config = MMDiTConfig(depth=depth, heads=width // head_size, head_size=head_size, **fields)
     check(where, family, config, shapes)
     return config, guessed

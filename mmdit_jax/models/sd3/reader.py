@@ -77,9 +77,10 @@ def open_checkpoint(path: Path, head_size: int | None = None) -> Checkpoint:
     infer.check_said(where, config, said)
     if guessed and config.num_heads != config.depth:
         log.warning(
-            "checkpoint %s: heads of %d channels taken for granted (its tensors don't tell); else name a head size",
+            "checkpoint %s: its tensors don't tell the head size; taken for %d (%d heads), name it if it is another",
             path,
             config.head_size,
+            config.num_heads,
         )
     source = TensorFiles(family, {name: tensors[stored] for name, stored in own.items()})
     _require_like_parts(where, config, family, source)
