@@ -56,7 +56,9 @@ def load_autoencoder(
         found, _ = read_headers(weight_files(path, STEM, "vae"), "vae")
     elif path.exists():
         found, _ = read_header(path, "vae")
-        config = None
+        # The weights of a diffusers folder by their own name: config.json lies beside them.
+        beside = path.name == f"{STEM}.safetensors" and (path.parent / CONFIG).is_file()
+        config = _read_config(path.parent / CONFIG) if beside else None
     else:
         raise UserError(f"vae={path}: not there; expected a diffusers folder or a safetensors file")
 
