@@ -84,7 +84,9 @@ def measure(depth: int, rounds: int, data_dir: Path) -> dict[str, Any]:
 
     run = next(run for run in quickstart.study().runs if run.model.depth == depth)
     data, mesh, f = training_data(run.data, data_dir), make_mesh(), formulation(run.formulation)
-    step = make_train_step(run.model, run.optimizer, run.steps, run.data.text_drop, mesh, run.hardware.onednn)
+    step = make_train_step(
+        run.model, run.optimizer, run.steps, run.data.text_drop, mesh, run.hardware.onednn, run.data.text_layout
+    )
 
     def bare_steps() -> float:
         state = init_state(run.model, run.optimizer, run.steps, run.seed, mesh)

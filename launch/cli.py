@@ -23,6 +23,7 @@ COMMANDS = {
     "fit": ("launch.stats", "a scaling law with intervals, from any table"),
     "elo": ("launch.stats", "ratings with intervals, from any table of battles"),
     "correlate": ("launch.stats", "correlation of two columns with intervals"),
+    "winrate": ("launch.winrate", "win rates against one player with intervals, from any table of battles"),
     "rank": ("launch.rank", "average Pareto fronts with intervals, from any table of two scores"),
     "efficiency": ("launch.rank", "score lost with fewer sampling steps, from any table of scores"),
 }

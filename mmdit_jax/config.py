@@ -14,7 +14,7 @@ from typing import Any
 from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.errors import UserError, nearest, unknown
 from mmdit_jax.models import MMDiTConfig
-from mmdit_jax.models.text import text_encoder
+from mmdit_jax.models.text import LAYOUTS, TextShape, context_shape, text_encoder
 
 
 def _require(ok: bool, field_name: str, value: object, expected: str) -> None:
@@ -50,11 +50,16 @@ class DataConfig:
     text_encoders: tuple[str, ...] = ("words", "tower")
     text_drop: float = 0.464
     """Probability of dropping each encoder, independently (SD3: 0.464³ ≈ 10 % unconditional)."""
+    text_layout: str = "channels"
+    """How the encoders' token states lie in the context: ``channels``, all side by side, or ``sd3``, where those of
+    encoders without a pooled state (T5) follow along the sequence."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "resolution", "examples", "validation_examples")
         _require(0 <= self.text_drop < 1, "text_drop", self.text_drop, "0 <= text_drop < 1")
         _require(len(self.text_encoders) > 0, "text_encoders", self.text_encoders, "at least one encoder")
+        if self.text_layout not in LAYOUTS:
+            unknown("text_layout", self.text_layout, LAYOUTS)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,9 @@ class EvaluationConfig:
     distance: the settings that ``mmdit rank`` compares formulations in."""
     settings_images: int = 256
     """Held-out captions drawn in each of them, one image a caption."""
+    without: tuple[tuple[str, ...], ...] = ()
+    """Groups of text encoders to remove at inference: without each, the same images are drawn and compared with those
+    of all encoders (SD3, Figure 9: how often images without T5 win)."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "prompts_per_task", "images_per_prompt", "settings_images")
@@ -127,6 +135,11 @@ class EvaluationConfig:
             for item in items:
                 _require(isinstance(item, SamplerConfig), f"evaluation.{name}", item, "a SamplerConfig(…)")
         object.__setattr__(self, "settings", tuple(self.settings))
+        groups = tuple((group,) if isinstance(group, str) else tuple(group) for group in self.without)
+        for group in groups:
+            _require(len(group) > 0, "evaluation.without", self.without, "names of encoders in each group")
+            _require(groups.count(group) == 1, "evaluation.without", group, "each group once")
+        object.__setattr__(self, "without", groups)
         labels = [item.label for item in self.settings]
         for label in labels:
             _require(labels.count(label) == 1, "evaluation.settings", label, "each sampler once")
@@ -180,7 +193,11 @@ class Run:
         _require_positive(self, "steps", "batch", "validate_every")
         _require_seed("seed", self.seed)
         object.__setattr__(self, "formulation", formulation(self.formulation).name)
-        widths = text_widths(self.data.text_encoders)
+        for group in self.evaluation.without:
+            for encoder in group:
+                if encoder not in self.data.text_encoders:
+                    unknown("evaluation.without", encoder, self.data.text_encoders)
+        widths = text_widths(self.data.text_encoders, self.data.text_layout)
         for field_name, value, expected in zip(
             ("context_dim", "pooled_dim"), (self.model.context_dim, self.model.pooled_dim), widths, strict=True
         ):
@@ -191,6 +208,10 @@ class Run:
         """``<name>-<hash>``: the hash covers the resolved config and the encoders' weights; hardware is left out."""
         config = to_dict(self)
         del config["hardware"]
+        for group, fields in ADDED_LATER.items():
+            for field_name, before in fields.items():
+                if config[group][field_name] == before:
+                    del config[group][field_name]
         config["text_fingerprints"] = [text_encoder(name).fingerprint for name in self.data.text_encoders]
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', self.name).strip('-.') or 'run'}-{digest}"
@@ -208,22 +229,32 @@ class Run:
         return float(self.model.flops_6nd(size, size, context_tokens(self))) * self.batch * steps
 
 
+ADDED_LATER: dict[str, dict[str, Any]] = {"data": {"text_layout": "channels"}, "evaluation": {"without": []}}
+"""Fields that came after runs had been made, with what these runs were: such a run keeps its id."""
+
+
 def context_tokens(run: Run) -> int:
-    """Length of the text sequence the run's encoders give: they are joined channel by channel."""
-    return max(text_encoder(name).length for name in run.data.text_encoders)
+    """Length of the text sequence that the run's encoders give."""
+    return context_shape(text_shapes(run.data.text_encoders), run.data.text_layout).length
 
 
-def text_widths(encoders: tuple[str, ...]) -> tuple[int, int]:
+def text_widths(encoders: tuple[str, ...], layout: str = "channels") -> tuple[int, int]:
     """(context_dim, pooled_dim) of a model fed by these encoders.
 
     Raises:
-      UserError: none of them gives a pooled state, without which an MMDiT is not conditioned on the text as a whole.
+      UserError: none of them gives a pooled state, without which an MMDiT is not conditioned on the text as a whole, or
+        their token states do not fit the layout.
     """
-    found = [text_encoder(name) for name in encoders]
-    pooled = sum(item.pooled_width for item in found)
+    _, width, pooled = context_shape(text_shapes(encoders), layout)
     if not pooled:
         raise UserError(f"text_encoders={encoders!r}: none gives a pooled state; add one that does, as 'tower'")
-    return sum(item.width for item in found), pooled
+    return width, pooled
+
+
+def text_shapes(encoders: tuple[str, ...]) -> dict[str, TextShape]:
+    """The shape of each encoder's states."""
+    found = {name: text_encoder(name) for name in encoders}
+    return {name: TextShape(item.length, item.width, item.pooled_width) for name, item in found.items()}
 
 
 @dataclass(frozen=True)

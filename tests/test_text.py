@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import time
@@ -10,13 +11,23 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from deterministic import values
 
 from mmdit_jax.config import text_widths
 from mmdit_jax.data.emoji import assets
 from mmdit_jax.data.scenes.captions import example
 from mmdit_jax.data.scenes.prompts import TASKS, all_prompts
 from mmdit_jax.errors import UserError
-from mmdit_jax.models.text import ENCODERS, TextStates, assemble, encode_all, text_encoder, tower
+from mmdit_jax.models.text import (
+    ENCODERS,
+    TextShape,
+    TextStates,
+    assemble,
+    context_shape,
+    encode_all,
+    text_encoder,
+    tower,
+)
 from mmdit_jax.models.text.tokens import LENGTH, token_ids, word_vector, words
 
 CAPTIONS = ["a red circle left of two blue squares", "a red circle", "", "piñata, Côte d’Ivoire", "zyxgloop 42"]
@@ -107,13 +118,40 @@ def test_assemble_concatenates_drops_and_fills() -> None:
     np.testing.assert_array_equal(context, expected)
     np.testing.assert_array_equal(pooled, text["a"].pooled.astype(np.float32) * [[1], [0], [0]])
     # A removed encoder leaves its channels zero, so the rest stays where the model expects it.
-    widths = {"a": (2, 6), "b": (5, 0)}
-    context, pooled = assemble({"b": text["b"]}, widths=widths)
+    expected = {"a": TextShape(4, 2, 6), "b": TextShape(4, 5, 0)}
+    context, pooled = assemble({"b": text["b"]}, expected=expected)
     np.testing.assert_array_equal(context[..., 2:], text["b"].tokens.astype(np.float32))
     assert not np.any(context[..., :2]) and pooled.shape == (3, 6) and not np.any(pooled)
     for wrong in ({}, {"c": text["a"]}, {"a": text["b"]}):
         with pytest.raises(UserError):
-            assemble(wrong, widths=widths)
+            assemble(wrong, expected=expected)
+
+
+def test_sd3s_layout_by_plain_numpy() -> None:
+    """CLIP-L before CLIP-G in channels, zeros up to T5's width, T5 behind along the sequence; zeros for what lacks."""
+    shapes = {"clip_g": TextShape(7, 5, 5), "clip_l": TextShape(7, 3, 3), "t5": TextShape(9, 16, 0)}
+    text = {
+        name: TextStates(
+            values(f"{name} tokens", (2, shape.length, shape.width)), values(name, (2, shape.pooled_width))
+        )
+        for name, shape in shapes.items()
+    }
+    assert context_shape(shapes, "sd3") == (16, 16, 8)
+    context, pooled = jax.jit(functools.partial(assemble, layout="sd3"))(text)
+    clips = np.concatenate([text["clip_l"].tokens, text["clip_g"].tokens, np.zeros((2, 7, 8), np.float32)], axis=-1)
+    np.testing.assert_array_equal(context, np.concatenate([clips, text["t5"].tokens], axis=1))
+    np.testing.assert_array_equal(pooled, np.concatenate([text["clip_l"].pooled, text["clip_g"].pooled], axis=-1))
+    for gone in shapes:
+        rest = {name: states for name, states in text.items() if name != gone}
+        without, pooled_without = assemble(rest, expected=shapes, layout="sd3")
+        zeroed = {**text, gone: TextStates(*(np.zeros_like(array) for array in text[gone]))}
+        expected, pooled_expected = assemble(zeroed, layout="sd3")
+        np.testing.assert_array_equal(without, expected)
+        np.testing.assert_array_equal(pooled_without, pooled_expected)
+    with pytest.raises(UserError, match=r"different lengths.*text_layout='sd3'"):
+        assemble(text)
+    real = {"clip_l": TextShape(77, 768, 768), "clip_g": TextShape(77, 1280, 1280), "t5": TextShape(256, 4096, 0)}
+    assert context_shape(real, "sd3") == (333, 4096, 2048)
 
 
 def test_bad_names_and_weights_are_told_in_one_line(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_same_whatever_the_chunk_and_one_program_for_a_family(monkeypatch: p
     whole = validation_loss(CONFIG, params, formulation("rf"), images, text)
     for name in ("rf/lognorm(0.00,1.00)", "rf/mode(1.29)", "rf/cosmap"):
         np.testing.assert_array_equal(validation_loss(CONFIG, params, formulation(name), images, text), whole)
-    assert validation._compiled(CONFIG, 8, None)._cache_size() == 1  # type: ignore[attr-defined]
+    assert validation._compiled(CONFIG, 8, None, "channels")._cache_size() == 1  # type: ignore[attr-defined]
     monkeypatch.setattr(validation, "CHUNK", 4)  # 10 images: the last chunk is short
     np.testing.assert_allclose(validation_loss(CONFIG, params, formulation("rf"), images, text), whole, rtol=1e-6)
 

@@ -49,6 +49,7 @@ def draw(
         resolution=run.data.resolution,
         channels=run.model.in_channels,
         drop=drop,
+        layout=run.data.text_layout,
     )
 
 

@@ -39,6 +39,7 @@ def sample_images(
     drop: Sequence[str] = (),
     chunk: int = 64,
     mesh: Mesh | None = None,
+    layout: str = "channels",
 ) -> tuple[np.ndarray, np.ndarray]:
     """One image a caption, from noise.
 
@@ -59,6 +60,7 @@ def sample_images(
         drop: encoders whose states are replaced by zeros.
         chunk: images made at a time.
         mesh: devices to spread the chunks over; None for where ``params`` are.
+        layout: how the encoders' states lie in the context (``models.text.assemble``).
 
     Returns:
         Images uint8 [N, resolution, resolution, channels], and the length of each one's path, float32 [N]
@@ -82,7 +84,7 @@ def sample_images(
 
     devices = 1 if mesh is None else mesh.size
     chunk = math.ceil(min(chunk, len(index)) / devices) * devices
-    run = _compiled(model_config, (resolution, resolution, channels), sampler.guidance != 1, mesh)
+    run = _compiled(model_config, (resolution, resolution, channels), sampler.guidance != 1, mesh, layout)
     parts = []
     for start in range(0, len(index), chunk):
         rows = np.minimum(np.arange(start, start + chunk), len(index) - 1)  # the last chunk repeats its last image
@@ -102,12 +104,12 @@ def initial_noise(seed: ArrayLike, indices: ArrayLike, shape: tuple[int, ...]) -
 
 @functools.lru_cache(maxsize=16)
 def _compiled(
-    config: MMDiTConfig, shape: tuple[int, ...], with_guidance: bool, mesh: Mesh | None
+    config: MMDiTConfig, shape: tuple[int, ...], with_guidance: bool, mesh: Mesh | None, layout: str
 ) -> Callable[..., tuple[Array, Array]]:
     """The jitted loop: noise to uint8 images, conditional and unconditional side in one batch."""
 
     def run(params: Any, table: Plan, index: Array, text: Text, seed: Array) -> tuple[Array, Array]:
-        context, pooled = assemble(text)
+        context, pooled = assemble(text, layout=layout)
         if with_guidance:
             context, pooled = _beside_zeros(context), _beside_zeros(pooled)
 

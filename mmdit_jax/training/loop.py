@@ -199,7 +199,15 @@ class _Member:
         """Measure and tell the validation loss, and keep the state if it is the best so far."""
         program, begun = self._program, time.perf_counter()
         ema, images, text = program.ema_of(self._index, state), data.validation_images, data.validation_text
-        levels = validation_loss(self._run.model, ema, self._formulation, images, text, mesh=program.mesh)
+        levels = validation_loss(
+            self._run.model,
+            ema,
+            self._formulation,
+            images,
+            text,
+            mesh=program.mesh,
+            layout=self._run.data.text_layout,
+        )
         with self._watched():
             loss = self.meter.validated(step, levels, time.perf_counter() - begun)
             if self._best is not None:

@@ -55,7 +55,10 @@ class Solo:
         self.mesh = mesh
         self.homes: tuple[Mesh, ...] = (mesh,)
         self._run, self._formulation = run, formulation(run.formulation)
-        self._step = make_train_step(run.model, run.optimizer, run.steps, run.data.text_drop, mesh, run.hardware.onednn)
+        data, onednn = run.data, run.hardware.onednn
+        self._step = make_train_step(
+            run.model, run.optimizer, run.steps, data.text_drop, mesh, onednn=onednn, layout=data.text_layout
+        )
 
     def join(self, states: Sequence[TrainState]) -> TrainState:
         (state,) = states

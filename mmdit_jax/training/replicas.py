@@ -54,6 +54,7 @@ def make_replica_step(
     *,
     shared_batch: bool,
     onednn: bool = False,
+    layout: str = "channels",
 ) -> TrainStep:
     """The step of R runs at once: ``step_function`` over a leading axis [R] of state, formulation, seed and metrics.
 
@@ -61,12 +62,12 @@ def make_replica_step(
     state is donated. Leaves of the formulation are stacked, so all are of one path and prediction.
 
     Args:
-      steps, drop, onednn: as of ``make_train_step``.
+      steps, drop, onednn, layout: as of ``make_train_step``.
       mesh: of one axis, "replica".
       shared_batch: all runs take the same batch, without the leading axis; else each its own, stacked.
     """
     options = onednn_options() if onednn else {}
-    inner = step_function(model_config, optimizer_config, steps, drop, onednn=bool(options))
+    inner = step_function(model_config, optimizer_config, steps, drop, onednn=bool(options), layout=layout)
     batch_spec = PartitionSpec() if shared_batch else OWN
     spread = jax.shard_map(
         jax.vmap(inner, in_axes=(0, None if shared_batch else 0, 0, 0)),
@@ -171,6 +172,7 @@ class Replicas:
             self._over,
             shared_batch=self._shared,
             onednn=first.hardware.onednn,
+            layout=first.data.text_layout,
         )
 
     def join(self, states: Sequence[TrainState]) -> TrainState:

@@ -36,6 +36,7 @@ def step_function(
     steps: int,
     drop: float,
     onednn: bool = False,
+    layout: str = "channels",
 ) -> TrainStep:
     """The step of a run as a pure function, to be jitted (``make_train_step``) or mapped over replicas first.
 
@@ -53,6 +54,7 @@ def step_function(
       steps: length of the run, which the learning rate's schedule needs.
       drop: probability that an encoder's text is replaced by zeros, drawn per example and encoder.
       onednn: whether oneDNN will do the matrix products, which other forms of some sums suit.
+      layout: how the encoders' states lie in the context (``models.text.assemble``).
     """
     optimizer = make_optimizer(optimizer_config, steps)
 
@@ -61,7 +63,7 @@ def step_function(
         x0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0
         text = batch["text"]
         keep = keep_masks(drop_key, sorted(text), len(x0), drop)
-        context, pooled = assemble(text, keep)
+        context, pooled = assemble(text, keep, layout=layout)
         drawn_from = learned(f, state.loss_by_time)
 
         def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -97,17 +99,18 @@ def make_train_step(
     drop: float,
     mesh: Mesh,
     onednn: bool = False,
+    layout: str = "channels",
 ) -> TrainStep:
     """``step_function`` jitted over ``mesh``; runs that differ in formulation or seed get the same function back.
 
     The given state is donated.
 
     Args:
-      steps, drop: as of ``step_function``.
+      steps, drop, layout: as of ``step_function``.
       onednn: let oneDNN do the matrix products where the backend is an x86 CPU (see ``HardwareConfig.onednn``).
     """
     options = onednn_options() if onednn else {}
-    step = step_function(model_config, optimizer_config, steps, drop, onednn=bool(options))
+    step = step_function(model_config, optimizer_config, steps, drop, onednn=bool(options), layout=layout)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model_config, optimizer_config, steps, mesh))
     whole = replicated(mesh)
     compiled = jax.jit(

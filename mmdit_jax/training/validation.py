@@ -37,6 +37,7 @@ def validation_loss(
     *,
     levels: int = 8,
     mesh: Mesh | None = None,
+    layout: str = "channels",
 ) -> np.ndarray:
     """Mean squared velocity error at ``levels`` noise levels equidistant in t: (i + 1/2) / levels (section 5.3).
 
@@ -55,6 +56,7 @@ def validation_loss(
         images: uint8 [N, H, W, C].
         text: by encoder, tokens [N, L, width] and pooled [N, pooled_width]; no text is dropped.
         levels: number of noise levels.
+        layout: how the encoders' states lie in the context (``models.text.assemble``).
         mesh: devices to spread the work over; None for where ``params`` are. Changes the result by rounding only.
 
     Returns:
@@ -74,7 +76,7 @@ def validation_loss(
     devices = 1 if mesh is None else mesh.size
     whole = devices // math.gcd(devices, levels)  # the rows, chunk x levels, are to divide among the devices
     chunk = math.ceil(min(CHUNK, count) / whole) * whole
-    errors = _compiled(model_config, levels, mesh)
+    errors = _compiled(model_config, levels, mesh, layout)
     parts = []
     for start in range(0, count, chunk):
         index = np.minimum(np.arange(start, start + chunk), count - 1)  # the last chunk repeats its last image
@@ -85,7 +87,7 @@ def validation_loss(
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(config: MMDiTConfig, levels: int, mesh: Mesh | None) -> Callable[..., Array]:
+def _compiled(config: MMDiTConfig, levels: int, mesh: Mesh | None, layout: str) -> Callable[..., Array]:
     """Squared velocity error [chunk, levels] of a chunk of images, jitted; every formulation of a path shares it."""
 
     def errors(params: Any, f: Formulation, images: Array, text: Text, index: Array) -> Array:
@@ -93,7 +95,7 @@ def _compiled(config: MMDiTConfig, levels: int, mesh: Mesh | None) -> Callable[.
         x0 = _per_level(images.astype(jnp.float32) / 127.5 - 1.0, levels)
         level = jnp.tile((jnp.arange(levels, dtype=jnp.float32) + 0.5) / levels, chunk)
         eps = validation_noise(index, levels, images.shape[1:]).reshape(x0.shape)
-        context, pooled = (_per_level(array, levels) for array in assemble(text))
+        context, pooled = (_per_level(array, levels) for array in assemble(text, layout=layout))
         if mesh is not None:
             rows = batch_sharding(mesh)
             x0, level, eps, context, pooled = jax.lax.with_sharding_constraint((x0, level, eps, context, pooled), rows)

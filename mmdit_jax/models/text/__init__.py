@@ -10,11 +10,31 @@ from collections.abc import Callable
 
 from mmdit_jax.errors import unknown
 from mmdit_jax.models.text.clip import PRE_ENCODED
-from mmdit_jax.models.text.interface import TextEncoder, TextStates, assemble, encode_all
+from mmdit_jax.models.text.interface import (
+    LAYOUTS,
+    TextEncoder,
+    TextShape,
+    TextStates,
+    assemble,
+    context_shape,
+    encode_all,
+    encoder_order,
+)
 from mmdit_jax.models.text.tower import TowerEncoder
 from mmdit_jax.models.text.words import WordsEncoder
 
-__all__ = ["ENCODERS", "TextEncoder", "TextStates", "assemble", "encode_all", "text_encoder"]
+__all__ = [
+    "ENCODERS",
+    "LAYOUTS",
+    "TextEncoder",
+    "TextShape",
+    "TextStates",
+    "assemble",
+    "context_shape",
+    "encode_all",
+    "encoder_order",
+    "text_encoder",
+]
 
 ENCODERS: dict[str, Callable[[], TextEncoder]] = {"words": WordsEncoder, "tower": TowerEncoder.load}
 """Every encoder that can encode, by name; the value makes it (and reads its weights, where it has any)."""
