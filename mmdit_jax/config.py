@@ -230,7 +230,7 @@ class Run:
 
 
 ADDED_LATER: dict[str, dict[str, Any]] = {
-    "model": {"architecture": "mmdit", "text_split": 77},
+    "model": {"position_base": None, "dual_attention": 0, "architecture": "mmdit", "text_split": 77},
     "data": {"text_layout": "channels"},
     "evaluation": {"without": []},
 }

@@ -77,12 +77,13 @@ class CrossDiT(Frame):
         t: Float[Array, " batch"],
         context: Float[Array, "batch text context_dim"],
         pooled: Float[Array, "batch pooled_dim"],
+        positions: Float[Array, "tokens width"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """As ``MMDiT.__call__``."""
         self.check(latents, context, pooled)
         config = self.config
         rows, columns = config.grid(latents.shape[1], latents.shape[2])
-        x = self.patch(patchify(latents, config.patch_size)) + self.positions(rows, columns)
+        x = self.patch(patchify(latents, config.patch_size)) + self.placed(rows, columns, positions)
         text, condition = self.context(context), self.condition(t, pooled)
 
         def block(carry: jax.Array, weights: Block) -> tuple[jax.Array, None]:

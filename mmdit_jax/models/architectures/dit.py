@@ -80,11 +80,12 @@ class DiT(Frame, Trunk):
         t: Float[Array, " batch"],
         context: Float[Array, "batch text context_dim"],
         pooled: Float[Array, "batch pooled_dim"],
+        positions: Float[Array, "tokens width"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """As ``MMDiT.__call__``."""
         self.check(latents, context, pooled)
         rows, columns = self.config.grid(latents.shape[1], latents.shape[2])
-        x = self.patch(patchify(latents, self.config.patch_size)) + self.positions(rows, columns)
+        x = self.patch(patchify(latents, self.config.patch_size)) + self.placed(rows, columns, positions)
         condition = self.condition(t, pooled)
         x = self.through(self.config, x, self.context(context), condition)
         return self.output(x, condition, rows, columns)

@@ -46,9 +46,12 @@ class Frame(nnx.Module):
         """What modulates every layer: SiLU of the embeddings of time and pooled text."""
         return jax.nn.silu(self.time(timestep_features(t)) + self.pooled(pooled))
 
-    def positions(self, rows: int, columns: int) -> Float[Array, "tokens width"]:
-        """Fixed features of where a token is, in the blocks' dtype."""
-        return sincos_positions(rows, columns, self.config.width, self.config.position_table).astype(self.config.dtype)
+    def placed(self, rows: int, columns: int, positions: jax.Array | None) -> Float[Array, "tokens width"]:
+        """``positions``, or the config's fixed features of where a token is, in the blocks' dtype."""
+        config = self.config
+        if positions is None:
+            positions = sincos_positions(rows, columns, config.width, config.position_table, config.position_base)
+        return positions.astype(config.dtype)
 
     def output(
         self, x: Float[Array, "batch patches width"], condition: jax.Array, rows: int, columns: int

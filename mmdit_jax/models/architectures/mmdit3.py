@@ -65,6 +65,7 @@ class MMDiT3(Frame):
         t: Float[Array, " batch"],
         context: Float[Array, "batch text context_dim"],
         pooled: Float[Array, "batch pooled_dim"],
+        positions: Float[Array, "tokens width"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """As ``MMDiT.__call__``.
 
@@ -75,7 +76,7 @@ class MMDiT3(Frame):
         config = self.config
         first, _ = split_text(config, context.shape[1])
         rows, columns = config.grid(latents.shape[1], latents.shape[2])
-        x = self.patch(patchify(latents, config.patch_size)) + self.positions(rows, columns)
+        x = self.patch(patchify(latents, config.patch_size)) + self.placed(rows, columns, positions)
         condition = self.condition(t, pooled)
         tokens: Streams = (x, self.context(context[:, :first]), self.second_context(context[:, first:]))
         if config.depth > 1:

@@ -47,12 +47,13 @@ def apply(
     t: Float[Array, " batch"],
     context: Float[Array, "batch text context_dim"],
     pooled: Float[Array, "batch pooled_dim"],
+    positions: Float[Array, "tokens width"] | None = None,
 ) -> Float[Array, "batch height width channels"]:
     """The module's ``__call__`` as a pure function of the parameters of ``init_params``."""
     graph, state = _abstract(config)
     state = jax.tree.map(lambda leaf: leaf, state)  # a copy: replacing fills it in place
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)(latents, t, context, pooled)
+    return nnx.merge(graph, state)(latents, t, context, pooled, positions)
 
 
 @functools.lru_cache(maxsize=64)

@@ -79,8 +79,9 @@ class UViT(Frame, Trunk):
         t: Float[Array, " batch"],
         context: Float[Array, "batch text context_dim"],
         pooled: Float[Array, "batch pooled_dim"],
+        positions: Float[Array, "tokens width"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        """As ``MMDiT.__call__``.
+        """As ``MMDiT.__call__``; ``positions`` are of the tokens in the middle.
 
         Raises:
           UserError: also where a side of the grid of patches is odd.
@@ -101,7 +102,7 @@ class UViT(Frame, Trunk):
         x = self.patch(patchify(latents, config.patch_size))
         x, skips = scan(config, down, x, self.descent.blocks, UVIT_BLOCKS)
         middle = self.merge(patchify(x.reshape(len(x), rows, columns, -1), 2))
-        middle = middle + self.positions(rows // 2, columns // 2)
+        middle = middle + self.placed(rows // 2, columns // 2, positions)
         middle = self.through(config, middle, self.context(context), condition)
         x = unpatchify(self.split(middle), rows // 2, columns // 2, 2).reshape(x.shape)
         x, _ = scan(config, up, x, (self.ascent.blocks, skips[::-1]), UVIT_BLOCKS)
