@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -360,3 +361,16 @@ def test_muon_has_the_matrices_of_the_blocks_and_sharding_leaves_the_stack(name)
         spec = tuple(parameter_spec(dotted, leaf.shape, 4))
         if "blocks" in dotted.split(".") and spec:
             assert spec[0] is None, dotted
+
+
+def test_the_docs_tell_the_counts() -> None:
+    """docs/architectures.md: parameters and GFLOPs at SD3's sizes and 256 pixels."""
+    text = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `") and " · " in line]
+    assert [row[0].strip("`") for row in rows] == list(ARCHITECTURES)
+    for name, *cells in rows:
+        patch = 1 if name == "`uvit`" else 2
+        for depth, cell in zip((15, 18, 21, 24), cells, strict=True):
+            config = MMDiTConfig.from_depth(depth, architecture=name.strip("`"), patch_size=patch)
+            flops = config.flops_per_image(32, 32, 154)
+            assert cell == f"{config.num_params() / 1e6:,.0f} · {flops / 1e9:,.0f}", (name, depth)
