@@ -330,6 +330,7 @@ def batch(size: int = 16) -> dict:
     return {"image": images.astype(np.uint8), "text": {"tower": (tokens, np.repeat(level[:, None], 6, axis=1))}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_learns(name, optimizer) -> None:

@@ -51,6 +51,55 @@ def test_runs_cost_the_same_and_look_at_the_same_points() -> None:
     assert len({run.formulation for run in runs}) == 1
 
 
+STUDY = '''
+"""Two architectures with two seeds, for the tests."""
+from dataclasses import replace
+from mmdit_jax.config import *
+from mmdit_jax.diffusion import SamplerConfig
+from mmdit_jax.models import MMDiTConfig
+
+def study():
+    data = DataConfig(name="scenes", examples=256, validation_examples=8, text_layout="sd3")
+    context, pooled = text_widths(data.text_encoders, data.text_layout)
+    model = MMDiTConfig.from_depth(
+        2, head_size=16, patch_size=8, in_channels=3, context_dim=context, pooled_dim=pooled, position_table=8,
+        text_split=16,
+    )
+    base = Run(
+        name="base", model=model, data=data, batch=8, steps=4, validate_every=2,
+        optimizer=OptimizerConfig(name="muon", learning_rate=1e-2, warmup_steps=1, ema_decay=0.9),
+        evaluation=EvaluationConfig(prompts_per_task=1, sampler=SamplerConfig(steps=1)),
+        hardware=HardwareConfig(checkpoint_every=2),
+    )
+    return Study("two", tuple(
+        replace(base, name=f"{name} s{seed}", model=replace(model, architecture=name), seed=seed)
+        for name in ("uvit", "mmdit3") for seed in (0, 1)
+    ))
+'''
+
+
+@pytest.mark.slow
+def test_others_go_through_a_study(mmdit, tmp_path) -> None:
+    """Side by side, validated, checkpointed, evaluated, in the tables; then the figure of it."""
+    (tmp_path / "two.py").write_text(STUDY)
+    done = mmdit("study", "run", "two.py", "--replicas", "2", "--quiet")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "studies" / "two" / "results.csv")
+    assert list(table["architecture"]) == ["uvit", "uvit", "mmdit3", "mmdit3"]
+    assert np.isfinite(table[["val_loss", "geneval_graded"]]).all(axis=None)
+    assert table["params_sha256"].nunique() == len(table)
+    points = pd.read_csv(tmp_path / "studies" / "two" / "curves.csv")
+    assert set(points["architecture"]) == {"uvit", "mmdit3"} and set(points["seed"]) == {0, 1}
+    assert main([str(tmp_path / "studies" / "two"), "--baseline", "uvit"]) == 0
+    alone = mmdit("train", "two.py", "--run", "mmdit3 s0", "--set", "model.text_split=32", "--quiet")
+    assert alone.returncode == 2
+    assert (
+        alone.stderr.strip()
+        .splitlines()[-1]
+        .endswith("text_split=32: the text has 32 tokens; mmdit3 needs some after the split")
+    )
+
+
 def test_ranking_pairs_seeds() -> None:
     table = results()
     places = ranking(table, "architecture", "val_loss", "mmdit")
