@@ -27,8 +27,8 @@ from mmdit_jax.evaluation.text_to_image import (
     latent_sides,
     take,
 )
-from mmdit_jax.models.autoencoder import load_autoencoder
 from mmdit_jax.models.sd3 import load_sd3, open_checkpoint
+from mmdit_jax.models.autoencoder import load_autoencoder
 from mmdit_jax.models.text import TextEncoder, TextShape
 from mmdit_jax.models.text.pretrained import load_text_encoder
 from mmdit_jax.models.text.tokenizer import SD3_FOLDERS
@@ -47,9 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name in ENCODERS:
         option = f"--{name.replace('_', '-')}"
         group.add_argument(option, dest=name, type=Path, metavar="PATH", help=f"folder or file of {name} alone")
-    group.add_argument(
-        "--t5-length", type=int, default=77, metavar="N", help="tokens of T5: 77, or diffusers' 256 (77)"
-    )
+    group.add_argument("--t5-length", type=int, default=77, metavar="N", help="tokens of T5: 77, or diffusers' 256 (77)")
     group.add_argument("--vae", type=Path, metavar="PATH", help="folder or file (default: the checkpoint's)")
     group.add_argument("--height", type=int, default=1024, help="pixels, a multiple of 64 (%(default)s)")
     group.add_argument("--width", type=int, default=1024, help="pixels, a multiple of 64 (%(default)s)")
@@ -117,9 +115,7 @@ def sample_checkpoint(args: argparse.Namespace) -> int:
             print(path)
     if args.json:
         images = [{"path": str(path), "prompt": caption} for path, caption in zip(paths, captions, strict=True)]
-        print(
-            json.dumps({"images": images, "sampler": sampler.label, "seed": args.seed or 0, "encoders": list(states)})
-        )
+        print(json.dumps({"images": images, "sampler": sampler.label, "seed": args.seed or 0, "encoders": list(states)}))
     return 0
 
 
@@ -140,9 +136,7 @@ def _encoders(args: argparse.Namespace, dtype: str) -> dict[str, Callable[[], Te
         length = args.t5_length if name == "t5" else None
         found[name] = functools.partial(load_text_encoder, name, place, length=length, dtype=dtype)
     if not found and not args.drop:
-        raise UserError(
-            f"text={args.text or args.checkpoint}: no text encoder there; give --text, or --clip-l and so on"
-        )
+        raise UserError(f"text={args.text or args.checkpoint}: no text encoder there; give --text, or --clip-l and so on")
     return found
 
 

@@ -36,7 +36,9 @@ class Conditioning(NamedTuple):
     pooled: Array
 
 
-def encode_prompts(load: Mapping[str, Callable[[], TextEncoder]], captions: Sequence[str]) -> dict[str, TextStates]:
+def encode_prompts(
+    load: Mapping[str, Callable[[], TextEncoder]], captions: Sequence[str]
+) -> dict[str, TextStates]:
     """States of captions by encoder; each is loaded, used, and let go before the next."""
     return {name: make().encode(captions) for name, make in load.items()}
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parity.pipeline import GOLDEN, trajectory
 from test_text_to_image import check
 from tiny_pipeline import CASES, write_pipeline
-
-from parity.pipeline import GOLDEN, trajectory
 
 
 @pytest.mark.parametrize("case", CASES)
