@@ -6,8 +6,9 @@ python -m experiments.architectures_figure studies/architectures_small --out doc
 Held: the training FLOPs of a run (within 1 %), and with them nearly the FLOPs of an image and the number of steps. Not
 held: parameters, since at equal FLOPs a network has the more of them the more sets of weights share its tokens (0.33M
 for the UViT, 0.6M for the DiT, 1.4M for three streams). The text has SD3's layout: `tower` in the part of the CLIPs,
-`words` behind it in that of T5. Twenty runs, about 25 minutes on two cores. The paper's order is DiT < UViT < CrossDiT
-< MMDiT, with little gained by a third stream; expect the differences here to be small beside those of seeds.
+`words` behind it in that of T5. Twenty runs, about half an hour on two idle cores (four replicas at once; kill it and
+start it again as often as you like). The paper's order is DiT < UViT < CrossDiT < MMDiT, with little gained by a third
+stream; expect the differences here to be small beside those of seeds.
 """
 
 from __future__ import annotations
