@@ -70,7 +70,9 @@ def _result_row(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curve_rows(run: Run, result: dict[str, Any]) -> list[dict[str, Any]]:
-    known = {key: describe(run)[key] for key in ("run_id", "name", "formulation", "depth", "dataset")}
+    known = {
+        key: describe(run)[key] for key in ("run_id", "name", "formulation", "architecture", "depth", "dataset", "seed")
+    }
     return [
         {
             **known,

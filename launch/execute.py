@@ -157,6 +157,7 @@ def describe(run: Run) -> dict[str, Any]:
         "run_id": run.run_id,
         "name": run.name,
         "formulation": run.formulation,
+        "architecture": run.model.architecture,
         "depth": run.model.depth,
         "dataset": run.data.name,
         "seed": run.seed,

@@ -229,7 +229,11 @@ class Run:
         return float(self.model.flops_6nd(size, size, context_tokens(self))) * self.batch * steps
 
 
-ADDED_LATER: dict[str, dict[str, Any]] = {"data": {"text_layout": "channels"}, "evaluation": {"without": []}}
+ADDED_LATER: dict[str, dict[str, Any]] = {
+    "model": {"position_base": None, "dual_attention": 0, "architecture": "mmdit", "text_split": 77},
+    "data": {"text_layout": "channels"},
+    "evaluation": {"without": []},
+}
 """Fields that came after runs had been made, with what these runs were: such a run keeps its id."""
 
 

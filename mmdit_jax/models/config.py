@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from types import ModuleType
 from typing import Any
 
 from mmdit_jax.errors import UserError, unknown
 
 REMAT_POLICIES = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16")
+ARCHITECTURES = ("dit", "crossdit", "uvit", "mmdit", "mmdit3")
 TIME_FEATURES = 256
 # Of SD3's position table, see MMDiTConfig.position_base.
 POSITION_BASE = 64
@@ -37,6 +39,9 @@ class MMDiTConfig:
       scan: run the blocks with ``jax.lax.scan`` (compile time independent of depth) or unrolled (a little faster when
         small). The parameters are the same either way.
       dtype: of the blocks' arithmetic. Parameters, timesteps, normalisation, softmax and the output stay float32.
+      architecture: which network of SD3's figure 4: "mmdit", or "dit", "crossdit", "uvit", "mmdit3" (see
+        ``mmdit_jax.models.architectures``), of which all other fields mean the same.
+      text_split: tokens of the first text stream of "mmdit3" (CLIP's 77); the rest of the text is the second's.
 
     Raises:
       UserError: a field is out of its range; the message names it.
@@ -57,10 +62,12 @@ class MMDiTConfig:
     remat: str = "none"
     scan: bool = True
     dtype: str = "float32"
+    architecture: str = "mmdit"
+    text_split: int = 77
 
     def __post_init__(self) -> None:
         positive = ("depth", "head_size", "patch_size", "in_channels", "context_dim", "pooled_dim", "position_table")
-        for field in (*positive, "mlp_ratio"):
+        for field in (*positive, "mlp_ratio", "text_split"):
             _require_positive(field, getattr(self, field))
         if self.heads is not None:
             _require_positive("heads", self.heads)
@@ -79,6 +86,10 @@ class MMDiTConfig:
             unknown("remat", self.remat, REMAT_POLICIES)
         if self.dtype not in DTYPES:
             unknown("dtype", self.dtype, DTYPES)
+        if self.architecture not in ARCHITECTURES:
+            unknown("architecture", self.architecture, ARCHITECTURES)
+        if self.dual_attention and self.architecture != "mmdit":
+            raise UserError(f"dual_attention={self.dual_attention}: expected 0 with architecture={self.architecture!r}")
 
     @classmethod
     def from_depth(cls, depth: int, *, width: int | None = None, **fields: Any) -> MMDiTConfig:
@@ -145,6 +156,8 @@ class MMDiTConfig:
 
     def num_params(self) -> int:
         """Trainable parameters, in closed form. The position table is fixed and not counted."""
+        if self.architecture != "mmdit":
+            return _counts().num_params(self)
         d, hidden = self.width, self.mlp_ratio * self.width
 
         def dense(features_in: int, features_out: int) -> int:
@@ -174,6 +187,8 @@ class MMDiTConfig:
           height, width: of the latent, in latent pixels.
           context_tokens: text tokens.
         """
+        if self.architecture != "mmdit":
+            return _counts().flops_per_image(self, height, width, context_tokens)
         rows, columns = self.grid(height, width)
         image, text, d = rows * columns, context_tokens, self.width
         per_token = 3 * d * d + d * d + 2 * self.mlp_ratio * d * d  # qkv, output, MLP
@@ -197,8 +212,16 @@ class MMDiTConfig:
         It overcounts an MMDiT about twofold, since a token passes through its own stream only; it is there to compare
         with work that counts so. A training step by the other count is 3 x ``flops_per_image``.
         """
+        if self.architecture != "mmdit":
+            return 6 * self.num_params() * _counts().sequence(self, height, width, context_tokens)
         rows, columns = self.grid(height, width)
         return 6 * self.num_params() * (rows * columns + context_tokens)
+
+
+def _counts() -> ModuleType:
+    from mmdit_jax.models.architectures import counts  # which needs this module
+
+    return counts
 
 
 def _require_positive(field: str, value: int) -> None:

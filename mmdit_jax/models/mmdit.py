@@ -6,7 +6,6 @@ section 4 and figure 2.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -19,8 +18,6 @@ from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import TIME_FEATURES, MMDiTConfig
 from mmdit_jax.models.layers import ConditionMLP, Dense, HeadNorm, gelu, modulated_norm
 from mmdit_jax.models.positions import patchify, sincos_positions, timestep_features, unpatchify
-
-Params = dict[str, Any]
 
 
 class Stream(nnx.Module):
@@ -165,9 +162,9 @@ class MMDiT(nnx.Module):
           UserError: the latents don't fit the patches or the position table, or a last axis is not the config's.
         """
         config = self.config
-        _require_channels("latents", latents, config.in_channels)
-        _require_channels("context", context, config.context_dim)
-        _require_channels("pooled", pooled, config.pooled_dim)
+        require_channels("latents", latents, config.in_channels)
+        require_channels("context", context, config.context_dim)
+        require_channels("pooled", pooled, config.pooled_dim)
         rows, columns = config.grid(latents.shape[1], latents.shape[2])
 
         if positions is None:
@@ -179,7 +176,7 @@ class MMDiT(nnx.Module):
         def block(carry: tuple[jax.Array, jax.Array], weights: JointBlock) -> tuple[tuple[jax.Array, jax.Array], None]:
             return weights(*carry, condition), None
 
-        body = _rematerialised(block, config.remat)
+        body = rematerialised(block, config.remat)
         carry = (x, text)
         for name in ("dual", "blocks"):
             if name in vars(self):
@@ -191,34 +188,8 @@ class MMDiT(nnx.Module):
         return unpatchify(out, rows, columns, config.patch_size).astype(jnp.float32)
 
 
-def init_params(config: MMDiTConfig, key: jax.Array) -> Params:
-    """Parameters as nested dicts of float32 arrays, from a typed or raw PRNG key. Works under jit and eval_shape."""
-    return nnx.to_pure_dict(nnx.state(MMDiT(config, rngs=nnx.Rngs(params=key)), nnx.Param))
-
-
-def apply(
-    config: MMDiTConfig,
-    params: Params,
-    latents: Float[Array, "batch height width channels"],
-    t: Float[Array, " batch"],
-    context: Float[Array, "batch text context_dim"],
-    pooled: Float[Array, "batch pooled_dim"],
-    positions: Float[Array, "tokens width"] | None = None,
-) -> Float[Array, "batch height width channels"]:
-    """``MMDiT.__call__`` as a pure function of the parameters of ``init_params``."""
-    graph, state = _abstract(config)
-    state = jax.tree.map(lambda leaf: leaf, state)  # a copy: replacing fills it in place
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)(latents, t, context, pooled, positions)
-
-
-@functools.lru_cache(maxsize=64)
-def _abstract(config: MMDiTConfig) -> tuple[nnx.GraphDef[MMDiT], nnx.State]:
-    """The structure of the model, with shapes in place of arrays."""
-    return nnx.split(nnx.eval_shape(lambda: MMDiT(config, rngs=nnx.Rngs(0))))
-
-
-def _rematerialised(function: Any, remat: str) -> Any:
+def rematerialised(function: Any, remat: str) -> Any:
+    """``function`` with the config's policy for what its backward pass recomputes."""
     if remat == "none":
         return function
     policies = {
@@ -228,6 +199,7 @@ def _rematerialised(function: Any, remat: str) -> Any:
     return jax.checkpoint(function, policy=policies[remat], prevent_cse=False)
 
 
-def _require_channels(field: str, array: jax.Array, channels: int) -> None:
+def require_channels(field: str, array: jax.Array, channels: int) -> None:
+    """Raises UserError unless the last axis of ``array`` has so many channels."""
     if array.shape[-1] != channels:
         raise UserError(f"{field}={tuple(array.shape)}: expected {channels} channels along the last axis")

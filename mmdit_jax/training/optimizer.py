@@ -13,7 +13,7 @@ from mmdit_jax.config import OptimizerConfig
 
 # Matrices inside the blocks, which Muon orthogonalises. Modulations, embeddings and the output layer stay with AdamW:
 # they start at zero, or map from and to inputs whose channels mean something one by one.
-MUON_LAYERS = ("qkv", "out", "up", "down")
+MUON_LAYERS = ("qkv", "out", "up", "down", "cross_q", "cross_kv", "cross_out", "conv_in", "conv_out", "shortcut")
 # Muon's own rate is about ten times AdamW's on the same network.
 ADAM_SHARE = 0.1
 
@@ -90,7 +90,7 @@ def muon_dimensions(params: Any) -> Any:
 
     def dimensions(path: tuple[Any, ...], _: Any) -> MuonDimensionNumbers | None:
         names = [entry.key for entry in path]
-        if names[-1] == "kernel" and names[-2] in MUON_LAYERS and names[0] in ("dual", "blocks", "last"):
+        if names[-1] == "kernel" and names[-2] in MUON_LAYERS and {"dual", "blocks", "last"} & set(names):
             return MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
         return None
 

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mmdit_jax.errors import UserError
+from mmdit_jax.models.architectures.registry import Params, apply
 from mmdit_jax.models.config import DTYPES, MMDiTConfig
-from mmdit_jax.models.mmdit import Params, apply
 from mmdit_jax.models.sd3 import table
 from mmdit_jax.models.sd3.files import RAW, WIDE
 from mmdit_jax.models.sd3.infer import check

@@ -1,0 +1,93 @@
+"""CrossDiT: image tokens alone in the sequence, which look at the text by cross-attention in every block.
+
+As PixArt-alpha (Chen et al. 2023, arXiv 2310.00426): self-attention and MLP are modulated by the condition, the
+cross-attention between them is neither normalised nor gated, and starts with a zero output. The text is embedded once
+and stays as it is.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmdit_jax.models.architectures.frame import Frame, scan, stacked
+from mmdit_jax.models.attention import joint_attention
+from mmdit_jax.models.config import MMDiTConfig
+from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
+from mmdit_jax.models.mmdit import Stream
+from mmdit_jax.models.positions import patchify
+
+
+class CrossAttention(nnx.Module):
+    """Queries from the image, keys and values from the text."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
+        d, dtype = config.width, config.dtype
+        self.heads, self.head_size = config.num_heads, config.head_size
+        self.cross_q = Dense(d, d, dtype=dtype, init="xavier", rngs=rngs)
+        self.cross_kv = Dense(d, 2 * d, dtype=dtype, init="xavier", rngs=rngs)
+        self.cross_out = Dense(d, d, dtype=dtype, init="zeros", rngs=rngs)
+        self.norm_q = HeadNorm(config.head_size) if config.qk_norm else None
+        self.norm_k = HeadNorm(config.head_size) if config.qk_norm else None
+
+    def __call__(
+        self, x: Float[Array, "batch image width"], text: Float[Array, "batch text width"]
+    ) -> Float[Array, "batch image width"]:
+        q = jnp.moveaxis(self.cross_q(x).reshape(*x.shape[:2], self.heads, self.head_size), 2, 1)
+        pair = self.cross_kv(text).reshape(*text.shape[:2], 2, self.heads, self.head_size)
+        k, v = jnp.moveaxis(pair, (2, 3), (0, 2))
+        if self.norm_q is not None and self.norm_k is not None:
+            q, k = self.norm_q(q), self.norm_k(k)
+        return self.cross_out(jnp.moveaxis(joint_attention(q, k, v), 1, 2).reshape(x.shape))
+
+
+class Block(nnx.Module):
+    """Modulated self-attention, cross-attention, modulated MLP."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
+        self.latent = Stream(config, ends=False, rngs=rngs)
+        self.text = CrossAttention(config, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch image width"],
+        text: Float[Array, "batch text width"],
+        condition: Float[Array, "batch width"],
+    ) -> Float[Array, "batch image width"]:
+        own = self.latent
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = own.chunks(condition)
+        attention = joint_attention(*own.attended(x, shift, scale))
+        x = x + gate[:, None] * own.out(jnp.moveaxis(attention, 1, 2).reshape(x.shape))
+        x = x + self.text(x, text)
+        return x + mlp_gate[:, None] * own.down(gelu(own.up(modulated_norm(x, mlp_shift, mlp_scale))))
+
+
+class CrossDiT(Frame):
+    """The network: noisy latents, time and text in; the prediction out."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs=rngs)
+        self.blocks = stacked(lambda own: Block(config, rngs=own), config.depth, rngs)
+
+    def __call__(
+        self,
+        latents: Float[Array, "batch height width channels"],
+        t: Float[Array, " batch"],
+        context: Float[Array, "batch text context_dim"],
+        pooled: Float[Array, "batch pooled_dim"],
+        positions: Float[Array, "tokens width"] | None = None,
+    ) -> Float[Array, "batch height width channels"]:
+        """As ``MMDiT.__call__``."""
+        self.check(latents, context, pooled)
+        config = self.config
+        rows, columns = config.grid(latents.shape[1], latents.shape[2])
+        x = self.patch(patchify(latents, config.patch_size)) + self.placed(rows, columns, positions)
+        text, condition = self.context(context), self.condition(t, pooled)
+
+        def block(carry: jax.Array, weights: Block) -> tuple[jax.Array, None]:
+            return weights(carry, text, condition), None
+
+        x, _ = scan(config, block, x, self.blocks, config.depth)
+        return self.output(x, condition, rows, columns)

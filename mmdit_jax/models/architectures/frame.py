@@ -1,0 +1,75 @@
+"""What every architecture shares: embeddings, the condition, blocks scanned over depth, the output layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmdit_jax.models.config import TIME_FEATURES, MMDiTConfig
+from mmdit_jax.models.layers import ConditionMLP, Dense, modulated_norm
+from mmdit_jax.models.mmdit import rematerialised, require_channels
+from mmdit_jax.models.positions import sincos_positions, timestep_features, unpatchify
+
+
+class Frame(nnx.Module):
+    """The layers before and after the blocks, named and initialised as the MMDiT's. A network subclasses it.
+
+    Args:
+      width: of a patch's token at the input and the output; None for the blocks' width.
+    """
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs, width: int | None = None) -> None:
+        d, dtype = config.width, config.dtype
+        outer = d if width is None else width
+        self.config = config
+        self.patch = Dense(config.patch_features, outer, dtype=dtype, init="xavier", rngs=rngs)
+        self.context = Dense(config.context_dim, d, dtype=dtype, init="xavier", rngs=rngs)
+        self.time = ConditionMLP(TIME_FEATURES, d, dtype=dtype, rngs=rngs)
+        self.pooled = ConditionMLP(config.pooled_dim, d, dtype=dtype, rngs=rngs)
+        self.final_modulation = Dense(d, 2 * outer, dtype=dtype, init="zeros", rngs=rngs)
+        self.final = Dense(outer, config.patch_features, dtype=dtype, init="zeros", rngs=rngs)
+
+    def check(self, latents: jax.Array, context: jax.Array, pooled: jax.Array) -> None:
+        """Raises UserError where a last axis is not the config's."""
+        require_channels("latents", latents, self.config.in_channels)
+        require_channels("context", context, self.config.context_dim)
+        require_channels("pooled", pooled, self.config.pooled_dim)
+
+    def condition(
+        self, t: Float[Array, " batch"], pooled: Float[Array, "batch pooled_dim"]
+    ) -> Float[Array, "batch width"]:
+        """What modulates every layer: SiLU of the embeddings of time and pooled text."""
+        return jax.nn.silu(self.time(timestep_features(t)) + self.pooled(pooled))
+
+    def placed(self, rows: int, columns: int, positions: jax.Array | None) -> Float[Array, "tokens width"]:
+        """``positions``, or the config's fixed features of where a token is, in the blocks' dtype."""
+        config = self.config
+        if positions is None:
+            positions = sincos_positions(rows, columns, config.width, config.position_table, config.position_base)
+        return positions.astype(config.dtype)
+
+    def output(
+        self, x: Float[Array, "batch patches width"], condition: jax.Array, rows: int, columns: int
+    ) -> Float[Array, "batch height width channels"]:
+        """The prediction, float32, from the patches' last states."""
+        shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
+        out = self.final(modulated_norm(x, shift, scale))
+        return unpatchify(out, rows, columns, self.config.patch_size).astype(jnp.float32)
+
+
+def stacked(make: Callable[[nnx.Rngs], Any], count: int, rngs: nnx.Rngs) -> Any:
+    """``count`` modules as one, each parameter with a leading axis. Keep it under the name ``blocks``: sharding never
+    cuts that axis, and Muon takes it as a batch of matrices."""
+    keys = jax.random.split(rngs.params(), count)
+    return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
+
+
+def scan(config: MMDiTConfig, block: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, count: int) -> Any:
+    """``jax.lax.scan`` of a block over ``count`` stacked modules, rematerialised and unrolled as the config says."""
+    unroll = 1 if config.scan else count
+    return jax.lax.scan(rematerialised(block, config.remat), carry, xs, unroll=unroll)

@@ -1,0 +1,86 @@
+"""MMDiT with three streams: image, CLIP text and T5 text, each with weights of its own, one attention over all.
+
+SD3's variant (arXiv 2403.03206, figure 4) gives each kind of text embedding a set of weights. The context holds the
+first ``text_split`` tokens for the CLIP stream and the rest for T5's.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmdit_jax.models.architectures.counts import split_text
+from mmdit_jax.models.architectures.frame import Frame, scan, stacked
+from mmdit_jax.models.attention import joint_attention
+from mmdit_jax.models.config import MMDiTConfig
+from mmdit_jax.models.layers import Dense
+from mmdit_jax.models.mmdit import Stream, rematerialised
+from mmdit_jax.models.positions import patchify
+
+Streams = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class Block(nnx.Module):
+    """Three streams and the attention that joins them. The ``last`` block returns its texts unchanged."""
+
+    def __init__(self, config: MMDiTConfig, *, last: bool = False, rngs: nnx.Rngs) -> None:
+        self.latent = Stream(config, ends=False, rngs=rngs)
+        self.clip = Stream(config, ends=last, rngs=rngs)
+        self.t5 = Stream(config, ends=last, rngs=rngs)
+
+    def __call__(self, tokens: Streams, condition: Float[Array, "batch width"]) -> Streams:
+        """Tokens of each stream [batch, tokens, width]: image, CLIP, T5."""
+        streams = (self.latent, self.clip, self.t5)
+        chunks = [stream.chunks(condition) for stream in streams]
+        parts = [
+            stream.attended(x, shift, scale)
+            for stream, x, (shift, scale, *_) in zip(streams, tokens, chunks, strict=True)
+        ]
+        k, v = (jnp.concatenate([part[i] for part in parts], axis=2) for i in (1, 2))
+        going = [i for i, stream in enumerate(streams) if not stream.ends]
+        attention = joint_attention(jnp.concatenate([parts[i][0] for i in going], axis=2), k, v)
+        after, first = list(tokens), 0
+        for i in going:
+            own = attention[:, :, first : first + tokens[i].shape[1]]
+            after[i] = streams[i].residuals(tokens[i], own, chunks[i][2:])
+            first += tokens[i].shape[1]
+        return after[0], after[1], after[2]
+
+
+class MMDiT3(Frame):
+    """The network: noisy latents, time and text in; the prediction out."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs=rngs)
+        self.second_context = Dense(config.context_dim, config.width, dtype=config.dtype, init="xavier", rngs=rngs)
+        if config.depth > 1:
+            self.blocks = stacked(lambda own: Block(config, rngs=own), config.depth - 1, rngs)
+        self.last = Block(config, last=True, rngs=rngs)
+
+    def __call__(
+        self,
+        latents: Float[Array, "batch height width channels"],
+        t: Float[Array, " batch"],
+        context: Float[Array, "batch text context_dim"],
+        pooled: Float[Array, "batch pooled_dim"],
+        positions: Float[Array, "tokens width"] | None = None,
+    ) -> Float[Array, "batch height width channels"]:
+        """As ``MMDiT.__call__``.
+
+        Raises:
+          UserError: also where the text has no tokens after the split.
+        """
+        self.check(latents, context, pooled)
+        config = self.config
+        first, _ = split_text(config, context.shape[1])
+        rows, columns = config.grid(latents.shape[1], latents.shape[2])
+        x = self.patch(patchify(latents, config.patch_size)) + self.placed(rows, columns, positions)
+        condition = self.condition(t, pooled)
+        tokens: Streams = (x, self.context(context[:, :first]), self.second_context(context[:, first:]))
+        if config.depth > 1:
+            block = lambda carry, weights: (weights(carry, condition), None)  # noqa: E731
+            tokens, _ = scan(config, block, tokens, self.blocks, config.depth - 1)
+        x, *_ = rematerialised(lambda carry, weights: weights(carry, condition), config.remat)(tokens, self.last)
+        return self.output(x, condition, rows, columns)
