@@ -72,7 +72,7 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
             if event["event"] == "diverged":
                 raise Diverged(event["message"])
         started = time.perf_counter()
-        data = training_data(run.data, places.data)
+        data = training_data(run, places.data)
         state = train(run, run_dir, data, project=places.study, quiet=quiet)
         trained = time.perf_counter()
         curve = [{"step": v["step"], "loss": v["loss"], "levels": v["levels"]} for v in validations(run_dir)]
@@ -86,7 +86,7 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
             step, state = restore_best(run_dir, _abstract(run))
             (loss,) = [point["loss"] for point in curve if point["step"] == step]
             result |= {"best_step": step, "best_val_loss": loss}
-        scores = evaluate(run, state.ema, run_dir / "samples", data.validation_captions)
+        scores = evaluate(run, state.ema, run_dir / "samples", data.captions)
         if run.evaluation.settings:
             scores["settings"] = score_run(run, {"ema": state.ema, "raw": state.params}, run_dir, places.data)
         density = formulation(run.formulation)
@@ -116,7 +116,7 @@ def train_group(runs: Sequence[Run], places: Places, *, quiet: bool = False) -> 
         for run in runs:
             held.enter_context(_prepared(run, places))
         started = time.perf_counter()
-        data = training_data(runs[0].data, places.data)
+        data = training_data(runs[0], places.data)
         train_together(runs, folders, data, project=places.study, quiet=quiet)
         share = (time.perf_counter() - started) / len(runs)
         for folder in folders:

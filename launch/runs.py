@@ -85,7 +85,7 @@ def evaluate_run(args: argparse.Namespace) -> int:
     """Print a row a task; the run's own result.json stays as it is."""
     run, ema, places = _trained(args)
     make_folder(args.out)
-    captions = training_data(run.data, places.data).validation_captions
+    captions = training_data(run, places.data).captions
     scores = evaluate(run, ema, args.out, captions, drop=tuple(args.drop))
     if args.json:
         print(json.dumps({"run_id": run.run_id, "name": run.name, **scores}))

@@ -90,7 +90,8 @@ def test_only_the_encoders_asked_for(data_dir: Path) -> None:
     assert found is not None
     taken = found.split("validation", ("t5",)).take(0, np.array([1, 0]))
     assert list(taken.text) == ["t5"]
-    assert "text_encoders='clip_g': unknown; did you mean 'clip_l'" in refused(lambda: found.split("train", ("clip_g",)))
+    message = refused(lambda: found.split("train", ("clip_g",)))
+    assert "text_encoders='clip_g': unknown; did you mean 'clip_l'" in message
 
 
 def test_the_fingerprint_is_of_the_examples_not_of_the_place(tmp_path: Path) -> None:
