@@ -19,10 +19,12 @@ COMMANDS = {
     "train": ("launch.runs", "one run of a study: what executors call"),
     "evaluate": ("launch.runs", "scores of a trained run, with other settings if given"),
     "sample": ("launch.runs", "images from a trained run"),
+    "convert": ("launch.convert", "SD3 checkpoints in and out: diffusers' and Stability's files, our tree"),
     "data": ("launch.data", "build and look at data sets"),
     "fit": ("launch.stats", "a scaling law with intervals, from any table"),
     "elo": ("launch.stats", "ratings with intervals, from any table of battles"),
     "correlate": ("launch.stats", "correlation of two columns with intervals"),
+    "winrate": ("launch.winrate", "win rates against one player with intervals, from any table of battles"),
     "rank": ("launch.rank", "average Pareto fronts with intervals, from any table of two scores"),
     "efficiency": ("launch.rank", "score lost with fewer sampling steps, from any table of scores"),
 }

@@ -11,6 +11,7 @@ import pandas as pd
 
 from launch.execute import Places, describe, read_result
 from launch.settings import real_scores, score_table
+from launch.without import write_without_tables
 from mmdit_jax.config import Run, Study
 from mmdit_jax.evaluation.battles import battles, write_battles
 from mmdit_jax.evaluation.geneval import read_geneval_tree
@@ -26,7 +27,7 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
     """Write results.csv, curves.csv, geneval.csv, battles.csv and figures/samples*.png of the finished runs.
 
     Of runs with ``evaluation.settings`` also scores.csv and, with its bootstrap over prompts, scores.parquet, and
-    real.csv, what real images score.
+    real.csv, what real images score; of runs with ``evaluation.without`` without.csv and without_battles.csv.
 
     Returns the results, one row a finished run, in the study's order.
     """
@@ -52,6 +53,7 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
     real = real_scores(study, places.data)
     if len(real):
         write_atomic(folder / "real.csv", real.to_csv(index=False))
+    write_without_tables(finished, places)
     _grids(finished, trees, folder)
     return pd.DataFrame(results)
 

@@ -23,6 +23,7 @@ from mmdit_jax.config import Run, to_dict
 from mmdit_jax.diffusion import formulation, learned_name
 from mmdit_jax.errors import Diverged, UserError
 from mmdit_jax.evaluation.evaluate import evaluate
+from mmdit_jax.evaluation.removal import draw_without
 from mmdit_jax.files import write_json
 from mmdit_jax.training.best import restore_best
 from mmdit_jax.training.checkpoint import Checkpoints
@@ -87,6 +88,8 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
             (loss,) = [point["loss"] for point in curve if point["step"] == step]
             result |= {"best_step": step, "best_val_loss": loss}
         scores = evaluate(run, state.ema, run_dir / "samples", data.captions)
+        if run.evaluation.without:
+            scores["without"] = draw_without(run, state.ema, run_dir, data.captions)
         if run.evaluation.settings:
             scores["settings"] = score_run(run, {"ema": state.ema, "raw": state.params}, run_dir, places.data)
         density = formulation(run.formulation)

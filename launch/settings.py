@@ -36,12 +36,12 @@ def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) 
         UserError: the held-out split has fewer captions than ``settings_images``.
     """
     count = run.evaluation.settings_images
-    captions, held_out = _held_out(run.data, data_dir)
+    captions, real = held_out(run.data, data_dir)
     if count > len(captions):
         raise UserError(
             f"evaluation.settings_images={count}: {run.data.name} holds out {len(captions)}; use that or fewer"
         )
-    reference = fit_gaussian(held_out)
+    reference = fit_gaussian(real)
     counts = np.concatenate([np.ones((1, count)), group_counts(DRAWS, count, np.random.default_rng([_SEED, count]))])
     rows: list[dict[str, Any]] = []
     arrays: list[dict[str, np.ndarray]] = []
@@ -65,7 +65,7 @@ def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) 
 
 
 @functools.lru_cache(maxsize=4)
-def _held_out(config: DataConfig, data_dir: Path) -> tuple[list[str], np.ndarray]:
+def held_out(config: DataConfig, data_dir: Path) -> tuple[list[str], np.ndarray]:
     """Captions of the held-out split, and the judge's features of its images ``[N, 64]``: once for all runs on it."""
     data = pipeline.load(config.name, data_dir, resolution=config.resolution, examples=config.examples)
     split = data.split("validation")
@@ -84,7 +84,7 @@ def real_scores(study: Study, data_dir: Path) -> pd.DataFrame:
     rows = []
     for data, count in asked:
         try:
-            captions, features = _held_out(data, data_dir)
+            captions, features = held_out(data, data_dir)
         except UserError:
             continue  # tables collected elsewhere, without the data
         order = np.random.default_rng(_SEED).permutation(len(captions))

@@ -132,6 +132,9 @@ class EvaluationConfig:
     distance: the settings that ``mmdit rank`` compares formulations in."""
     settings_images: int = 256
     """Held-out captions drawn in each of them, one image a caption."""
+    without: tuple[tuple[str, ...], ...] = ()
+    """Groups of text encoders to remove at inference: without each, the same images are drawn and compared with those
+    of all encoders (SD3, Figure 9: how often images without T5 win)."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "prompts_per_task", "images_per_prompt", "settings_images")
@@ -142,6 +145,11 @@ class EvaluationConfig:
             for item in items:
                 _require(isinstance(item, SamplerConfig), f"evaluation.{name}", item, "a SamplerConfig(…)")
         object.__setattr__(self, "settings", tuple(self.settings))
+        groups = tuple((group,) if isinstance(group, str) else tuple(group) for group in self.without)
+        for group in groups:
+            _require(len(group) > 0, "evaluation.without", self.without, "names of encoders in each group")
+            _require(groups.count(group) == 1, "evaluation.without", group, "each group once")
+        object.__setattr__(self, "without", groups)
         labels = [item.label for item in self.settings]
         for label in labels:
             _require(labels.count(label) == 1, "evaluation.settings", label, "each sampler once")
@@ -195,6 +203,10 @@ class Run:
         _require_positive(self, "steps", "batch", "validate_every")
         _require_seed("seed", self.seed)
         object.__setattr__(self, "formulation", formulation(self.formulation).name)
+        for group in self.evaluation.without:
+            for encoder in group:
+                if encoder not in self.data.text_encoders:
+                    unknown("evaluation.without", encoder, self.data.text_encoders)
         widths = text_widths(self.data.text_encoders, self.data.text_layout, self.data.text_shapes)
         for field_name, value, expected in zip(
             ("context_dim", "pooled_dim"), (self.model.context_dim, self.model.pooled_dim), widths, strict=True
@@ -233,7 +245,10 @@ class Run:
         return float(self.model.flops_6nd(size, size, context_tokens(self))) * self.batch * steps
 
 
-ADDED_LATER: dict[str, dict[str, Any]] = {"data": {"text_layout": "channels", "text_shapes": []}}
+ADDED_LATER: dict[str, dict[str, Any]] = {
+    "data": {"text_layout": "channels", "text_shapes": []},
+    "evaluation": {"without": []},
+}
 """Fields that came after runs had been made, with what these runs were: such a run keeps its id."""
 
 

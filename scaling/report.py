@@ -11,6 +11,7 @@ from scaling.analysis import DRAWS, analyse
 from scaling.look import Look
 from scaling.page import Section, render
 from scaling.rank_sections import efficiency_section, rank_section
+from scaling.removal_section import removal_section
 from scaling.study import load_study
 
 
@@ -37,6 +38,7 @@ def write_report(
         sections.task_section(tables, look, folder_of_figures),
         *rank_section(tables, folder_of_figures, draws=draws, seed=seed),
         *efficiency_section(tables, folder_of_figures, draws=draws, seed=seed),
+        *removal_section(tables.without_battles, tables.without, draws=draws, seed=seed),
         sections.elo_section(tables, analysis, folder_of_figures),
         sections.correlation_section(analysis, look, folder_of_figures),
     ]

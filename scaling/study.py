@@ -30,6 +30,8 @@ class StudyTables:
     battles: pd.DataFrame
     scores: pd.DataFrame
     real: pd.DataFrame
+    without: pd.DataFrame
+    without_battles: pd.DataFrame
     others: pd.DataFrame
     other_curves: pd.DataFrame
     samples: Path | None
@@ -42,7 +44,8 @@ class StudyTables:
 
 
 def load_study(folder: Path) -> StudyTables:
-    """Read results, curves, geneval, battles, real (.csv), scores (.parquet, else .csv), figures/samples[_dataset].png.
+    """Read results, curves, geneval, battles, real (.csv), scores (.parquet, else .csv), figures/samples[_dataset].png,
+    without, without_battles (.csv).
 
     Raises TableError where neither results nor curves exist, or a table lacks the columns that name its runs.
     """
@@ -51,7 +54,9 @@ def load_study(folder: Path) -> StudyTables:
     scores = _optional(folder / "scores.parquet")
     scores = _optional(folder / "scores.csv") if scores.empty else scores
     real = _optional(folder / "real.csv")
+    without, without_battles = _optional(folder / "without.csv"), _optional(folder / "without_battles.csv")
     for frame, columns in (
+        (without, ("without", "task", "graded", "chance_graded")),
         (real, ("dataset", "images", "clip", "fid")),
         (results, RUN_COLUMNS),
         (curves, (*RUN_COLUMNS, "step", "train_flops", "val_loss")),
@@ -85,6 +90,8 @@ def load_study(folder: Path) -> StudyTables:
         battles=both,
         scores=scores,
         real=real,
+        without=without,
+        without_battles=without_battles,
         others=_ordered(results.drop(main_results.index)),
         other_curves=curves.drop(main_curves.index),
         samples=grids.get(dataset, plain if plain.exists() else None),

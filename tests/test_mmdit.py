@@ -61,11 +61,26 @@ def test_sd35_large_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [TINY, replace(TINY, depth=1), replace(TINY, heads=5, mlp_ratio=3), replace(TINY, qk_norm=False)]
+    "config",
+    [
+        TINY,
+        replace(TINY, depth=1),
+        replace(TINY, heads=5, mlp_ratio=3),
+        replace(TINY, qk_norm=False),
+        replace(TINY, dual_attention=1),
+        replace(TINY, dual_attention=2, qk_norm=False),
+        replace(TINY, dual_attention=3),
+        replace(TINY, depth=1, dual_attention=1),
+    ],
 )
 def test_count_is_the_real_models(config) -> None:
     real = sum(leaf.size for leaf in jax.tree.leaves(init_params(config, jax.random.key(0))))
     assert config.num_params() == real
+
+
+def test_sd35_medium_count() -> None:
+    config = MMDiTConfig.from_depth(24, qk_norm=True, dual_attention=13, position_table=384)
+    assert config.num_params() == 2_243_171_520
 
 
 def test_flops_of_a_block_are_xlas() -> None:
@@ -84,8 +99,10 @@ def test_flops_of_a_block_are_xlas() -> None:
     assert ours <= counted <= 1.03 * ours
 
 
-def test_flops_of_the_whole_model_are_xlas() -> None:
+@pytest.mark.parametrize("dual", [0, 2])
+def test_flops_of_the_whole_model_are_xlas(dual) -> None:
     config = replace(MMDiTConfig.from_depth(3, head_size=64), in_channels=4, context_dim=96, pooled_dim=32, scan=False)
+    config = replace(config, dual_attention=dual)
     size, text = 16, 12
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, size, size, 4), (1,), (1, text, 96), (1, 32))]
@@ -96,13 +113,15 @@ def test_flops_of_the_whole_model_are_xlas() -> None:
     assert config.flops_6nd(size, size, text) == 6 * config.num_params() * (64 + 12)
 
 
-def test_scan_remat_and_unrolled_agree() -> None:
-    params, arguments = noisy_params(TINY), inputs(TINY)
+@pytest.mark.parametrize("dual", [0, 1])
+def test_scan_remat_and_unrolled_agree(dual) -> None:
+    tiny = replace(TINY, dual_attention=dual)
+    params, arguments = noisy_params(tiny), inputs(tiny)
 
     def loss(config: MMDiTConfig, p: dict) -> jax.Array:
         return jnp.mean(apply(config, p, *arguments) ** 2)
 
-    variants = [TINY, replace(TINY, scan=False), replace(TINY, remat="dots"), replace(TINY, remat="full")]
+    variants = [tiny, replace(tiny, scan=False), replace(tiny, remat="dots"), replace(tiny, remat="full")]
     values = [jax.jit(jax.value_and_grad(lambda p, c=config: loss(c, p)))(params) for config in variants]
     for value, gradient in values[1:]:
         assert float(value) == pytest.approx(float(values[0][0]), rel=1e-5)
@@ -124,6 +143,23 @@ def test_every_input_matters_and_new_models_predict_zero() -> None:
     latents, t, context, pooled = arguments
     np.testing.assert_allclose(apply(TINY, params, latents, t, context[:, ::-1], pooled), out, atol=2e-5)
     assert np.abs(apply(TINY, params, latents[:, ::-1], t, context, pooled)[:, ::-1] - out).max() > 1e-3
+
+
+def test_second_attention_is_among_image_tokens_and_gated() -> None:
+    """With the gates of the second attention at zero it is absent; else it moves the prediction."""
+    config = replace(TINY, dual_attention=1)
+    params, arguments = noisy_params(config), inputs(config)
+    latent = params["dual"]["latent"]
+    plain = jax.tree.map(lambda x: x, params)
+    stream = {name: leaf for name, leaf in latent.items() if name != "second"}
+    stream["modulation"] = jax.tree.map(lambda x: x[..., : 6 * config.width], latent["modulation"])
+    dual = {**params["dual"], "latent": stream}
+    plain["blocks"] = jax.tree.map(lambda *x: jnp.concatenate(x), dual, params["blocks"])
+    del plain["dual"]
+    without = apply(TINY, plain, *arguments)
+    assert np.abs(apply(config, params, *arguments) - without).max() > 1e-2
+    latent["modulation"] = jax.tree.map(lambda x: x.at[..., 8 * config.width :].set(0), latent["modulation"])
+    np.testing.assert_allclose(apply(config, params, *arguments), without, atol=1e-5)
 
 
 def test_module_and_function_are_one_model() -> None:
@@ -172,6 +208,8 @@ def test_positions_are_a_centre_crop() -> None:
         ({"depth": 4, "remat": "som"}, "remat"),
         ({"depth": 4, "dtype": "float16"}, "bfloat16"),
         ({"depth": 4, "dpth": 2}, "depth"),
+        ({"depth": 4, "dual_attention": 5}, "dual_attention=5: expected at most depth=4"),
+        ({"depth": 4, "position_base": 0}, "position_base=0: expected 1 or more"),
     ],
 )
 def test_bad_configs_are_named(fields, expected) -> None:

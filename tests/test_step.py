@@ -185,6 +185,7 @@ def test_sharding_rules_name_what_does_not_divide() -> None:
     # 2432 = 2^7 x 19 does not divide by 256, 9728 = 4 x 2432 does; the axis of stacked blocks is never cut.
     assert tuple(parameter_spec("blocks.latent.down.kernel", (256, 9728, 2432), 256)) == (None, "fsdp")
     assert tuple(parameter_spec("blocks.latent.up.kernel", (37, 2432, 9728), 8)) == (None, None, "fsdp")
+    assert tuple(parameter_spec("dual.latent.second.out.kernel", (16, 8, 8), 8)) == (None, None, "fsdp")
     assert tuple(parameter_spec("patch.bias", (17,), 8)) == ()
     with pytest.raises(UserError, match=r"blocks\.latent\.up\.kernel"):
         parameter_spec("blocks.latent.up.kernel", (36, 333, 333), 8)

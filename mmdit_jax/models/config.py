@@ -10,7 +10,7 @@ from mmdit_jax.errors import UserError, unknown
 REMAT_POLICIES = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16")
 TIME_FEATURES = 256
-# The position table of SD3 was laid out for a 64 x 64 grid of patches (1024 pixels) and stretched over a wider table.
+# Of SD3's position table, see MMDiTConfig.position_base.
 POSITION_BASE = 64
 
 
@@ -27,8 +27,11 @@ class MMDiTConfig:
       context_dim: channels of the text tokens.
       pooled_dim: channels of the pooled text vector.
       position_table: side of the fixed sin-cos position table, in patches; smaller inputs see its centre.
+      position_base: coordinates that the table spans, from 0; None: 64, or the table's side where that is less. SD3 was
+        laid out for 64 x 64 patches (1024 pixels), stretched over a wider table.
       mlp_ratio: hidden width of a block's MLP over the model width.
       qk_norm: RMSNorm of queries and keys over the head size, with a scale per stream.
+      dual_attention: leading blocks whose image stream has a second attention of its own (13 in SD3.5-medium).
       remat: what a block keeps for its backward pass: "none" recomputes nothing, "dots" keeps matrix products only,
         "full" keeps only the block's input.
       scan: run the blocks with ``jax.lax.scan`` (compile time independent of depth) or unrolled (a little faster when
@@ -47,8 +50,10 @@ class MMDiTConfig:
     context_dim: int = 4096
     pooled_dim: int = 2048
     position_table: int = 192
+    position_base: int | None = None
     mlp_ratio: int = 4
     qk_norm: bool = False
+    dual_attention: int = 0
     remat: str = "none"
     scan: bool = True
     dtype: str = "float32"
@@ -59,6 +64,12 @@ class MMDiTConfig:
             _require_positive(field, getattr(self, field))
         if self.heads is not None:
             _require_positive("heads", self.heads)
+        if self.position_base is not None:
+            _require_positive("position_base", self.position_base)
+        if self.dual_attention != 0:
+            _require_positive("dual_attention", self.dual_attention)
+        if self.dual_attention > self.depth:
+            raise UserError(f"dual_attention={self.dual_attention}: expected at most depth={self.depth}")
         if self.width % 4:
             raise UserError(
                 f"head_size={self.head_size}: with heads={self.num_heads} the width is {self.width};"
@@ -104,6 +115,11 @@ class MMDiTConfig:
         return self.num_heads * self.head_size
 
     @property
+    def position_span(self) -> int:
+        """Coordinates that the position table spans, with the default filled in."""
+        return self.position_base or min(POSITION_BASE, self.position_table)
+
+    @property
     def patch_features(self) -> int:
         """Numbers in one patch."""
         return self.patch_size**2 * self.in_channels
@@ -146,7 +162,8 @@ class MMDiTConfig:
             + 2 * dense(d, d)
         )
         final = dense(d, 2 * d) + dense(d, self.patch_features)
-        return embeddings + (2 * self.depth - 1) * stream + last_context + final
+        second = dense(d, 3 * d) + attended + dense(d, d)  # three more chunks of modulation, and the attention
+        return embeddings + (2 * self.depth - 1) * stream + last_context + self.dual_attention * second + final
 
     def flops_per_image(self, height: int, width: int, context_tokens: int) -> int:
         """FLOPs of the matrix products of one forward pass of one image, attention included.
@@ -171,7 +188,8 @@ class MMDiTConfig:
             + 2 * d * d
         )
         final = 2 * d * d + image * d * self.patch_features
-        return 2 * (embeddings + (self.depth - 1) * block + last + final)
+        second = image * 4 * d * d + 2 * image**2 * d + 3 * d * d  # among image tokens only
+        return 2 * (embeddings + (self.depth - 1) * block + last + self.dual_attention * second + final)
 
     def flops_6nd(self, height: int, width: int, context_tokens: int) -> int:
         """The 6ND convention for a training step of one image: 6 x parameters x tokens of both streams.

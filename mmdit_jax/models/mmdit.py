@@ -24,12 +24,16 @@ Params = dict[str, Any]
 
 
 class Stream(nnx.Module):
-    """One stream's half of a block. ``ends`` makes the last block's context stream: queries, keys, values, no more."""
+    """One stream's half of a block. ``ends`` makes the last block's context stream: queries, keys, values, no more.
 
-    def __init__(self, config: MMDiTConfig, *, ends: bool, rngs: nnx.Rngs) -> None:
+    ``dual`` adds a second attention among the stream's own tokens, beside the joint one (SD3.5-medium's image stream).
+    """
+
+    def __init__(self, config: MMDiTConfig, *, ends: bool, dual: bool = False, rngs: nnx.Rngs) -> None:
         d, dtype = config.width, config.dtype
         self.heads, self.head_size, self.ends = config.num_heads, config.head_size, ends
-        self.modulation = Dense(d, (2 if ends else 6) * d, dtype=dtype, init="zeros", rngs=rngs)
+        self.parts = 2 if ends else 9 if dual else 6
+        self.modulation = Dense(d, self.parts * d, dtype=dtype, init="zeros", rngs=rngs)
         self.qkv = Dense(d, 3 * d, dtype=dtype, init="xavier", rngs=rngs)
         self.norm_q = HeadNorm(config.head_size) if config.qk_norm else None
         self.norm_k = HeadNorm(config.head_size) if config.qk_norm else None
@@ -37,35 +41,65 @@ class Stream(nnx.Module):
             self.out = Dense(d, d, dtype=dtype, init="xavier", rngs=rngs)
             self.up = Dense(d, config.mlp_ratio * d, dtype=dtype, init="xavier", rngs=rngs)
             self.down = Dense(config.mlp_ratio * d, d, dtype=dtype, init="xavier", rngs=rngs)
+        self.second = SecondAttention(config, rngs=rngs) if dual else None
 
     def chunks(self, condition: Float[Array, "batch width"]) -> list[Float[Array, "batch width"]]:
-        """Modulation: shift, scale, gate of the attention, then of the MLP; only shift and scale where it ends."""
-        return jnp.split(self.modulation(condition), 2 if self.ends else 6, axis=-1)
+        """Modulation: shift, scale, gate of the attention, MLP and second attention; only shift and scale if it ends."""
+        return jnp.split(self.modulation(condition), self.parts, axis=-1)
 
     def attended(self, x: Float[Array, "batch tokens width"], shift: jax.Array, scale: jax.Array) -> list[jax.Array]:
         """Queries, keys and values of this stream, each [batch, heads, tokens, head_size]."""
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(modulated_norm(x, shift, scale))
-        q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, self.head_size), (2, 3), (0, 2))
-        if self.norm_q is not None and self.norm_k is not None:
-            q, k = self.norm_q(q), self.norm_k(k)
-        return [q, k, v]
+        return projected(self, modulated_norm(x, shift, scale))
 
     def residuals(
         self, x: Float[Array, "batch tokens width"], attention: jax.Array, modulation: list[jax.Array]
     ) -> Float[Array, "batch tokens width"]:
-        """Adds the gated attention [batch, heads, tokens, head_size], then the gated MLP."""
-        gate, mlp_shift, mlp_scale, mlp_gate = modulation
-        merged = jnp.moveaxis(attention, 1, 2).reshape(x.shape)
-        x = x + gate[:, None] * self.out(merged)
+        """Adds the gated attention [batch, heads, tokens, head_size], the gated second one, then the gated MLP."""
+        gate, mlp_shift, mlp_scale, mlp_gate, *second = modulation
+        added = gate[:, None] * self.out(merged(attention))
+        if self.second is not None:
+            shift, scale, second_gate = second
+            added = added + second_gate[:, None] * self.second(modulated_norm(x, shift, scale))
+        x = x + added
         return x + mlp_gate[:, None] * self.down(gelu(self.up(modulated_norm(x, mlp_shift, mlp_scale))))
+
+
+class SecondAttention(nnx.Module):
+    """Self-attention among the tokens of one stream, with weights of its own."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
+        d, dtype = config.width, config.dtype
+        self.heads, self.head_size = config.num_heads, config.head_size
+        self.qkv = Dense(d, 3 * d, dtype=dtype, init="xavier", rngs=rngs)
+        self.norm_q = HeadNorm(config.head_size) if config.qk_norm else None
+        self.norm_k = HeadNorm(config.head_size) if config.qk_norm else None
+        self.out = Dense(d, d, dtype=dtype, init="xavier", rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        return self.out(merged(joint_attention(*projected(self, x))))
+
+
+def projected(layer: Stream | SecondAttention, x: Float[Array, "batch tokens width"]) -> list[jax.Array]:
+    """Queries, keys and values of ``x``, each [batch, heads, tokens, head_size], normed if the layer has norms."""
+    batch, tokens, _ = x.shape
+    qkv = layer.qkv(x)
+    q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, layer.heads, layer.head_size), (2, 3), (0, 2))
+    if layer.norm_q is not None and layer.norm_k is not None:
+        q, k = layer.norm_q(q), layer.norm_k(k)
+    return [q, k, v]
+
+
+def merged(attention: Float[Array, "batch heads tokens head_size"]) -> Float[Array, "batch tokens width"]:
+    """The heads' results side by side."""
+    batch, _, tokens, _ = attention.shape
+    return jnp.moveaxis(attention, 1, 2).reshape(batch, tokens, -1)
 
 
 class JointBlock(nnx.Module):
     """Both streams and the attention that joins them. The ``last`` block returns its context unchanged."""
 
-    def __init__(self, config: MMDiTConfig, *, last: bool = False, rngs: nnx.Rngs) -> None:
-        self.latent = Stream(config, ends=False, rngs=rngs)
+    def __init__(self, config: MMDiTConfig, *, last: bool = False, dual: bool = False, rngs: nnx.Rngs) -> None:
+        self.latent = Stream(config, ends=False, dual=dual, rngs=rngs)
         self.context = Stream(config, ends=last, rngs=rngs)
 
     def __call__(
@@ -91,8 +125,9 @@ class JointBlock(nnx.Module):
 class MMDiT(nnx.Module):
     """The network: noisy latents, time and text in; the prediction (a velocity, for rectified flow) out.
 
-    The parameters of all blocks but the last are stacked along a leading axis of length depth - 1; a model of depth 1
-    has none of them. ``nnx.Rngs(0)`` or any seed initialises; under ``jax.eval_shape`` nothing is allocated.
+    The parameters of all blocks but the last are stacked along a leading axis: ``dual`` those of the leading blocks
+    with a second attention, ``blocks`` the rest; an empty group is absent. ``nnx.Rngs(0)`` or any seed initialises;
+    under ``jax.eval_shape`` nothing is allocated.
     """
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
@@ -104,8 +139,12 @@ class MMDiT(nnx.Module):
         self.pooled = ConditionMLP(config.pooled_dim, d, dtype=dtype, rngs=rngs)
         if config.depth > 1:
             keys = jax.random.split(rngs.params(), config.depth - 1)
-            self.blocks = jax.vmap(lambda key: JointBlock(config, rngs=nnx.Rngs(params=key)))(keys)
-        self.last = JointBlock(config, last=True, rngs=rngs)
+            dual, plain = keys[: config.dual_attention], keys[config.dual_attention :]
+            if len(dual):
+                self.dual = jax.vmap(lambda key: JointBlock(config, dual=True, rngs=nnx.Rngs(params=key)))(dual)
+            if len(plain):
+                self.blocks = jax.vmap(lambda key: JointBlock(config, rngs=nnx.Rngs(params=key)))(plain)
+        self.last = JointBlock(config, last=True, dual=config.dual_attention == config.depth, rngs=rngs)
         self.final_modulation = Dense(d, 2 * d, dtype=dtype, init="zeros", rngs=rngs)
         self.final = Dense(d, config.patch_features, dtype=dtype, init="zeros", rngs=rngs)
 
@@ -115,8 +154,12 @@ class MMDiT(nnx.Module):
         t: Float[Array, " batch"],
         context: Float[Array, "batch text context_dim"],
         pooled: Float[Array, "batch pooled_dim"],
+        positions: Float[Array, "tokens width"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """The raw prediction, float32, shaped as ``latents``; t in (0, 1), 0 is data.
+
+        Args:
+          positions: of the patches, row-major; by default those of the config's sin-cos table.
 
         Raises:
           UserError: the latents don't fit the patches or the position table, or a last axis is not the config's.
@@ -127,8 +170,9 @@ class MMDiT(nnx.Module):
         _require_channels("pooled", pooled, config.pooled_dim)
         rows, columns = config.grid(latents.shape[1], latents.shape[2])
 
-        positions = sincos_positions(rows, columns, config.width, config.position_table).astype(config.dtype)
-        x = self.patch(patchify(latents, config.patch_size)) + positions
+        if positions is None:
+            positions = sincos_positions(rows, columns, config.width, config.position_table, config.position_base)
+        x = self.patch(patchify(latents, config.patch_size)) + positions.astype(config.dtype)
         text = self.context(context)
         condition = jax.nn.silu(self.time(timestep_features(t)) + self.pooled(pooled))
 
@@ -137,9 +181,9 @@ class MMDiT(nnx.Module):
 
         body = _rematerialised(block, config.remat)
         carry = (x, text)
-        if config.depth > 1:
-            unroll = 1 if config.scan else config.depth - 1
-            carry, _ = jax.lax.scan(body, carry, self.blocks, unroll=unroll)
+        for name in ("dual", "blocks"):
+            if name in vars(self):
+                carry, _ = jax.lax.scan(body, carry, vars(self)[name], unroll=not config.scan)
         (x, _), _ = body(carry, self.last)
 
         shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
@@ -159,12 +203,13 @@ def apply(
     t: Float[Array, " batch"],
     context: Float[Array, "batch text context_dim"],
     pooled: Float[Array, "batch pooled_dim"],
+    positions: Float[Array, "tokens width"] | None = None,
 ) -> Float[Array, "batch height width channels"]:
     """``MMDiT.__call__`` as a pure function of the parameters of ``init_params``."""
     graph, state = _abstract(config)
     state = jax.tree.map(lambda leaf: leaf, state)  # a copy: replacing fills it in place
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)(latents, t, context, pooled)
+    return nnx.merge(graph, state)(latents, t, context, pooled, positions)
 
 
 @functools.lru_cache(maxsize=64)

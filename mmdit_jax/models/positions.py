@@ -12,12 +12,13 @@ from mmdit_jax.models.config import POSITION_BASE, TIME_FEATURES
 MAX_PERIOD = 10_000.0
 
 
-def sincos_positions(rows: int, columns: int, channels: int, table: int) -> Float[Array, "tokens channels"]:
+def sincos_positions(
+    rows: int, columns: int, channels: int, table: int, span: int | None = None
+) -> Float[Array, "tokens channels"]:
     """The centre of a table of 2-D sin-cos positions, one vector a patch, row-major, float32.
 
     The first half of the channels encodes the column and the second half the row, each as [sin, cos] with frequencies
-    10000^(-i / (channels / 4)). A table wider than 64 patches spans the coordinates 0 to 64, as in SD3, where 192
-    entries stand a third of a patch apart.
+    10000^(-i / (channels / 4)). In SD3, 192 entries span the coordinates 0 to 64, a third of a patch apart.
 
     Only the two axes of the crop are constants of the program; a whole table at SD3's size would be 350 MB.
 
@@ -25,18 +26,21 @@ def sincos_positions(rows: int, columns: int, channels: int, table: int) -> Floa
       rows, columns: of the patch grid, at most ``table`` each.
       channels: a multiple of 4.
       table: side of the whole table, in patches.
+      span: coordinates that it spans, from 0; None: SD3's 64, or ``table`` where that is less.
     """
-    step = min(POSITION_BASE, table) / table
-    frequencies = MAX_PERIOD ** (-np.arange(channels // 4, dtype=np.float64) / (channels // 4))
-
-    def axis(size: int) -> np.ndarray:
-        first = (table - size) // 2
-        angles = (first + np.arange(size))[:, None] * step * frequencies
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
-
-    by_column = jnp.broadcast_to(axis(columns)[None, :], (rows, columns, channels // 2))
-    by_row = jnp.broadcast_to(axis(rows)[:, None], (rows, columns, channels // 2))
+    span = span or min(POSITION_BASE, table)
+    by_column = position_axis(columns, channels, table, span)[None, :]
+    by_row = position_axis(rows, channels, table, span)[:, None]
+    by_column, by_row = (jnp.broadcast_to(axis, (rows, columns, channels // 2)) for axis in (by_column, by_row))
     return jnp.concatenate([by_column, by_row], axis=-1).reshape(rows * columns, channels)
+
+
+def position_axis(size: int, channels: int, table: int, span: int) -> np.ndarray:
+    """The centre of one axis of the table, float32 [size, channels / 2]; arguments as above."""
+    first = (table - size) // 2
+    frequencies = MAX_PERIOD ** (-np.arange(channels // 4, dtype=np.float64) / (channels // 4))
+    angles = (first + np.arange(size))[:, None] * (span / table) * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
 def timestep_features(t: Float[Array, " batch"]) -> Float[Array, "batch 256"]:

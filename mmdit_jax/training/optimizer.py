@@ -90,7 +90,7 @@ def muon_dimensions(params: Any) -> Any:
 
     def dimensions(path: tuple[Any, ...], _: Any) -> MuonDimensionNumbers | None:
         names = [entry.key for entry in path]
-        if names[-1] == "kernel" and names[-2] in MUON_LAYERS and names[0] in ("blocks", "last"):
+        if names[-1] == "kernel" and names[-2] in MUON_LAYERS and names[0] in ("dual", "blocks", "last"):
             return MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
         return None
 

@@ -45,7 +45,7 @@ def parameter_spec(name: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpe
     """
     if fsdp == 1:
         return PartitionSpec()
-    first = 1 if "blocks" in name.split(".") else 0
+    first = 1 if {"dual", "blocks"} & set(name.split(".")) else 0
     axes = [axis for axis in range(first, len(shape)) if shape[axis] % fsdp == 0 and shape[axis] > 0]
     if axes:
         chosen = max(axes, key=lambda axis: (shape[axis], axis))

@@ -1,6 +1,7 @@
 """Frozen text encoders behind one interface. Two are embedded and need no download: `words` and `tower`.
 
-`clip_l` and `clip_g` are known by their shapes: what a study needs to be planned.
+SD3's `clip_l`, `clip_g` and `t5` are known by their shapes, which is what a study needs to be planned; with their
+weights from a local folder, `load_text_encoder` makes encoders of them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import functools
 from collections.abc import Callable
 
 from mmdit_jax.errors import unknown
-from mmdit_jax.models.text.clip import PRE_ENCODED
 from mmdit_jax.models.text.interface import (
     LAYOUTS,
     TextEncoder,
@@ -20,12 +20,15 @@ from mmdit_jax.models.text.interface import (
     encode_all,
     encoder_order,
 )
+from mmdit_jax.models.text.pre_encoded import PRE_ENCODED
+from mmdit_jax.models.text.pretrained import PretrainedEncoder, load_text_encoder
 from mmdit_jax.models.text.tower import TowerEncoder
 from mmdit_jax.models.text.words import WordsEncoder
 
 __all__ = [
     "ENCODERS",
     "LAYOUTS",
+    "PretrainedEncoder",
     "TextEncoder",
     "TextShape",
     "TextStates",
@@ -33,6 +36,7 @@ __all__ = [
     "context_shape",
     "encode_all",
     "encoder_order",
+    "load_text_encoder",
     "text_encoder",
 ]
 

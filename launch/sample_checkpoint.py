@@ -1,0 +1,161 @@
+"""``mmdit sample --checkpoint``: images from an SD3 checkpoint, its text encoders and its autoencoder."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from launch.execute import make_folder
+from launch.runtime import keep_compiled_programs
+from mmdit_jax.diffusion import SamplerConfig, formulation
+from mmdit_jax.errors import UserError, unknown
+from mmdit_jax.evaluation.evaluate import save_png
+from mmdit_jax.evaluation.text_to_image import (
+    ENCODERS,
+    condition,
+    draw_latents,
+    encode_prompts,
+    expected_shapes,
+    latent_sides,
+    take,
+)
+from mmdit_jax.models.autoencoder import load_autoencoder
+from mmdit_jax.models.sd3 import load_sd3, open_checkpoint
+from mmdit_jax.models.text import TextEncoder, TextShape
+from mmdit_jax.models.text.pretrained import load_text_encoder
+from mmdit_jax.models.text.tokenizer import SD3_FOLDERS
+
+STEPS, GUIDANCE, SHIFT = 50, 5.0, 3.0
+"""Of SD3's samples: 50 steps (section 5.3.3), guidance 5 (section 5.1), α = 3 at 1024² px (section 5.3.2)."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a checkpoint, which a run of a study does not have."""
+    group = parser.add_argument_group("from a checkpoint instead of a run")
+    group.add_argument("--checkpoint", type=Path, metavar="PATH", help="SD3: a safetensors file, a folder of shards, "
+                       "a diffusers repository, or what mmdit convert wrote")  # fmt: skip
+    group.add_argument("--text", type=Path, metavar="PATH", help="folder with text_encoder, text_encoder_2, "
+                       "text_encoder_3 and tokenizers (default: the checkpoint's)")  # fmt: skip
+    for name in ENCODERS:
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(option, dest=name, type=Path, metavar="PATH", help=f"folder or file of {name} alone")
+    group.add_argument(
+        "--t5-length", type=int, default=77, metavar="N", help="tokens of T5: 77, or diffusers' 256 (77)"
+    )
+    group.add_argument("--vae", type=Path, metavar="PATH", help="folder or file (default: the checkpoint's)")
+    group.add_argument("--height", type=int, default=1024, help="pixels, a multiple of 64 (%(default)s)")
+    group.add_argument("--width", type=int, default=1024, help="pixels, a multiple of 64 (%(default)s)")
+    group.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from (default: empty)")
+    group.add_argument("--batch", type=int, default=1, help="images at a time (%(default)s)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
+    group.add_argument("--tile", type=int, metavar="PX", help="decode in tiles of so many pixels, to save memory")
+    group.add_argument("--json", action="store_true", help="print one JSON object instead of paths")
+
+
+def sample_checkpoint(args: argparse.Namespace) -> int:
+    """Write PNGs, ``NNNNN_KK.png`` of prompt N and its image K; prints a path a line."""
+    given = {name: vars(args)[name] for name in ("method", "shift_applied", "variables", "interval", "rescale")}
+    sampler = SamplerConfig(
+        steps=STEPS if args.steps is None else args.steps,
+        guidance=GUIDANCE if args.guidance is None else args.guidance,
+        shift=SHIFT if args.shift is None else args.shift,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if args.count < 1:
+        raise UserError(f"count={args.count}: expected 1 or more")
+    for name in args.drop:
+        if name not in ENCODERS:
+            unknown("drop", name, ENCODERS)
+    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    make_folder(args.out)
+    keep_compiled_programs(args.root)
+
+    config = open_checkpoint(args.checkpoint).config  # reads no weights yet
+    autoencoder = load_autoencoder(_part(args, "vae", "vae"), dtype=dtype, tile=args.tile)
+    if autoencoder.channels != config.in_channels:
+        raise UserError(
+            f"vae={autoencoder.folder}: {autoencoder.channels} channels; the checkpoint has {config.in_channels}"
+        )
+    sides = latent_sides(config, args.height, args.width, autoencoder.factor)
+    captions = [prompt for prompt in args.prompt for _ in range(args.count)]
+    asked = [*dict.fromkeys(captions), args.negative]
+    with _timed("text"):
+        states = encode_prompts(_encoders(args, dtype), asked)
+    found = {name: TextShape(*state.tokens.shape[1:], state.pooled.shape[-1]) for name, state in states.items()}
+    conditioning = condition(states, expected_shapes(config, found, args.t5_length), len(asked))
+    prompts = take(conditioning, [asked.index(caption) for caption in captions])
+    negative = take(conditioning, [len(asked) - 1] * len(captions))
+    with _timed("checkpoint"):
+        model = load_sd3(args.checkpoint, dtype=dtype)
+    with _timed("sampling"):
+        latents = draw_latents(
+            model,
+            formulation("rf"),
+            prompts,
+            negative,
+            sampler,
+            seed=args.seed or 0,
+            sides=sides,
+            batch=args.batch,
+            progress=lambda done: print(f"{done} of {len(captions)} sampled", file=sys.stderr),
+        )
+    del model
+    paths = []
+    for number, latent in enumerate(latents):
+        path = args.out / f"{number // args.count:05d}_{number % args.count:02d}.png"
+        save_png(autoencoder.decode(latent[None])[0], path)
+        paths.append(path)
+        if not args.json:
+            print(path)
+    if args.json:
+        images = [{"path": str(path), "prompt": caption} for path, caption in zip(paths, captions, strict=True)]
+        print(
+            json.dumps({"images": images, "sampler": sampler.label, "seed": args.seed or 0, "encoders": list(states)})
+        )
+    return 0
+
+
+def _encoders(args: argparse.Namespace, dtype: str) -> dict[str, Callable[[], TextEncoder]]:
+    """How to load each encoder that is there and not dropped."""
+    found: dict[str, Callable[[], TextEncoder]] = {}
+    for name in ENCODERS:
+        place = vars(args)[name]
+        if place is None:
+            whole = args.text if args.text is not None else args.checkpoint
+            inside = whole / SD3_FOLDERS[name][0]
+            place = inside if inside.is_dir() else whole if args.text is not None and whole.is_file() else None
+        if name in args.drop:
+            continue
+        if place is None:
+            print(f"{name}: none in {args.text or args.checkpoint}; zeros in its place", file=sys.stderr)
+            continue
+        length = args.t5_length if name == "t5" else None
+        found[name] = functools.partial(load_text_encoder, name, place, length=length, dtype=dtype)
+    if not found and not args.drop:
+        raise UserError(
+            f"text={args.text or args.checkpoint}: no text encoder there; give --text, or --clip-l and so on"
+        )
+    return found
+
+
+def _part(args: argparse.Namespace, option: str, folder: str) -> Path:
+    given: Path | None = vars(args)[option]
+    if given is not None:
+        return given
+    inside: Path = args.checkpoint / folder
+    return inside if inside.is_dir() else args.checkpoint
+
+
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    print(f"{what}: {time.perf_counter() - started:.1f} s", file=sys.stderr)

@@ -1,0 +1,174 @@
+"""Prompts to images by an SD3 checkpoint: text encoders, then the sampler on latents, then the autoencoder.
+
+One network is in memory at a time: states of the prompts are kept, their encoders are not. Noise of image i is a
+function of (seed, i).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mmdit_jax.diffusion import Formulation, Plan, SamplerConfig, plan, sample
+from mmdit_jax.errors import UserError
+from mmdit_jax.evaluation.sampling import initial_noise
+from mmdit_jax.models import MMDiTConfig, apply
+from mmdit_jax.models.sd3 import SD3
+from mmdit_jax.models.text import TextEncoder, TextShape, TextStates, assemble, context_shape, text_encoder
+
+CLIPS, T5 = ("clip_l", "clip_g"), "t5"
+ENCODERS = (*CLIPS, T5)
+MULTIPLE = 64
+"""Of an image's sides, in pixels."""
+
+
+class Conditioning(NamedTuple):
+    """What the model is told of N prompts: context [N, length, context_dim], pooled [N, pooled_dim], float32."""
+
+    context: Array
+    pooled: Array
+
+
+def encode_prompts(load: Mapping[str, Callable[[], TextEncoder]], captions: Sequence[str]) -> dict[str, TextStates]:
+    """States of captions by encoder; each is loaded, used, and let go before the next."""
+    return {name: make().encode(captions) for name, make in load.items()}
+
+
+def expected_shapes(config: MMDiTConfig, found: Mapping[str, TextShape], t5_length: int) -> dict[str, TextShape]:
+    """The shapes of all three encoders' states that a model of this config was trained with.
+
+    Those that are there say theirs. A CLIP that is not has as many channels as the others leave of the pooled vector,
+    token by token as pooled; T5 has those of the context.
+
+    Args:
+        found: by encoder, of those that are there.
+        t5_length: tokens of T5, if it is not there.
+
+    Raises:
+        UserError: the shapes found are not this model's.
+    """
+    shapes = dict(found)
+    shapes.setdefault(T5, TextShape(t5_length, config.context_dim, 0))
+    left = config.pooled_dim - sum(shape.pooled_width for shape in found.values())
+    missing = [name for name in CLIPS if name not in found]
+    length = next((found[name].length for name in CLIPS if name in found), text_encoder("clip_l").length)
+    if len(missing) == 1 and left > 0:
+        shapes[missing[0]] = TextShape(length, left, left)
+    elif missing:
+        known = {name: text_encoder(name) for name in missing}
+        shapes |= {name: TextShape(item.length, item.width, item.pooled_width) for name, item in known.items()}
+    whole = context_shape(shapes, "sd3")
+    if (whole.width, whole.pooled_width) != (config.context_dim, config.pooled_dim):
+        told = ", ".join(f"{name} {tuple(shapes[name])}" for name in ENCODERS)
+        raise UserError(
+            f"text encoders={told}: make a context of {whole.width} and a pooled vector of {whole.pooled_width} channels; "
+            f"the checkpoint expects {config.context_dim} and {config.pooled_dim}"
+        )
+    return shapes
+
+
+def condition(states: Mapping[str, TextStates], shapes: Mapping[str, TextShape], rows: int) -> Conditioning:
+    """SD3's context and pooled vector of ``rows`` prompts; encoders that ``states`` lacks are zeros."""
+    if not states:
+        whole = context_shape(shapes, "sd3")
+        return Conditioning(jnp.zeros((rows, whole.length, whole.width)), jnp.zeros((rows, whole.pooled_width)))
+    return Conditioning(*assemble(states, expected=shapes, layout="sd3"))
+
+
+def take(conditioning: Conditioning, rows: Sequence[int]) -> Conditioning:
+    """Some of its rows, in this order."""
+    return Conditioning(*(array[jnp.asarray(rows)] for array in conditioning))
+
+
+def latent_sides(config: MMDiTConfig, height: int, width: int, factor: int) -> tuple[int, int]:
+    """Height and width of the latents of an image.
+
+    Raises:
+        UserError: a side that is no multiple of 64, or is beyond the model's position table; what would work is told.
+    """
+    largest = config.position_table * config.patch_size * factor // MULTIPLE * MULTIPLE
+    for name, side in (("height", height), ("width", width)):
+        if side < MULTIPLE or side % MULTIPLE or side > largest:
+            near = min(max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE), largest)
+            raise UserError(f"{name}={side}: expected a multiple of {MULTIPLE} up to {largest}, such as {near}")
+    return height // factor, width // factor
+
+
+def sample_latents(
+    model: SD3,
+    f: Formulation,
+    prompts: Conditioning,
+    negative: Conditioning,
+    sampler: SamplerConfig,
+    noise: Array,
+    evaluations: int | None = None,
+) -> Array:
+    """Latents float32 [N, h, w, C] in the model's space, from noise of that shape.
+
+    Compiles once for a shape: steps, guidance and shift change nothing compiled, but for guidance or none.
+
+    Args:
+        model: the checkpoint.
+        f: what it was trained under; ``rf`` for SD3.
+        prompts, negative: N rows each; negative ones are what guidance leads away from, unused at guidance 1.
+        sampler: method, steps, guidance, shift.
+        evaluations: stop after so many evaluations of the network: where the path is then.
+    """
+    table = plan(f, sampler)
+    if evaluations is not None:
+        table = table._replace(evaluations=np.int32(min(evaluations, int(table.evaluations))))
+    positions = model.positions_at(*noise.shape[1:3])
+    return _sampler(model.config, sampler.guidance != 1)(model.params, positions, table, prompts, negative, noise)
+
+
+@functools.lru_cache(maxsize=8)
+def _sampler(config: MMDiTConfig, with_guidance: bool) -> Callable[..., Array]:
+    def run(
+        params: Any, positions: Array | None, table: Plan, prompts: Conditioning, negative: Conditioning, noise: Array
+    ) -> Array:
+        both = [jnp.concatenate(pair) if with_guidance else pair[0] for pair in zip(prompts, negative, strict=True)]
+
+        def network(z: Array, t: Array) -> Array | tuple[Array, Array]:
+            if not with_guidance:
+                return apply(config, params, z, t, *both, positions)
+            twice = jnp.concatenate([z, z]), jnp.concatenate([t, t])
+            conditional, unconditional = jnp.split(apply(config, params, *twice, *both, positions), 2)
+            return conditional, unconditional
+
+        return sample(table, network, noise)[0]
+
+    return jax.jit(run)
+
+
+def draw_latents(
+    model: SD3,
+    f: Formulation,
+    prompts: Conditioning,
+    negative: Conditioning,
+    sampler: SamplerConfig,
+    *,
+    seed: int,
+    sides: tuple[int, int],
+    batch: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Latents of all prompts, float32 [N, h, w, C], ``batch`` at a time; the last batch repeats its last prompt."""
+    count = len(prompts.pooled)
+    if batch < 1:
+        raise UserError(f"batch={batch}: expected 1 or more")
+    batch = min(batch, count)
+    parts = []
+    for number in range(math.ceil(count / batch)):
+        rows = [min(row, count - 1) for row in range(number * batch, (number + 1) * batch)]
+        noise = initial_noise(seed, np.array(rows, np.int32), (*sides, model.config.in_channels))
+        sampled = sample_latents(model, f, take(prompts, rows), take(negative, rows), sampler, noise)
+        parts.append(np.asarray(sampled))
+        progress(min((number + 1) * batch, count))
+    return np.concatenate(parts)[:count]

@@ -1,0 +1,138 @@
+"""Prompt to image against diffusers' pipeline, by its golden trajectories; and the command that does it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import Mmdit
+from deterministic import relative_error
+from PIL import Image
+from tiny_pipeline import CASES, MODEL, NEGATIVE, PROMPT, noise, write_pipeline
+
+from mmdit_jax.diffusion import SamplerConfig, formulation
+from mmdit_jax.errors import UserError
+from mmdit_jax.evaluation.text_to_image import (
+    condition,
+    encode_prompts,
+    expected_shapes,
+    latent_sides,
+    sample_latents,
+    take,
+)
+from mmdit_jax.models.autoencoder import load_autoencoder
+from mmdit_jax.models.sd3 import load_sd3
+from mmdit_jax.models.text import TextShape
+from mmdit_jax.models.text.pretrained import load_text_encoder
+
+GOLDEN = Path(__file__).parent / "goldens" / "pipeline.npz"
+TOLERANCE = 1e-4
+
+
+def check(folder: Path, case: str, latents: np.ndarray, image: np.ndarray) -> None:
+    """Our latents are those of ``latents`` [steps, h, w, C] after every step, our image is ``image``, uint8."""
+    told = CASES[case]
+    lengths = {"clip_l": None, "clip_g": None, **({"t5": told["t5_length"]} if told["t5"] else {})}
+    load = {name: functools.partial(load_text_encoder, name, folder, length=n) for name, n in lengths.items()}
+    states = encode_prompts(load, [PROMPT, NEGATIVE])
+    model = load_sd3(folder)
+    found = {name: TextShape(*state.tokens.shape[1:], state.pooled.shape[-1]) for name, state in states.items()}
+    both = condition(states, expected_shapes(model.config, found, told["t5_length"]), 2)
+    sampler = SamplerConfig(told["steps"], told["guidance"], shift=3.0, shift_applied="twice")
+    sides = take(both, [0]), take(both, [1])
+    for step, theirs in enumerate(latents, start=1):
+        ours = sample_latents(model, formulation("rf"), *sides, sampler, jnp.asarray(noise(case)), evaluations=step)
+        assert relative_error(np.asarray(ours[0]), theirs) < TOLERANCE, step
+    drawn = load_autoencoder(folder).decode(np.asarray(ours))[0]
+    assert np.abs(drawn.astype(int) - image.astype(int)).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline's folder."""
+    return write_pipeline(tmp_path_factory.mktemp("pipeline") / "sd3")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trajectories_are_diffusers(case: str, pipeline: Path) -> None:
+    with np.load(GOLDEN) as golden:
+        check(pipeline, case, golden[f"{case}/latents"], golden[f"{case}/image"])
+
+
+def test_shifting_twice_is_not_shifting_once(pipeline: Path) -> None:
+    """The parity switch is what makes the trajectories equal: without it they differ."""
+    with np.load(GOLDEN) as golden, pytest.raises(AssertionError):
+        model, told = load_sd3(pipeline), CASES["plain-256"]
+        load = {name: functools.partial(load_text_encoder, name, pipeline) for name in ("clip_l", "clip_g")}
+        load["t5"] = functools.partial(load_text_encoder, "t5", pipeline, length=told["t5_length"])
+        states = encode_prompts(load, [PROMPT])
+        found = {name: TextShape(*state.tokens.shape[1:], state.pooled.shape[-1]) for name, state in states.items()}
+        told_model = condition(states, expected_shapes(model.config, found, told["t5_length"]), 1)
+        sampler = SamplerConfig(told["steps"], told["guidance"], shift=3.0)
+        start = jnp.asarray(noise("plain-256"))
+        ours = sample_latents(model, formulation("rf"), told_model, told_model, sampler, start)
+        assert relative_error(np.asarray(ours[0]), golden["plain-256/latents"][-1]) < 100 * TOLERANCE
+
+
+def test_a_missing_encoder_has_its_channels_filled_with_zeros() -> None:
+    """Shapes of what is missing follow from the model and the others; what does not fit is told."""
+    clips = {"clip_l": TextShape(77, 24, 24), "clip_g": TextShape(77, 40, 40)}
+    full = {**clips, "t5": TextShape(77, MODEL.context_dim, 0)}
+    assert expected_shapes(MODEL, full, 77) == full
+    assert expected_shapes(MODEL, clips, 256)["t5"] == (256, MODEL.context_dim, 0)
+    assert expected_shapes(MODEL, {"clip_g": clips["clip_g"]}, 77) == full
+    with pytest.raises(UserError, match="the checkpoint expects 72 and 64"):
+        expected_shapes(MODEL, {"clip_l": TextShape(77, 99, 64), "clip_g": TextShape(77, 40, 40)}, 77)
+
+
+def test_sides() -> None:
+    assert latent_sides(MODEL, 128, 64, 8) == (16, 8)
+    with pytest.raises(UserError, match="height=100: expected a multiple of 64 up to 384, such as 128"):
+        latent_sides(MODEL, 100, 64, 8)
+    with pytest.raises(UserError, match="width=1024: expected a multiple of 64 up to 384, such as 384"):
+        latent_sides(MODEL, 64, 1024, 8)
+
+
+@pytest.mark.slow
+def test_the_command(pipeline: Path, mmdit: Mmdit) -> None:
+    """Images of the sizes asked for, the same whatever the batch; bad input in a line."""
+    options = ["sample", "--checkpoint", str(pipeline), "--steps", "3", "--height", "64", "--width", "128"]
+    done = mmdit(*options, "a red circle", "two blue squares", "--count", "2", "--out", "one", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [image["prompt"] for image in told["images"]] == ["a red circle"] * 2 + ["two blue squares"] * 2
+    assert told["encoders"] == ["clip_l", "clip_g", "t5"] and told["sampler"] == "euler-3-g5-shift3"
+    images = [np.asarray(Image.open(mmdit.folder / image["path"])) for image in told["images"]]
+    assert all(image.shape == (64, 128, 3) for image in images)
+    assert len({image.tobytes() for image in images}) == 4
+    done = mmdit(*options, "a red circle", "two blue squares", "--count", "2", "--out", "two", "--batch", "3")
+    assert done.returncode == 0, done.stderr
+    for path, image in zip(done.stdout.split(), images, strict=True):
+        again = np.asarray(Image.open(mmdit.folder / path))
+        assert np.abs(again.astype(int) - image.astype(int)).max() <= 1
+    done = mmdit(*options, "a red circle", "--drop", "t5", "--out", "three")
+    assert done.returncode == 0, done.stderr
+    other = np.asarray(Image.open(mmdit.folder / "three" / "00000_00.png"))
+    assert np.any(other != images[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--height", "100"], "height=100: expected a multiple of 64"),
+        (["--drop", "clip"], "drop='clip': unknown; did you mean 'clip_l'"),
+        (["--vae", "nowhere"], "vae=nowhere"),
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--steps", "0"], "steps=0"),
+        (["--batch", "0"], "batch=0"),
+        (["--run", "x"], "--run"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(pipeline: Path, mmdit: Mmdit, wrong: list[str], told: str) -> None:
+    done = mmdit("sample", "--checkpoint", str(pipeline), "--height", "64", "--width", "64", "a cat", *wrong)
+    assert done.returncode == 2 and told in done.stderr.splitlines()[-1], done.stderr
