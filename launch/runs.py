@@ -8,20 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launch import sample_checkpoint
 from launch.execute import execute, make_folder, restore_ema
 from launch.runtime import add_study, keep_compiled_programs
 from launch.studies import load_study
 from launch.study import places_of
 from mmdit_jax.config import Run
 from mmdit_jax.diffusion.sampler_config import METHODS
-from mmdit_jax.errors import unknown
+from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.evaluation.evaluate import evaluate, generate, save_png
 from mmdit_jax.training.data import training_data
 
 EXAMPLES = {
     "train": "example: mmdit train quickstart --run d2-rf",
     "evaluate": "example: mmdit evaluate quickstart --run d2-rf --drop tower --out /tmp/without-tower --json",
-    "sample": 'example: mmdit sample quickstart --run d2-rf "a red circle above a blue square" --out samples',
+    "sample": 'example: mmdit sample quickstart --run d2-rf "a red circle above a blue square" --out samples; '
+    'mmdit sample --checkpoint sd3_medium.safetensors --text encoders "a red circle" --height 512 --width 512',
 }
 
 
@@ -52,8 +54,9 @@ def add_parsers(commands: Any) -> None:
         ("sample", sample_run, "images from a trained run's EMA weights"),
     ):
         parser = commands.add_parser(name, help=text, description=text, epilog=EXAMPLES[name])
-        add_study(parser)
-        parser.add_argument("--run", dest="run_key", required=True, metavar="ID", help="id or name of the run")
+        add_study(parser, named=name != "sample")
+        needed = name != "sample"
+        parser.add_argument("--run", dest="run_key", required=needed, metavar="ID", help="id or name of the run")
         if name == "train":
             parser.add_argument("--quiet", action="store_true", help="no progress lines")
         else:
@@ -66,7 +69,8 @@ def add_parsers(commands: Any) -> None:
             parser.add_argument("--out", type=Path, required=True, help="folder for the image tree")
             parser.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "sample":
-            parser.add_argument("prompt", nargs="+", metavar="PROMPT")
+            parser.add_argument("words", nargs="+", metavar="[STUDY] PROMPT", help="with --checkpoint prompts alone")
+            sample_checkpoint.add_options(parser)
             parser.add_argument("--count", type=int, default=1, help="images a prompt (default: %(default)s)")
             parser.add_argument("--out", type=Path, default=Path("samples"), help="folder (default: %(default)s)")
         parser.set_defaults(run=run)
@@ -101,6 +105,14 @@ def evaluate_run(args: argparse.Namespace) -> int:
 
 def sample_run(args: argparse.Namespace) -> int:
     """Write PNGs; prints a path a line."""
+    if (args.checkpoint is None) == (args.run_key is None):
+        raise UserError("sample: expected STUDY and --run ID, or --checkpoint PATH")
+    if args.checkpoint is not None:
+        args.prompt = args.words
+        return sample_checkpoint.sample_checkpoint(args)
+    args.study, *args.prompt = args.words
+    if not args.prompt:
+        raise UserError(f"prompt: none after STUDY={args.study}; give one or more")
     run, ema, _ = _trained(args)
     make_folder(args.out)
     images = generate(run, ema, args.prompt, args.count, drop=tuple(args.drop))

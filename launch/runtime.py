@@ -26,9 +26,10 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets (default: ROOT/_data)")
 
 
-def add_study(parser: argparse.ArgumentParser) -> None:
-    """STUDY, ``--set``, ``--root`` and ``--data-dir``."""
-    parser.add_argument("study", metavar="STUDY", help="a name in experiments/, or the path of a study file")
+def add_study(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
+    """STUDY (where it is ``named``), ``--set``, ``--root`` and ``--data-dir``."""
+    if named:
+        parser.add_argument("study", metavar="STUDY", help="a name in experiments/, or the path of a study file")
     parser.add_argument(
         "--set",
         action="append",
