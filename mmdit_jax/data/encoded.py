@@ -96,6 +96,8 @@ class EncodedSet:
             self.latents = LatentSpace(**{name: manifest["latents"][name] for name in LatentSpace.__annotations__})
             self.text = {name: _text_source(told) for name, told in manifest["text"].items()}
             """By encoder."""
+            self.dtype = str(manifest.get("settings", {}).get("dtype", "float32"))
+            """Of the encoders' matrix products."""
             self._shards = {name: _shards(told) for name, told in manifest["splits"].items()}
             for shard in (shard for shards in self._shards.values() for shard in shards):
                 found = (folder / shard.file).stat().st_size
@@ -130,7 +132,7 @@ class EncodedSet:
             if encoder not in self.text:
                 unknown("text_encoders", encoder, self.text)
         if not sum(shard.examples for shard in self._shards[name]):
-            raise UserError(f"data={self.folder}: split {name!r} holds no examples; encode more")
+            raise UserError(f"data={self.folder}: split {name!r} holds no examples; encode with --validation N")
         shapes = {encoder: self.text[encoder].shape for encoder in wanted}
         return EncodedSplit(self.folder, self._shards[name], self.latents.channels, shapes)
 

@@ -114,7 +114,8 @@ def check_fits(run: Run, data: LatentData) -> None:
 
     Raises:
         UserError: another latent size or number of channels, an encoder that the set lacks or has in another shape, or
-            a bucket that does not divide into patches or is larger than the position table.
+            a bucket that does not divide into patches or is larger than the position table, or fewer held-out examples
+            than the evaluation's settings draw.
     """
     source, config = data.source, run.data
     name, space = config.name, source.latents
@@ -134,6 +135,10 @@ def check_fits(run: Run, data: LatentData) -> None:
                 f"text_encoders={encoder!r}: {name} has its states as {there}, the run expects {shape}; "
                 f"set data.text_shapes=({(encoder, *there)!r},)"
             )
+    wanted = run.evaluation.settings_images if run.evaluation.settings else 0
+    if wanted > len(data.validation):
+        count = len(data.validation)
+        raise UserError(f"evaluation.settings_images={wanted}: {name} holds out {count}; use that or fewer")
     for bucket in (*data.train.buckets, *data.validation.buckets):
         try:
             run.model.flops_per_image(*bucket, context_tokens(run))
