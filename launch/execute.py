@@ -32,7 +32,7 @@ from mmdit_jax.training.best import FOLDER as BEST
 from mmdit_jax.training.best import restore_best
 from mmdit_jax.training.checkpoint import FOLDER as CHECKPOINTS
 from mmdit_jax.training.checkpoint import Checkpoints
-from mmdit_jax.training.data import TrainingData, training_data
+from mmdit_jax.training.data import LatentData, TrainingData, flops_beside_square, training_data
 from mmdit_jax.training.events import EventLog, read_events, validations
 from mmdit_jax.training.loop import train, train_together
 from mmdit_jax.training.sharding import make_mesh
@@ -92,6 +92,8 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
             "val_loss_levels": curve[-1]["levels"],
             "curve": curve,
         }
+        if isinstance(data, LatentData):
+            result["flops_beside_square"] = flops_beside_square(run, data)
         if run.evaluation.at == "best":
             step, state = restore_best(run_dir, _abstract(run))
             (loss,) = [point["loss"] for point in curve if point["step"] == step]

@@ -19,7 +19,7 @@ from mmdit_jax.diffusion import formulation, training_loss
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply, init_params
 from mmdit_jax.models.positions import sincos_positions
-from mmdit_jax.models.text import TextShape, assemble
+from mmdit_jax.models.text import assemble
 from mmdit_jax.training import validation
 from mmdit_jax.training.data import LatentData, flops_beside_square, global_batches, training_data
 from mmdit_jax.training.program import Solo
@@ -218,13 +218,21 @@ def test_shapes_of_text_are_told_to_the_run_and_old_ids_stay() -> None:
     assert text_widths(("clip_l", "clip_g")) == (2048, 2048)
 
 
-def test_flops_beside_those_of_squares(data_dir: Path, tmp_path: Path) -> None:
+def test_flops_beside_those_of_squares(data_dir: Path) -> None:
     data = latent_data(data_dir)
     length = sum(shape.length for shape in TEXT.values())
     total = 9 * MODEL.flops_per_image(2, 8, length) + 20 * MODEL.flops_per_image(4, 4, length)
     total += 12 * MODEL.flops_per_image(6, 4, length)
     assert flops_beside_square(RUN, data) == pytest.approx(total / (41 * MODEL.flops_per_image(4, 4, length)))
     assert flops_beside_square(RUN, data) > 1.05  # a bucket here is half as large again, unlike real ones
+
+
+def test_real_buckets_cost_what_squares_do() -> None:
+    """Those of 256 px with sides in multiples of 16 up to 1.75:1, at SD3's size and number of text tokens."""
+    model = MMDiTConfig.from_depth(24)
+    for height, width in ((30, 34), (28, 36), (26, 40), (24, 42)):
+        ratio = model.flops_per_image(height, width, 154) / model.flops_per_image(32, 32, 154)
+        assert ratio == pytest.approx(1, abs=0.013)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 8), (8, 3), (12, 1), (7, 12)])
@@ -241,7 +249,3 @@ def test_positions_of_any_bucket_are_the_centre_of_one_table(rows: int, columns:
     top, left = (table - rows) // 2, (table - columns) // 2
     expected = whole[top : top + rows, left : left + columns].reshape(rows * columns, channels)
     np.testing.assert_allclose(sincos_positions(rows, columns, channels, table), expected, atol=1e-6)
-
-
-def test_text_shape_of_the_helper() -> None:
-    assert {"clip_l": TextShape(5, 6, 4), "t5": TextShape(3, 8, 0)} == TEXT and (CONTEXT, POOLED) == (8, 4)
