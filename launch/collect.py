@@ -50,7 +50,7 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
             rating = by_name.get(row["name"], {})
             row |= {key: rating.get(key) for key in ("elo", "elo_low", "elo_high")}
     for name, rows in (("results", results), ("curves", curves), ("geneval", scores)):
-        write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False) if rows else "")
     _score_tables(score_table(study, finished, {run.run_id: places.run_dir(run) for run, _ in finished}), folder)
     real = real_scores(study, places.data, places.vae)
     if len(real):

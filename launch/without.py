@@ -37,4 +37,4 @@ def write_without_tables(finished: Sequence[tuple[Run, dict[str, Any]]], places:
         rows += [{**known, "without": "", **row} for row in result["geneval"]]
         rows += [{**known, **row} for row in result["without"]]
     write_comparisons(battles, Path(places.study_dir) / BATTLES)
-    write_atomic(places.study_dir / SCORES, pd.DataFrame(rows).to_csv(index=False))
+    write_atomic(places.study_dir / SCORES, pd.DataFrame(rows).to_csv(index=False) if rows else "")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import on_fake_devices
 from tiny_encoded import SCALE, SHIFT, SIZES, TEXT, example, write_set
 
 from mmdit_jax.config import DataConfig, EvaluationConfig, OptimizerConfig, Run, text_widths
@@ -249,3 +250,24 @@ def test_positions_of_any_bucket_are_the_centre_of_one_table(rows: int, columns:
     top, left = (table - rows) // 2, (table - columns) // 2
     expected = whole[top : top + rows, left : left + columns].reshape(rows * columns, channels)
     np.testing.assert_allclose(sincos_positions(rows, columns, channels, table), expected, atol=1e-6)
+
+
+def run_some(fsdp: int, folder: str) -> list[float]:
+    """Losses of six steps over buckets, and of a validation."""
+    mesh = make_mesh(fsdp=fsdp)
+    data = latent_data(Path(folder))
+    solo = Solo(RUN, mesh)
+    state = init_state(MODEL, RUN.optimizer, RUN.steps, 0, mesh)
+    losses = []
+    for _, batch in zip(range(6), solo.batches(data, 0), strict=False):
+        state, metrics = solo.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    levels = validation_loss(MODEL, state.ema, formulation("rf"), data.held_out, mesh=mesh, layout="sd3")
+    return [*losses, *levels.tolist()]
+
+
+@pytest.mark.slow
+def test_any_mesh_gives_the_same_losses(data_dir: Path) -> None:
+    """4 fake devices as 2 x 2 (data x fsdp), in a process of their own, against one here."""
+    sharded = on_fake_devices(4, "test_latents", f"t.run_some(2, {str(data_dir)!r})")
+    assert sharded == pytest.approx(run_some(1, str(data_dir)), rel=1e-5)
