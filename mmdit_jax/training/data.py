@@ -131,9 +131,10 @@ def check_fits(run: Run, data: LatentData) -> None:
             raise UserError(f"text_encoders={encoder!r}: {name} has the states of {', '.join(source.text)}")
         there = source.text[encoder].shape
         if shape != there:
+            all_there = tuple((key, *source.text[key].shape) for key in config.text_encoders if key in source.text)
             raise UserError(
-                f"text_encoders={encoder!r}: {name} has its states as {there}, the run expects {shape}; "
-                f"set data.text_shapes=({(encoder, *there)!r},)"
+                f"text_encoders={encoder!r}: {name} has states of length, width and pooled width {tuple(there)}, the "
+                f"run expects {tuple(shape)}; set data.text_shapes={all_there!r}"
             )
     wanted = run.evaluation.settings_images if run.evaluation.settings else 0
     if wanted > len(data.validation):
