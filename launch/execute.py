@@ -162,6 +162,8 @@ def _prepared(run: Run, places: Places) -> Iterator[None]:
     """
     run_dir = places.run_dir(run)
     encoded = pipeline.open_encoded(run.data.name, places.data)
+    if encoded is not None:
+        training_data(run, places.data)  # refuses what does not suit before anything is written
     make_folder(run_dir)
     keep_compiled_programs(places.root)
     with _lock(run_dir):

@@ -246,6 +246,7 @@ class Run:
 
 
 ADDED_LATER: dict[str, dict[str, Any]] = {
+    "model": {"position_base": None, "dual_attention": 0},
     "data": {"text_layout": "channels", "text_shapes": []},
     "evaluation": {"without": []},
 }
