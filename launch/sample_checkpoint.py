@@ -25,11 +25,12 @@ from mmdit_jax.evaluation.text_to_image import (
     encode_prompts,
     expected_shapes,
     latent_sides,
+    shapes_of,
     take,
 )
 from mmdit_jax.models.autoencoder import load_autoencoder
 from mmdit_jax.models.sd3 import load_sd3, open_checkpoint
-from mmdit_jax.models.text import TextEncoder, TextShape
+from mmdit_jax.models.text import TextEncoder
 from mmdit_jax.models.text.pretrained import load_text_encoder
 from mmdit_jax.models.text.tokenizer import SD3_FOLDERS
 
@@ -89,8 +90,7 @@ def sample_checkpoint(args: argparse.Namespace) -> int:
     asked = [*dict.fromkeys(captions), args.negative]
     with _timed("text"):
         states = encode_prompts(_encoders(args, dtype), asked)
-    found = {name: TextShape(*state.tokens.shape[1:], state.pooled.shape[-1]) for name, state in states.items()}
-    conditioning = condition(states, expected_shapes(config, found, args.t5_length), len(asked))
+    conditioning = condition(states, expected_shapes(config, shapes_of(states), args.t5_length), len(asked))
     prompts = take(conditioning, [asked.index(caption) for caption in captions])
     negative = take(conditioning, [len(asked) - 1] * len(captions))
     with _timed("checkpoint"):

@@ -189,6 +189,9 @@ def _nodes(f: Formulation, config: SamplerConfig) -> _Nodes:
         last = float(f.last_level())
         level = last * timesteps(config.steps, shift, applied=config.shift_applied).astype(np.float64)
         _, t, _, _, network = _quantities(f, level.astype(np.float32), is_level=True)
+        if config.shift_applied == "twice" and (f.path, f.prediction) == ("rf", "velocity"):
+            # Reference samplers tell the network t = 1, which nothing forbids here; ours stay within what training saw.
+            t, network = level, _Network(np.ones_like(level), np.ones_like(level), -level)
         with np.errstate(divide="ignore"):
             slope = 1.0 / level
         return _Nodes(level, t, network, level, np.ones_like(level), slope, -slope)

@@ -41,6 +41,11 @@ def encode_prompts(load: Mapping[str, Callable[[], TextEncoder]], captions: Sequ
     return {name: make().encode(captions) for name, make in load.items()}
 
 
+def shapes_of(states: Mapping[str, TextStates]) -> dict[str, TextShape]:
+    """The shape of each encoder's states."""
+    return {name: TextShape(*state.tokens.shape[1:3], state.pooled.shape[1]) for name, state in states.items()}
+
+
 def expected_shapes(config: MMDiTConfig, found: Mapping[str, TextShape], t5_length: int) -> dict[str, TextShape]:
     """The shapes of all three encoders' states that a model of this config was trained with.
 
@@ -68,7 +73,7 @@ def expected_shapes(config: MMDiTConfig, found: Mapping[str, TextShape], t5_leng
     if (whole.width, whole.pooled_width) != (config.context_dim, config.pooled_dim):
         told = ", ".join(f"{name} {tuple(shapes[name])}" for name in ENCODERS)
         raise UserError(
-            f"text encoders={told}: make a context of {whole.width} and a pooled vector of {whole.pooled_width} channels; "
+            f"text encoders={told}: make {whole.width} channels of context and {whole.pooled_width} of pooled states; "
             f"the checkpoint expects {config.context_dim} and {config.pooled_dim}"
         )
     return shapes
@@ -133,13 +138,15 @@ def _sampler(config: MMDiTConfig, with_guidance: bool) -> Callable[..., Array]:
     def run(
         params: Any, positions: Array | None, table: Plan, prompts: Conditioning, negative: Conditioning, noise: Array
     ) -> Array:
-        both = [jnp.concatenate(pair) if with_guidance else pair[0] for pair in zip(prompts, negative, strict=True)]
+        context, pooled = (
+            jnp.concatenate(pair) if with_guidance else pair[0] for pair in zip(prompts, negative, strict=True)
+        )
 
         def network(z: Array, t: Array) -> Array | tuple[Array, Array]:
             if not with_guidance:
-                return apply(config, params, z, t, *both, positions)
-            twice = jnp.concatenate([z, z]), jnp.concatenate([t, t])
-            conditional, unconditional = jnp.split(apply(config, params, *twice, *both, positions), 2)
+                return apply(config, params, z, t, context, pooled, positions)
+            z, t = jnp.concatenate([z, z]), jnp.concatenate([t, t])
+            conditional, unconditional = jnp.split(apply(config, params, z, t, context, pooled, positions), 2)
             return conditional, unconditional
 
         return sample(table, network, noise)[0]
