@@ -83,7 +83,7 @@ def measure(depth: int, rounds: int, data_dir: Path) -> dict[str, Any]:
     from mmdit_jax.training.step import make_train_step
 
     run = next(run for run in quickstart.study().runs if run.model.depth == depth)
-    data, mesh, f = training_data(run.data, data_dir), make_mesh(), formulation(run.formulation)
+    data, mesh, f = training_data(run, data_dir), make_mesh(), formulation(run.formulation)
     step = make_train_step(
         run.model, run.optimizer, run.steps, run.data.text_drop, mesh, run.hardware.onednn, run.data.text_layout
     )

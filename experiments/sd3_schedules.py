@@ -1,11 +1,15 @@
 """The paper's comparison of schedules (section 5.1): all 61 formulations on ImageNet and CC12M, for a pod.
 
-mmdit study plan sd3_schedules
+mmdit study plan sd3_schedules                     needs no data
+mmdit data encode imagenet:FOLDER --name imagenet-latents --bucket-aspect 1 --validation 5000 \\
+    --vae SD3 --clip-l SD3 --clip-g SD3            and the same of CC12M's tar files as cc12m-latents; SD3 is its folder
+mmdit study run sd3_schedules
 
 Batch 1024, AdamW at 1e-4, 1000 warm-up steps, EMA 0.99 every 100 steps, validation at 8 levels of t, and the protocol's
 six samplers at the step with the lowest validation loss, as printed. The paper does not print the size of the model,
 its number of steps or its seeds: depth 15, 100,000 steps and one seed are ours. Both data sets are latents of SD3's
-autoencoder (16 channels, 32×32 of 256² px) with CLIP-L's and CLIP-G's states, made beforehand.
+autoencoder (16 channels, 32×32 of 256² px) with CLIP-L's and CLIP-G's states, made beforehand. Scores are those of the
+packaged judge, which was trained on small pictures: read the validation losses of photographs first.
 """
 
 from __future__ import annotations

@@ -40,21 +40,23 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
         for _, result in finished
         for row in result["geneval"]
     ]
-    trees = {run.name: read_geneval_tree(places.run_dir(run) / "samples") for run, _ in finished}
-    fought = _battle_table(finished, trees, folder)
+    # A run on latents may have been finished without an autoencoder.
+    drawn = [(run, result) for run, result in finished if result["judge_match"] is not None]
+    trees = {run.name: read_geneval_tree(places.run_dir(run) / "samples") for run, _ in drawn}
+    fought = _battle_table(drawn, trees, folder)
     if fought is not None:
         by_name = {row["name"]: row for row in fought}
         for row in results:
             rating = by_name.get(row["name"], {})
             row |= {key: rating.get(key) for key in ("elo", "elo_low", "elo_high")}
     for name, rows in (("results", results), ("curves", curves), ("geneval", scores)):
-        write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False) if rows else "")
     _score_tables(score_table(study, finished, {run.run_id: places.run_dir(run) for run, _ in finished}), folder)
-    real = real_scores(study, places.data)
+    real = real_scores(study, places.data, places.vae)
     if len(real):
         write_atomic(folder / "real.csv", real.to_csv(index=False))
-    write_without_tables(finished, places)
-    _grids(finished, trees, folder)
+    write_without_tables(drawn, places)
+    _grids(drawn, trees, folder)
     return pd.DataFrame(results)
 
 

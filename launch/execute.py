@@ -17,17 +17,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from launch.drawing import check_drawing, drawing
 from launch.runtime import keep_compiled_programs
 from launch.settings import score_run
 from mmdit_jax.config import Run, to_dict
+from mmdit_jax.data import pipeline
+from mmdit_jax.data.encoded import EncodedSet
 from mmdit_jax.diffusion import formulation, learned_name
 from mmdit_jax.errors import Diverged, UserError
-from mmdit_jax.evaluation.evaluate import evaluate
+from mmdit_jax.evaluation.evaluate import evaluate, nothing_drawn
 from mmdit_jax.evaluation.removal import draw_without
 from mmdit_jax.files import write_json
+from mmdit_jax.training.best import FOLDER as BEST
 from mmdit_jax.training.best import restore_best
+from mmdit_jax.training.checkpoint import FOLDER as CHECKPOINTS
 from mmdit_jax.training.checkpoint import Checkpoints
-from mmdit_jax.training.data import training_data
+from mmdit_jax.training.data import LatentData, TrainingData, flops_beside_square, training_data
 from mmdit_jax.training.events import EventLog, read_events, validations
 from mmdit_jax.training.loop import train, train_together
 from mmdit_jax.training.sharding import make_mesh
@@ -37,6 +42,7 @@ log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 CONFIG = "config.json"
+FOLDERS = (CHECKPOINTS, BEST)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "mmdit-jax")
 
 
@@ -47,6 +53,8 @@ class Places:
     root: Path
     study: str
     data: Path
+    vae: str | None = None
+    """Autoencoder of an encoded data set, ``none`` to draw nothing; None: where it lay when the set was made."""
 
     @property
     def study_dir(self) -> Path:
@@ -73,7 +81,8 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
             if event["event"] == "diverged":
                 raise Diverged(event["message"])
         started = time.perf_counter()
-        data = training_data(run.data, places.data)
+        data = training_data(run, places.data)
+        check_drawing(run, data, places.vae)
         state = train(run, run_dir, data, project=places.study, quiet=quiet)
         trained = time.perf_counter()
         curve = [{"step": v["step"], "loss": v["loss"], "levels": v["levels"]} for v in validations(run_dir)]
@@ -83,15 +92,13 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
             "val_loss_levels": curve[-1]["levels"],
             "curve": curve,
         }
+        if isinstance(data, LatentData):
+            result["flops_beside_square"] = flops_beside_square(run, data)
         if run.evaluation.at == "best":
             step, state = restore_best(run_dir, _abstract(run))
             (loss,) = [point["loss"] for point in curve if point["step"] == step]
             result |= {"best_step": step, "best_val_loss": loss}
-        scores = evaluate(run, state.ema, run_dir / "samples", data.validation_captions)
-        if run.evaluation.without:
-            scores["without"] = draw_without(run, state.ema, run_dir, data.validation_captions)
-        if run.evaluation.settings:
-            scores["settings"] = score_run(run, {"ema": state.ema, "raw": state.params}, run_dir, places.data)
+        scores = _scores(run, state, run_dir, data, places)
         density = formulation(run.formulation)
         if density.adaptive:
             scores["learned_formulation"] = learned_name(density, jax.device_get(state.loss_by_time))
@@ -103,6 +110,23 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
             events.write("done", train_seconds=trained - started, evaluate_seconds=ended - trained, durable=True)
             events.close()
         return result
+
+
+def _scores(run: Run, state: TrainState, run_dir: Path, data: TrainingData, places: Places) -> dict[str, Any]:
+    """Draw with the run's weights, and score what was drawn."""
+    asked = run.evaluation
+    found = drawing(run, data, places.vae)
+    if found is None:
+        empty: dict[str, Any] = {name: [] for name in ("without", "settings") if vars(asked)[name]}
+        return {**nothing_drawn(), **empty}
+    captions, latent = found.captions, found.latent
+    scores = evaluate(run, state.ema, run_dir / "samples", captions, latent=latent)
+    if asked.without:
+        scores["without"] = draw_without(run, state.ema, run_dir, captions, latent)
+    if asked.settings:
+        weights = {"ema": state.ema, "raw": state.params}
+        scores["settings"] = score_run(run, weights, run_dir, places.data, latent, places.vae)
+    return scores
 
 
 def train_group(runs: Sequence[Run], places: Places, *, quiet: bool = False) -> None:
@@ -119,7 +143,8 @@ def train_group(runs: Sequence[Run], places: Places, *, quiet: bool = False) -> 
         for run in runs:
             held.enter_context(_prepared(run, places))
         started = time.perf_counter()
-        data = training_data(runs[0].data, places.data)
+        data = training_data(runs[0], places.data)
+        check_drawing(runs[0], data, places.vae)
         train_together(runs, folders, data, project=places.study, quiet=quiet)
         share = (time.perf_counter() - started) / len(runs)
         for folder in folders:
@@ -130,13 +155,40 @@ def train_group(runs: Sequence[Run], places: Places, *, quiet: bool = False) -> 
 
 @contextlib.contextmanager
 def _prepared(run: Run, places: Places) -> Iterator[None]:
-    """Hold the run's directory, with its config in it."""
+    """Hold the run's directory, with its config in it.
+
+    Raises:
+        UserError: another process holds it, or its encoded data set is not there or another one than it was begun with.
+    """
     run_dir = places.run_dir(run)
+    encoded = pipeline.open_encoded(run.data.name, places.data)
+    if encoded is not None:
+        training_data(run, places.data)  # refuses what does not suit before anything is written
     make_folder(run_dir)
     keep_compiled_programs(places.root)
     with _lock(run_dir):
-        write_json(run_dir / CONFIG, {"run_id": run.run_id, "config": to_dict(run), "versions": _versions()})
+        told = {"run_id": run.run_id, "config": to_dict(run), "versions": _versions()}
+        if encoded is not None:
+            _check_same_data(run_dir, encoded)
+            told["data_fingerprint"] = encoded.fingerprint
+        write_json(run_dir / CONFIG, told)
         yield
+
+
+def _check_same_data(run_dir: Path, encoded: EncodedSet) -> None:
+    """Refuse to go on with another set than the checkpoints were trained on."""
+    config = run_dir / CONFIG
+    if not config.exists() or not any(path for name in FOLDERS for path in (run_dir / name).glob("[0-9]*")):
+        return
+    try:
+        before = json.loads(config.read_text()).get("data_fingerprint")
+    except ValueError:
+        return  # cannot be told any more
+    if before != encoded.fingerprint:
+        raise UserError(
+            f"data={encoded.folder}: fingerprint {encoded.fingerprint}, but {run_dir.name} was trained on {before} "
+            f"under this name; restore that set, or delete {run_dir} to train anew"
+        )
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:

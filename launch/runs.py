@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from launch import sample_checkpoint
+from launch.drawing import drawing, live
 from launch.execute import execute, make_folder, restore_ema
-from launch.runtime import add_study, keep_compiled_programs
+from launch.runtime import add_study, add_vae, keep_compiled_programs
 from launch.studies import load_study
 from launch.study import places_of
 from mmdit_jax.config import Run
+from mmdit_jax.data import pipeline
 from mmdit_jax.diffusion.sampler_config import METHODS
 from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.evaluation.evaluate import evaluate, generate, save_png
-from mmdit_jax.training.data import training_data
+from mmdit_jax.evaluation.latent import no_autoencoder
+from mmdit_jax.training.data import LatentData, training_data
 
 EXAMPLES = {
     "train": "example: mmdit train quickstart --run d2-rf",
@@ -57,6 +60,8 @@ def add_parsers(commands: Any) -> None:
         add_study(parser, named=name != "sample")
         needed = name != "sample"
         parser.add_argument("--run", dest="run_key", required=needed, metavar="ID", help="id or name of the run")
+        if name != "sample":
+            add_vae(parser)
         if name == "train":
             parser.add_argument("--quiet", action="store_true", help="no progress lines")
         else:
@@ -89,8 +94,12 @@ def evaluate_run(args: argparse.Namespace) -> int:
     """Print a row a task; the run's own result.json stays as it is."""
     run, ema, places = _trained(args)
     make_folder(args.out)
-    captions = training_data(run.data, places.data).validation_captions
-    scores = evaluate(run, ema, args.out, captions, drop=tuple(args.drop))
+    data = training_data(run, places.data)
+    found = drawing(run, data, places.vae)
+    if found is None:
+        assert isinstance(data, LatentData)  # images need no autoencoder
+        raise no_autoencoder(data.source)
+    scores = evaluate(run, ema, args.out, found.captions, drop=tuple(args.drop), latent=found.latent)
     if args.json:
         print(json.dumps({"run_id": run.run_id, "name": run.name, **scores}))
         return 0
@@ -113,9 +122,15 @@ def sample_run(args: argparse.Namespace) -> int:
     args.study, *args.prompt = args.words
     if not args.prompt:
         raise UserError(f"prompt: none after STUDY={args.study}; give one or more")
-    run, ema, _ = _trained(args)
+    run, ema, places = _trained(args)
+    latent = None
+    if pipeline.open_encoded(run.data.name, places.data) is not None:
+        folders = {name: vars(args)[name] or args.text for name in sample_checkpoint.ENCODERS}
+        data = training_data(run, places.data)
+        assert isinstance(data, LatentData)
+        latent = live(run, data, places.vae, folders, args.drop)
     make_folder(args.out)
-    images = generate(run, ema, args.prompt, args.count, drop=tuple(args.drop))
+    images = generate(run, ema, args.prompt, args.count, drop=tuple(args.drop), latent=latent)
     for i, row in enumerate(images):
         for k, image in enumerate(row):
             path = args.out / f"{i:05d}_{k:02d}.png"

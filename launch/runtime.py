@@ -26,6 +26,15 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets (default: ROOT/_data)")
 
 
+def add_vae(parser: argparse.ArgumentParser) -> None:
+    """``--vae``."""
+    parser.add_argument(
+        "--vae",
+        metavar="FOLDER",
+        help="autoencoder of an encoded data set, none to draw nothing (default: where it lay when the set was made)",
+    )
+
+
 def add_study(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
     """STUDY (where it is ``named``), ``--set``, ``--root`` and ``--data-dir``."""
     if named:

@@ -12,10 +12,14 @@ import pandas as pd
 
 import mmdit_jax.data.pipeline as pipeline
 from mmdit_jax.config import DataConfig, Run, Study
+from mmdit_jax.data.encoded import EncodedSet
 from mmdit_jax.errors import UserError
+from mmdit_jax.evaluation.contrastive import TextTower
 from mmdit_jax.evaluation.judge import packaged_judge
+from mmdit_jax.evaluation.latent import Latent, decode, for_judge, no_autoencoder, open_autoencoder
 from mmdit_jax.evaluation.settings import score_settings
 from mmdit_jax.files import write_atomic
+from mmdit_jax.training.held_out import held_out_latents
 from scaling.frechet import distances, fit_gaussian
 from scaling.resample import group_counts
 
@@ -23,20 +27,29 @@ FILE = "settings.npz"
 DRAWS = 200
 """Bootstrap resamples of the prompts; the same for every run that has as many prompts."""
 _SEED = 403_03206
+_CHUNK = 64
 
 
-def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) -> list[dict[str, Any]]:
+def score_run(
+    run: Run,
+    weights: dict[str, Any],
+    run_dir: Path,
+    data_dir: Path,
+    latent: Latent | None = None,
+    vae: str | None = None,
+) -> list[dict[str, Any]]:
     """Score ``weights`` (by name: ema, raw) in the run's settings; a row each, of plain values.
 
     Writes settings.npz: per setting and image the judge's features, CLIP score and path length, and per setting and
     draw (the first is all prompts, the others resample them) clip, fid and path_length. The reference of the Fréchet
-    distance is the whole held-out split; its captions, from the first on, are the prompts.
+    distance is the whole held-out split; its captions, from the first on, are the prompts. Of a run on latents
+    ``latent`` says how it draws, and the reference is what the autoencoder (``vae``) makes of the held-out latents.
 
     Raises:
         UserError: the held-out split has fewer captions than ``settings_images``.
     """
     count = run.evaluation.settings_images
-    captions, real = held_out(run.data, data_dir)
+    captions, real = held_out(run.data, data_dir, vae)
     if count > len(captions):
         raise UserError(
             f"evaluation.settings_images={count}: {run.data.name} holds out {len(captions)}; use that or fewer"
@@ -45,7 +58,7 @@ def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) 
     counts = np.concatenate([np.ones((1, count)), group_counts(DRAWS, count, np.random.default_rng([_SEED, count]))])
     rows: list[dict[str, Any]] = []
     arrays: list[dict[str, np.ndarray]] = []
-    for scores in score_settings(run, weights, captions[:count], packaged_judge()):
+    for scores in score_settings(run, weights, captions[:count], packaged_judge(), latent):
         drawn = {
             "clip": counts @ scores.clip.astype(np.float64) / count,
             "fid": distances(scores.features, counts, reference),
@@ -65,8 +78,14 @@ def score_run(run: Run, weights: dict[str, Any], run_dir: Path, data_dir: Path) 
 
 
 @functools.lru_cache(maxsize=4)
-def held_out(config: DataConfig, data_dir: Path) -> tuple[list[str], np.ndarray]:
-    """Captions of the held-out split, and the judge's features of its images ``[N, 64]``: once for all runs on it."""
+def held_out(config: DataConfig, data_dir: Path, vae: str | None = None) -> tuple[list[str], np.ndarray]:
+    """Captions of the held-out split, and the judge's features of its images ``[N, 64]``: once for all runs on it.
+
+    Of an encoded set its autoencoder (``vae``, or where the set knows it) makes the images.
+    """
+    source = pipeline.open_encoded(config.name, data_dir)
+    if source is not None:
+        return _decoded(source, vae)
     data = pipeline.load(config.name, data_dir, resolution=config.resolution, examples=config.examples)
     split = data.split("validation")
     held_out = [split[i] for i in range(len(split))]
@@ -74,7 +93,23 @@ def held_out(config: DataConfig, data_dir: Path) -> tuple[list[str], np.ndarray]
     return [item["caption"] for item in held_out], features
 
 
-def real_scores(study: Study, data_dir: Path) -> pd.DataFrame:
+def _decoded(source: EncodedSet, vae: str | None) -> tuple[list[str], np.ndarray]:
+    """Captions and features of an encoded set's held-out split, in the order that runs draw them in."""
+    autoencoder = open_autoencoder(source, vae)
+    if autoencoder is None:
+        raise no_autoencoder(source)
+    space, split = source.latents, source.split("validation", ())
+    captions, features = np.empty(len(split), object), np.empty((len(split), TextTower.embedding), np.float32)
+    for part in held_out_latents(split, space, len(split)):
+        for start in range(0, len(part.index), _CHUNK):
+            index = part.index[start : start + _CHUNK]
+            found = split.take(part.bucket, part.rows[start : start + _CHUNK])
+            images = decode(autoencoder, (found.mean.astype(np.float32) - space.shift) * space.scale)
+            captions[index], features[index] = found.captions, packaged_judge().embed_images(for_judge(images))
+    return captions.tolist(), features
+
+
+def real_scores(study: Study, data_dir: Path, vae: str | None = None) -> pd.DataFrame:
     """What real images score where models' do: a row a data set of the runs with settings; empty without data.
 
     As many held-out images as the runs generate (of a small data set half of them), chosen at random, with their own
@@ -84,7 +119,7 @@ def real_scores(study: Study, data_dir: Path) -> pd.DataFrame:
     rows = []
     for data, count in asked:
         try:
-            captions, features = held_out(data, data_dir)
+            captions, features = held_out(data, data_dir, vae)
         except UserError:
             continue  # tables collected elsewhere, without the data
         order = np.random.default_rng(_SEED).permutation(len(captions))

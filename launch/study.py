@@ -13,7 +13,7 @@ from typing import Any
 from launch.collect import collect
 from launch.execute import RESULT, Places, describe, execute, is_locked, make_folder, read_result, train_group
 from launch.groups import groups
-from launch.runtime import add_study
+from launch.runtime import add_study, add_vae
 from launch.studies import load_study
 from mmdit_jax import __version__
 from mmdit_jax.config import Run, Study
@@ -55,6 +55,8 @@ def add_parsers(commands: Any) -> None:
         add_study(action)
         if name in ("plan", "status"):
             action.add_argument("--json", action="store_true", help="print one JSON object")
+        if name in ("run", "report"):
+            add_vae(action)
         if name == "run":
             action.add_argument("--only", action="append", default=[], metavar="RUN", help="only this run (id or name)")
             action.add_argument("--quiet", action="store_true", help="no progress lines")
@@ -69,8 +71,9 @@ def add_parsers(commands: Any) -> None:
 
 
 def places_of(args: argparse.Namespace, study: Study) -> Places:
-    """The folders of a study under --root and --data-dir."""
-    return Places(args.root, study.name, args.data_dir or args.root / "_data")
+    """The folders of a study under --root and --data-dir, and --vae of the commands that have it."""
+    vae = vars(args).get("vae")
+    return Places(args.root, study.name, args.data_dir or args.root / "_data", None if vae is None else str(vae))
 
 
 def run_study(args: argparse.Namespace) -> int:
@@ -153,7 +156,8 @@ def _notes(study: Study, places: Places) -> list[str]:
 def _summary(result: dict[str, Any]) -> str:
     overall = [row for row in result["geneval"] if row["task"] == "overall"]
     score = f"  geneval {overall[0]['rate']:.3f} (graded {overall[0]['graded']:.3f})" if overall else ""
-    return f"{result['name']}  val loss {result['val_loss']:.4f}{score}  judge {result['judge_match']:.2f}"
+    match = "" if result["judge_match"] is None else f"  judge {result['judge_match']:.2f}"
+    return f"{result['name']}  val loss {result['val_loss']:.4f}{score}{match}"
 
 
 def status_row(run: Run, places: Places) -> dict[str, Any]:

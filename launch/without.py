@@ -31,10 +31,10 @@ def write_without_tables(finished: Sequence[tuple[Run, dict[str, Any]]], places:
         folder = places.run_dir(run)
         whole, prompts = read_geneval_tree(folder / "samples")
         images = {label(group): read_geneval_tree(tree(folder, group))[0] for group in run.evaluation.without}
-        realism = Realism.fit(held_out(run.data, places.data)[1])
+        realism = Realism.fit(held_out(run.data, places.data, places.vae)[1])
         battles += compare(run.name, whole, images, prompts, packaged_judge(), realism)
         known = {"run_id": run.run_id, "name": run.name, "dataset": run.data.name}
         rows += [{**known, "without": "", **row} for row in result["geneval"]]
         rows += [{**known, **row} for row in result["without"]]
     write_comparisons(battles, Path(places.study_dir) / BATTLES)
-    write_atomic(places.study_dir / SCORES, pd.DataFrame(rows).to_csv(index=False))
+    write_atomic(places.study_dir / SCORES, pd.DataFrame(rows).to_csv(index=False) if rows else "")

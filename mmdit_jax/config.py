@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +42,9 @@ class DataConfig:
     """Which images and captions, and how their text is encoded."""
 
     name: str = "scenes"
+    """A built-in set (``scenes``, ``emoji``), or the folder of an encoded one, which ``mmdit data encode`` made."""
     resolution: int = 32
-    """Height and width in pixels, or of latents in positions."""
+    """Height and width in pixels; of an encoded set those of a square latent. Buckets of other shapes have its area."""
     examples: int = 32_768
     """Training examples of a procedural set; a fixed set (emoji) has its own number."""
     validation_examples: int = 256
@@ -53,9 +55,17 @@ class DataConfig:
     text_layout: str = "channels"
     """How the encoders' token states lie in the context: ``channels``, all side by side, or ``sd3``, where those of
     encoders without a pooled state (T5) follow along the sequence."""
+    text_shapes: tuple[tuple[str, int, int, int], ...] = ()
+    """(name, length, width, pooled width) of the states that an encoded set brings, of encoders which the registry
+    does not have in this shape."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "resolution", "examples", "validation_examples")
+        object.__setattr__(self, "text_shapes", tuple(tuple(item) for item in self.text_shapes))
+        for item in self.text_shapes:
+            well_formed = len(item) == 4 and all(_is_whole(value) and value >= 0 for value in item[1:])
+            _require(well_formed, "text_shapes", item, "(name, length, width, pooled width)")
+            _require(item[0] in self.text_encoders, "text_shapes", item, f"one of {self.text_encoders}")
         _require(0 <= self.text_drop < 1, "text_drop", self.text_drop, "0 <= text_drop < 1")
         _require(len(self.text_encoders) > 0, "text_encoders", self.text_encoders, "at least one encoder")
         if self.text_layout not in LAYOUTS:
@@ -197,7 +207,7 @@ class Run:
             for encoder in group:
                 if encoder not in self.data.text_encoders:
                     unknown("evaluation.without", encoder, self.data.text_encoders)
-        widths = text_widths(self.data.text_encoders, self.data.text_layout)
+        widths = text_widths(self.data.text_encoders, self.data.text_layout, self.data.text_shapes)
         for field_name, value, expected in zip(
             ("context_dim", "pooled_dim"), (self.model.context_dim, self.model.pooled_dim), widths, strict=True
         ):
@@ -212,12 +222,18 @@ class Run:
             for field_name, before in fields.items():
                 if config[group][field_name] == before:
                     del config[group][field_name]
-        config["text_fingerprints"] = [text_encoder(name).fingerprint for name in self.data.text_encoders]
+        given = {item[0] for item in self.data.text_shapes}  # by shape alone: the set has their states
+        config["text_fingerprints"] = [
+            text_encoder(name).fingerprint for name in self.data.text_encoders if name not in given
+        ]
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', self.name).strip('-.') or 'run'}-{digest}"
 
     def train_flops(self, step: int | None = None) -> float:
-        """FLOPs of training up to ``step`` (default: all), per-stream count; backward counted as twice the forward."""
+        """FLOPs of training up to ``step`` (default: all), per-stream count; backward counted as twice the forward.
+
+        Of an encoded set with several buckets: as if all latents were square.
+        """
         size, length = self.data.resolution, context_tokens(self)
         steps = self.steps if step is None else step
         return 3.0 * self.model.flops_per_image(size, size, length) * self.batch * steps
@@ -231,7 +247,7 @@ class Run:
 
 ADDED_LATER: dict[str, dict[str, Any]] = {
     "model": {"position_base": None, "dual_attention": 0, "architecture": "mmdit", "text_split": 77},
-    "data": {"text_layout": "channels"},
+    "data": {"text_layout": "channels", "text_shapes": []},
     "evaluation": {"without": []},
 }
 """Fields that came after runs had been made, with what these runs were: such a run keeps its id."""
@@ -239,26 +255,31 @@ ADDED_LATER: dict[str, dict[str, Any]] = {
 
 def context_tokens(run: Run) -> int:
     """Length of the text sequence that the run's encoders give."""
-    return context_shape(text_shapes(run.data.text_encoders), run.data.text_layout).length
+    shapes = text_shapes(run.data.text_encoders, run.data.text_shapes)
+    return context_shape(shapes, run.data.text_layout).length
 
 
-def text_widths(encoders: tuple[str, ...], layout: str = "channels") -> tuple[int, int]:
-    """(context_dim, pooled_dim) of a model fed by these encoders.
+def text_widths(
+    encoders: tuple[str, ...], layout: str = "channels", given: Sequence[tuple[str, int, int, int]] = ()
+) -> tuple[int, int]:
+    """(context_dim, pooled_dim) of a model fed by these encoders; ``given`` as ``DataConfig.text_shapes``.
 
     Raises:
       UserError: none of them gives a pooled state, without which an MMDiT is not conditioned on the text as a whole, or
         their token states do not fit the layout.
     """
-    _, width, pooled = context_shape(text_shapes(encoders), layout)
+    _, width, pooled = context_shape(text_shapes(encoders, given), layout)
     if not pooled:
         raise UserError(f"text_encoders={encoders!r}: none gives a pooled state; add one that does, as 'tower'")
     return width, pooled
 
 
-def text_shapes(encoders: tuple[str, ...]) -> dict[str, TextShape]:
-    """The shape of each encoder's states."""
-    found = {name: text_encoder(name) for name in encoders}
-    return {name: TextShape(item.length, item.width, item.pooled_width) for name, item in found.items()}
+def text_shapes(encoders: tuple[str, ...], given: Sequence[tuple[str, int, int, int]] = ()) -> dict[str, TextShape]:
+    """The shape of each encoder's states: as given (``DataConfig.text_shapes``), else by the registry."""
+    told = {name: TextShape(*shape) for name, *shape in given}
+    found = {name: text_encoder(name) for name in encoders if name not in told}
+    known = {name: TextShape(item.length, item.width, item.pooled_width) for name, item in found.items()}
+    return {name: told.get(name) or known[name] for name in encoders}
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def test_samplers_seeds_and_formulations_share_a_program(params, text) -> None:
         np.testing.assert_array_equal(draw(params, text, f=formulation(name)), draw(params, text))
     assert not close(draw(params, text, f=formulation("v/cos")), draw(params, text))
     assert sampling._compiled.cache_info().currsize == 1
-    assert sampling._compiled(CONFIG, (8, 8, 3), True, None, "channels")._cache_size() == 1  # type: ignore[attr-defined]
+    assert sampling._compiled(CONFIG, (8, 8, 3), True, None, "channels", True)._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_either_encoder_can_be_removed(params, text) -> None:

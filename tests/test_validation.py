@@ -16,6 +16,7 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply, init_params
 from mmdit_jax.models.text import assemble
 from mmdit_jax.training import validation
+from mmdit_jax.training.held_out import HeldOutImages
 from mmdit_jax.training.validation import validation_loss, validation_noise
 
 CONFIG = MMDiTConfig(
@@ -49,7 +50,7 @@ def test_it_is_the_mean_squared_velocity_error_at_eight_levels() -> None:
         z = (1 - t) * x0 + t * noise[:, i]
         velocity = np.asarray(network(z.astype(np.float32), np.full(N, t, np.float32)), np.float64)
         expected[:, i] = np.mean((velocity - (noise[:, i] - x0)) ** 2, axis=(1, 2, 3))
-    loss = validation_loss(CONFIG, params, formulation("rf"), images, text)
+    loss = validation_loss(CONFIG, params, formulation("rf"), [HeldOutImages(images, text)])
     assert loss.shape == (8,) and loss.dtype == np.float64
     np.testing.assert_allclose(loss, expected.mean(axis=0), rtol=1e-5)
     assert len(set(loss)) == 8
@@ -65,12 +66,13 @@ def test_the_noise_is_standard_and_of_its_own_for_each_image_and_level() -> None
 def test_the_same_whatever_the_chunk_and_one_program_for_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
     params, images, text = problem()
     validation._compiled.cache_clear()
-    whole = validation_loss(CONFIG, params, formulation("rf"), images, text)
+    held_out = [HeldOutImages(images, text)]
+    whole = validation_loss(CONFIG, params, formulation("rf"), held_out)
     for name in ("rf/lognorm(0.00,1.00)", "rf/mode(1.29)", "rf/cosmap"):
-        np.testing.assert_array_equal(validation_loss(CONFIG, params, formulation(name), images, text), whole)
+        np.testing.assert_array_equal(validation_loss(CONFIG, params, formulation(name), held_out), whole)
     assert validation._compiled(CONFIG, 8, None, "channels")._cache_size() == 1  # type: ignore[attr-defined]
     monkeypatch.setattr(validation, "CHUNK", 4)  # 10 images: the last chunk is short
-    np.testing.assert_allclose(validation_loss(CONFIG, params, formulation("rf"), images, text), whole, rtol=1e-6)
+    np.testing.assert_allclose(validation_loss(CONFIG, params, formulation("rf"), held_out), whole, rtol=1e-6)
 
 
 def test_the_error_is_that_of_the_straight_velocity_for_every_path() -> None:
@@ -91,21 +93,21 @@ def test_the_error_is_that_of_the_straight_velocity_for_every_path() -> None:
     }
     for name, guess in guesses.items():
         expected = np.mean((guess - truth) ** 2, axis=(0, 2, 3, 4))
-        loss = validation_loss(CONFIG, params, formulation(name), images, text)
+        loss = validation_loss(CONFIG, params, formulation(name), [HeldOutImages(images, text)])
         np.testing.assert_allclose(loss, expected, rtol=2e-3, err_msg=name)
 
 
 def test_the_same_on_eight_devices(tmp_path: Path) -> None:
     params, images, text = problem()
-    one = validation_loss(CONFIG, params, formulation("rf"), images, text)
+    one = validation_loss(CONFIG, params, formulation("rf"), [HeldOutImages(images, text)])
     program = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import jax, numpy as np
-from test_validation import CONFIG, formulation, problem, validation_loss
+from test_validation import CONFIG, HeldOutImages, formulation, problem, validation_loss
 from mmdit_jax.training.sharding import make_mesh
 params, images, text = problem()
 assert jax.device_count() == 8
-loss = validation_loss(CONFIG, params, formulation("rf"), images, text, mesh=make_mesh(fsdp=2))
+loss = validation_loss(CONFIG, params, formulation("rf"), [HeldOutImages(images, text)], mesh=make_mesh(fsdp=2))
 np.save({str(tmp_path / "loss.npy")!r}, loss)
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -115,7 +117,7 @@ np.save({str(tmp_path / "loss.npy")!r}, loss)
 
 def test_bad_input_is_told_in_one_line() -> None:
     params, images, text = problem()
-    with pytest.raises(UserError, match=r"^images=0: expected 1 or more"):
-        validation_loss(CONFIG, params, formulation("rf"), images[:0], text)
+    with pytest.raises(UserError, match=r"^held_out=0: expected 1 or more examples"):
+        validation_loss(CONFIG, params, formulation("rf"), [])
     with pytest.raises(UserError, match=r"^text\['words'\]=10 examples: expected 9"):
-        validation_loss(CONFIG, params, formulation("rf"), images[:9], text)
+        HeldOutImages(images[:9], text)

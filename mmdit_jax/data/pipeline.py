@@ -14,13 +14,14 @@ import grain
 import numpy as np
 
 from mmdit_jax.data import store
+from mmdit_jax.data.encoded import EncodedSet, EncodedSplit, Examples
 from mmdit_jax.data.order import batch_indices
+from mmdit_jax.data.schedule import bucket_batch
+from mmdit_jax.data.store import CACHE_BYTES
 from mmdit_jax.errors import UserError, unknown
 
-__all__ = ["Dataset", "Split", "batch_indices", "batches", "load", "prepare"]
+__all__ = ["Dataset", "Split", "batch_indices", "batches", "encoded_batches", "load", "open_encoded", "prepare"]
 
-CACHE_BYTES = 4 * 2**30
-"""Splits whose images take less are decoded once and kept in memory."""
 _READ = 1024
 _BLOCK = 64
 
@@ -75,6 +76,26 @@ def load(
     except FileNotFoundError:
         raise UserError(f"data={folder}: not built yet; prepare data set {name!r} in {root} first") from None
     return Dataset(name, folder, builder, manifest["examples"])
+
+
+def open_encoded(name: str, data_dir: str | Path) -> EncodedSet | None:
+    """The encoded set in DATA_DIR/<name>, or none where this is the name of a set that TFDS builds.
+
+    Raises:
+        UserError: no such set, one that is not finished or is damaged, or one under the name of a built-in set.
+    """
+    root = Path(data_dir).expanduser().absolute()
+    folder = root / name
+    there = (folder / store.MANIFEST).exists()
+    if name in store.BUILDERS:
+        if there:
+            raise UserError(f"data={folder}: an encoded set under the name of a built-in one; rename this folder")
+        return None
+    if not there and folder.is_dir():
+        raise UserError(f"data={folder}: no {store.MANIFEST}, so not finished; run its `mmdit data encode` again")
+    if not there:
+        store.builder(name, root, 1, 1, 1, 0)  # says what there is, and how a set is made
+    return EncodedSet(folder)
 
 
 def _make(
@@ -186,9 +207,8 @@ def _text(value: bytes | str) -> str:
 class _Steps:
     """Global step to batch, as a Grain source: seeking to any step costs nothing."""
 
-    def __init__(self, source: Split, batch: int, seed: int, process_index: int, process_count: int):
-        self._source, self._batch, self._seed = source, batch, seed
-        self._mine = slice(process_index * batch // process_count, (process_index + 1) * batch // process_count)
+    def __init__(self, source: Split, batch: int, seed: int, mine: slice):
+        self._source, self._batch, self._seed, self._mine = source, batch, seed, mine
         self._block = functools.lru_cache(maxsize=2)(self._indices)
 
     def __len__(self) -> int:
@@ -202,6 +222,20 @@ class _Steps:
     def _indices(self, block: int) -> np.ndarray:
         """``batch_indices`` of ``_BLOCK`` steps in a row, [_BLOCK, batch]: so many cost no more than one."""
         return batch_indices(len(self._source), _BLOCK * self._batch, self._seed, block).reshape(_BLOCK, self._batch)
+
+
+class _EncodedSteps:
+    """The same for an encoded set, whose steps are of one bucket each."""
+
+    def __init__(self, source: EncodedSplit, batch: int, seed: int, mine: slice):
+        self._source, self._batch, self._seed, self._mine = source, batch, seed, mine
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, step: SupportsIndex) -> tuple[int, Examples]:
+        bucket, rows = bucket_batch(self._source.sizes, self._batch, self._seed, step.__index__())
+        return bucket, self._source.take(bucket, rows[self._mine])
 
 
 def batches(
@@ -231,13 +265,52 @@ def batches(
     Raises:
         UserError: a batch that does not divide by ``process_count``, an impossible process index or step.
     """
+    mine = _slice(batch, start_step, process_index, process_count)
+    # Rows that are in memory take a tenth of a millisecond to gather: less than handing them over from a thread.
+    threads = 0 if source.in_memory else 4
+    stream: Iterator[dict[str, np.ndarray]] = _from_step(
+        _Steps(source, batch, seed, mine), start_step, threads, 2 * threads
+    )
+    return stream
+
+
+def encoded_batches(
+    source: EncodedSplit,
+    *,
+    batch: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[tuple[int, Examples]]:
+    """The same for an encoded split: bucket and examples of each step are ``bucket_batch(sizes, batch, seed, s)``.
+
+    Args, Raises: as of ``batches``.
+
+    Yields:
+        The bucket's number, and batch / process_count of its examples.
+    """
+    mine = _slice(batch, start_step, process_index, process_count)
+    threads = 0 if source.in_memory else 4
+    # Text states of large encoders make a batch of gigabytes: fewer are read ahead then.
+    ahead = CACHE_BYTES * len(source) // (source.bytes * (mine.stop - mine.start))
+    stream: Iterator[tuple[int, Examples]] = _from_step(
+        _EncodedSteps(source, batch, seed, mine), start_step, threads, min(max(ahead, 1), 8) if threads else 0
+    )
+    return stream
+
+
+def _slice(batch: int, start_step: int, process_index: int, process_count: int) -> slice:
+    """This process's part of a global batch."""
     if batch < 1 or process_count < 1 or batch % process_count:
         raise UserError(f"batch={batch}: expected a multiple of the {process_count} processes")
     if not 0 <= process_index < process_count:
         raise UserError(f"process_index={process_index}: expected 0 to {process_count - 1}")
     if start_step < 0:
         raise UserError(f"start_step={start_step}: expected 0 or more")
-    steps = grain.MapDataset.source(_Steps(source, batch, seed, process_index, process_count))[start_step:]
-    # Rows that are in memory take a tenth of a millisecond to gather: less than handing them over from a thread.
-    threads = 0 if source.in_memory else 4
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+    return slice(process_index * batch // process_count, (process_index + 1) * batch // process_count)
+
+
+def _from_step(steps: Any, start_step: int, threads: int, ahead: int) -> Iterator[Any]:
+    dataset = grain.MapDataset.source(steps)[start_step:]
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))

@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmdit_jax.errors import UserError, unknown
+from mmdit_jax.errors import UserError, nearest
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
+CACHE_BYTES = 4 * 2**30
+"""Splits that take less are read once and kept in memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,23 +59,19 @@ def _emoji(data_dir: Path, resolution: int, examples: int, validation_examples: 
 
 BUILDERS: dict[str, Callable[[Path, int, int, int, int], Builder]] = {"scenes": _scenes, "emoji": _emoji}
 """By name: (data_dir, resolution, examples, validation_examples, seed) to a builder. `emoji` has its own numbers."""
-PRE_ENCODED = ("imagenet-latents", "cc12m-latents")
-"""Sets of latents and text states that the paper's study of schedules is planned on."""
 
 
 def builder(name: str, data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int) -> Builder:
     """The TFDS builder of a data set.
 
     Raises:
-        UserError: an unknown name (the nearest is offered), or numbers the set does not have.
+        UserError: an unknown name (the nearest is offered, and how a set is encoded), or numbers the set does not have.
     """
-    if name in PRE_ENCODED:
-        raise UserError(
-            f"data.name={name!r}: latents and text states that have to be encoded beforehand, which this version "
-            f"cannot read yet; plan the study, or use {' or '.join(BUILDERS)}"
-        )
     if name not in BUILDERS:
-        unknown("data.name", name, BUILDERS)
+        raise UserError(
+            f"data.name={name!r}: no encoded set in {data_dir / name}, and none is built in; did you mean "
+            f"{nearest(name, BUILDERS)!r}? Else make it: mmdit data encode … --name {name}"
+        )
     with _quiet():
         return BUILDERS[name](data_dir, resolution, examples, validation_examples, seed)
 

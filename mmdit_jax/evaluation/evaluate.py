@@ -14,6 +14,7 @@ from mmdit_jax.data.scenes.prompts import Prompt, prompts
 from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.evaluation.geneval import geneval, write_geneval_tree
 from mmdit_jax.evaluation.judge import Judge, packaged_judge
+from mmdit_jax.evaluation.latent import Latent, for_judge
 from mmdit_jax.evaluation.sampling import sample_images
 from mmdit_jax.models.text import TextStates, encode_all, text_encoder
 
@@ -29,16 +30,23 @@ def evaluation_prompts(run: Run, held_out: Sequence[str]) -> list[Prompt]:
     return [Prompt(task="caption", include=(), prompt=text) for text in held_out[: 6 * count]]
 
 
-def states(run: Run, captions: Sequence[str]) -> dict[str, TextStates]:
+def states(run: Run, captions: Sequence[str], latent: Latent | None = None) -> Mapping[str, TextStates]:
     """The states of ``captions`` under each of the run's encoders."""
+    if latent is not None:
+        return latent.states(captions)
     return {name: encode_all(text_encoder(name), captions) for name in run.data.text_encoders}
 
 
 def draw(
-    run: Run, params: Any, text: Mapping[str, TextStates], sampler: SamplerConfig, drop: tuple[str, ...] = ()
+    run: Run,
+    params: Any,
+    text: Mapping[str, TextStates],
+    sampler: SamplerConfig,
+    drop: tuple[str, ...] = (),
+    latent: Latent | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """An image for each row of ``text``, and its path's length; noise depends on evaluation seed and position only."""
-    return sample_images(
+    drawn, lengths = sample_images(
         run.model,
         params,
         formulation(run.formulation),
@@ -50,20 +58,35 @@ def draw(
         channels=run.model.in_channels,
         drop=drop,
         layout=run.data.text_layout,
+        sides=None if latent is None else latent.sides,
     )
+    return (drawn if latent is None else latent.decode(drawn)), lengths
 
 
 def generate(
-    run: Run, params: Any, captions: Sequence[str], images_per_caption: int, drop: tuple[str, ...] = ()
+    run: Run,
+    params: Any,
+    captions: Sequence[str],
+    images_per_caption: int,
+    drop: tuple[str, ...] = (),
+    latent: Latent | None = None,
 ) -> np.ndarray:
-    """Images uint8 [captions, images_per_caption, R, R, 3]; noise depends on the evaluation seed and position only."""
+    """Images uint8 [captions, images_per_caption, H, W, 3]; noise depends on the evaluation seed and position only.
+
+    ``latent`` says how a run on latents draws.
+    """
     repeated = [caption for caption in captions for _ in range(images_per_caption)]
-    images, _ = draw(run, params, states(run, repeated), run.evaluation.sampler, drop)
+    images, _ = draw(run, params, states(run, repeated, latent), run.evaluation.sampler, drop, latent)
     return images.reshape(len(captions), images_per_caption, *images.shape[1:])
 
 
 def evaluate(
-    run: Run, params: Any, folder: Path, held_out: Sequence[str], drop: tuple[str, ...] = ()
+    run: Run,
+    params: Any,
+    folder: Path,
+    held_out: Sequence[str],
+    drop: tuple[str, ...] = (),
+    latent: Latent | None = None,
 ) -> dict[str, Any]:
     """Sample, write the image tree to ``folder``, and score it.
 
@@ -71,24 +94,30 @@ def evaluate(
     ``judge_match`` (share of images whose own caption the contrastive judge puts first of ten) and its chance.
     """
     asked = evaluation_prompts(run, held_out)
-    images = generate(run, params, [item.prompt for item in asked], run.evaluation.images_per_prompt, drop)
+    images = generate(run, params, [item.prompt for item in asked], run.evaluation.images_per_prompt, drop, latent)
     write_geneval_tree(images, asked, folder)
     rows = geneval(images, asked) if run.data.name == "scenes" else []
     match = judge_match(images, [item.prompt for item in asked], packaged_judge())
     return {"geneval": rows, "judge_match": match, "judge_match_chance": 1 / (DISTRACTORS + 1)}
 
 
+def nothing_drawn() -> dict[str, Any]:
+    """What ``evaluate`` returns, of a run on latents whose autoencoder is not at hand."""
+    return {"geneval": [], "judge_match": None, "judge_match_chance": None}
+
+
 def judge_match(images: np.ndarray, captions: Sequence[str], judge: Judge) -> float:
     """Share of images [P, K, H, W, 3] for which the own caption is more similar than nine others of the list."""
     count = len(captions)
-    own = judge.similarity(images[:, 0], captions)
+    taken = for_judge(images[:, 0])
+    own = judge.similarity(taken, captions)
     beaten = np.ones(count, bool)
     rng = np.random.default_rng(0)
     for _ in range(DISTRACTORS):
         shift = rng.integers(1, count, size=count) if count > 1 else np.zeros(count, int)
         others = [captions[(i + int(shift[i])) % count] for i in range(count)]
         same = np.array([a == b for a, b in zip(captions, others, strict=True)])
-        beaten &= (own > judge.similarity(images[:, 0], others)) | same
+        beaten &= (own > judge.similarity(taken, others)) | same
     return float(beaten.mean())
 
 

@@ -20,6 +20,7 @@ from mmdit_jax.data.scenes.scorer import score_all
 from mmdit_jax.evaluation.evaluate import evaluation_prompts, generate
 from mmdit_jax.evaluation.geneval import geneval, write_geneval_tree
 from mmdit_jax.evaluation.judge import Judge
+from mmdit_jax.evaluation.latent import Latent, for_judge
 from mmdit_jax.evaluation.realism import Realism
 from mmdit_jax.files import write_atomic
 
@@ -38,12 +39,15 @@ def tree(run_dir: Path, group: Sequence[str]) -> Path:
     return run_dir / "samples_without" / "+".join(sorted(group))
 
 
-def draw_without(run: Run, params: Any, run_dir: Path, held_out: Sequence[str]) -> list[dict[str, Any]]:
+def draw_without(
+    run: Run, params: Any, run_dir: Path, held_out: Sequence[str], latent: Latent | None = None
+) -> list[dict[str, Any]]:
     """Draw and write the images of ``evaluation.without``; scores as ``geneval`` gives them, with "without" beside."""
     asked = evaluation_prompts(run, held_out)
     rows = []
     for group in run.evaluation.without:
-        images = generate(run, params, [item.prompt for item in asked], run.evaluation.images_per_prompt, group)
+        captions = [item.prompt for item in asked]
+        images = generate(run, params, captions, run.evaluation.images_per_prompt, group, latent)
         write_geneval_tree(images, asked, tree(run_dir, group))
         if run.data.name == "scenes":
             rows += [{"without": "+".join(sorted(group)), **row} for row in geneval(images, asked)]
@@ -94,7 +98,7 @@ def compare(
 
     def scores(images: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
         flat = images.reshape(-1, *images.shape[2:])
-        features = judge.embed_images(flat)
+        features = judge.embed_images(for_judge(flat))
         found = {
             (AESTHETICS, "realism"): realism.score(features),
             (PROMPT, "contrastive"): np.sum(features * texts, axis=1),

@@ -40,6 +40,7 @@ def sample_images(
     chunk: int = 64,
     mesh: Mesh | None = None,
     layout: str = "channels",
+    sides: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One image a caption, from noise.
 
@@ -61,16 +62,18 @@ def sample_images(
         chunk: images made at a time.
         mesh: devices to spread the chunks over; None for where ``params`` are.
         layout: how the encoders' states lie in the context (``models.text.assemble``).
+        sides: height and width of latents, for a model of latents; ``resolution`` is then not looked at.
 
     Returns:
-        Images uint8 [N, resolution, resolution, channels], and the length of each one's path, float32 [N]
-        (``diffusion.sample``).
+        Images uint8 [N, resolution, resolution, channels], or with ``sides`` latents float32 [N, *sides, channels] in
+        the model's space; and the length of each one's path, float32 [N] (``diffusion.sample``).
 
     Raises:
         UserError: chunk out of range, an encoder to drop that ``text`` lacks, or text of another number of examples
             than ``indices``.
     """
     index = np.asarray(indices, np.int32)
+    shape = (*(sides or (resolution, resolution)), channels)
     if chunk < 1:
         raise UserError(f"chunk={chunk}: expected 1 or more")
     states = _without(text, drop)
@@ -78,13 +81,13 @@ def sample_images(
         if any(len(array) != len(index) for array in arrays):
             raise UserError(f"text[{name!r}]={len(arrays[0])} examples: expected {len(index)}, one an index")
     if len(index) == 0:
-        return np.zeros((0, resolution, resolution, channels), np.uint8), np.zeros(0, np.float32)
+        return np.zeros((0, *shape), np.float32 if sides else np.uint8), np.zeros(0, np.float32)
     bound = max(EVALUATIONS_BOUND, 1 << (sampler.evaluations - 1).bit_length())
     table = plan(f, sampler, bound)
 
     devices = 1 if mesh is None else mesh.size
     chunk = math.ceil(min(chunk, len(index)) / devices) * devices
-    run = _compiled(model_config, (resolution, resolution, channels), sampler.guidance != 1, mesh, layout)
+    run = _compiled(model_config, shape, sampler.guidance != 1, mesh, layout, sides is None)
     parts = []
     for start in range(0, len(index), chunk):
         rows = np.minimum(np.arange(start, start + chunk), len(index) - 1)  # the last chunk repeats its last image
@@ -104,9 +107,9 @@ def initial_noise(seed: ArrayLike, indices: ArrayLike, shape: tuple[int, ...]) -
 
 @functools.lru_cache(maxsize=16)
 def _compiled(
-    config: MMDiTConfig, shape: tuple[int, ...], with_guidance: bool, mesh: Mesh | None, layout: str
+    config: MMDiTConfig, shape: tuple[int, ...], with_guidance: bool, mesh: Mesh | None, layout: str, pixels: bool
 ) -> Callable[..., tuple[Array, Array]]:
-    """The jitted loop: noise to uint8 images, conditional and unconditional side in one batch."""
+    """The jitted loop: noise to x0, as uint8 if these are ``pixels``; conditional and unconditional side in one batch."""
 
     def run(params: Any, table: Plan, index: Array, text: Text, seed: Array) -> tuple[Array, Array]:
         context, pooled = assemble(text, layout=layout)
@@ -120,6 +123,8 @@ def _compiled(
             return both[0::2], both[1::2]
 
         x0, length = sample(table, network, initial_noise(seed, index, shape))
+        if not pixels:
+            return x0, length
         return jnp.clip(jnp.round((x0 + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8), length
 
     return jax.jit(run, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))

@@ -12,6 +12,7 @@ from mmdit_jax.config import Run
 from mmdit_jax.diffusion import SamplerConfig
 from mmdit_jax.evaluation.evaluate import draw, states
 from mmdit_jax.evaluation.judge import Judge
+from mmdit_jax.evaluation.latent import Latent, for_judge
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,17 @@ class SettingScores:
 
 
 def score_settings(
-    run: Run, weights: Mapping[str, Any], captions: Sequence[str], judge: Judge
+    run: Run, weights: Mapping[str, Any], captions: Sequence[str], judge: Judge, latent: Latent | None = None
 ) -> Iterator[SettingScores]:
     """Scores of every set of weights under each of ``run.evaluation.settings``, one image a caption.
 
     Noise depends on the evaluation seed and the caption's position only, so that runs, weights and samplers are
     compared on the same draws.
     """
-    text = states(run, captions)
+    text = states(run, captions, latent)
     asked = judge.embed_texts(captions)
     for name, params in weights.items():
         for sampler in run.evaluation.settings:
-            images, lengths = draw(run, params, text, sampler)
-            features = judge.embed_images(images)
+            images, lengths = draw(run, params, text, sampler, latent=latent)
+            features = judge.embed_images(for_judge(images))
             yield SettingScores(name, sampler, np.sum(features * asked, axis=1), lengths, features)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmdit_jax.config import Run, to_dict
 from mmdit_jax.diffusion import formulation
@@ -114,6 +115,7 @@ def _train(
         closing.callback(progress.close)
 
         in_flight, batches = InFlight(), program.batches(data, start)
+        compiled: set[Any] = set()
 
         def read(*, everything: bool = False) -> None:
             for number, values in in_flight.take(everything=everything):
@@ -126,6 +128,11 @@ def _train(
                 batch = next(batches)
                 # Metrics of a step come from the weights before its update.
                 state, metrics = program.step(state, batch)
+                shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
+                if shapes not in compiled:  # the first of its bucket waited for the compiler
+                    compiled.add(shapes)
+                    for member in members:
+                        member.meter.pause()
                 done = step + 1
                 in_flight.add(done, metrics)
                 read()
@@ -198,15 +205,9 @@ class _Member:
     def validate(self, step: int, state: TrainState, data: TrainingData) -> None:
         """Measure and tell the validation loss, and keep the state if it is the best so far."""
         program, begun = self._program, time.perf_counter()
-        ema, images, text = program.ema_of(self._index, state), data.validation_images, data.validation_text
+        ema, layout = program.ema_of(self._index, state), self._run.data.text_layout
         levels = validation_loss(
-            self._run.model,
-            ema,
-            self._formulation,
-            images,
-            text,
-            mesh=program.mesh,
-            layout=self._run.data.text_layout,
+            self._run.model, ema, self._formulation, data.held_out, mesh=program.mesh, layout=layout
         )
         with self._watched():
             loss = self.meter.validated(step, levels, time.perf_counter() - begun)

@@ -19,11 +19,14 @@ from mmdit_jax.host import onednn_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.layers import rows_in_parts
 from mmdit_jax.models.text import assemble
+from mmdit_jax.training.clean import clean
 from mmdit_jax.training.optimizer import ema_decay, make_optimizer
 from mmdit_jax.training.sharding import batch_sharding, replicated
 from mmdit_jax.training.state import TrainState, abstract_state
 
 BINS = 8
+POSTERIOR = 2
+"""Of the key, third of a step's, that latents are sampled with: the first two are as they were without latents."""
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
@@ -43,12 +46,14 @@ def step_function(
     ``step(state, batch, formulation, seed)`` returns the next state and the metrics of the batch, which are of the
     weights before the update. A batch holds
 
-    - "image": uint8 [batch, height, width, channels], scaled to [-1, 1] inside;
+    - "image": uint8 [batch, height, width, channels], scaled to [-1, 1] inside, or "latents", of which a sample is
+      drawn inside (``clean.Inputs``);
     - "text": for each encoder, (tokens [batch, length, width], pooled [batch, pooled_width]).
 
-    All its randomness (timesteps, noise, which texts are dropped) is a function of the seed and ``state.step``, and
-    does not depend on the devices. Metrics are float32: "loss" (weighted, mean over the batch), "grad_norm" (before
-    clipping), and over 8 equal bins of t "bin_loss" [8] (mean in the bin, 0 where empty) and "bin_count" [8].
+    All its randomness (timesteps, noise, samples of latents, which texts are dropped) is a function of the seed and
+    ``state.step``, and does not depend on the devices. Metrics are float32: "loss" (weighted, mean over the batch),
+    "grad_norm" (before clipping), and over 8 equal bins of t "bin_loss" [8] (mean in the bin, 0 where empty) and
+    "bin_count" [8].
 
     Args:
       steps: length of the run, which the learning rate's schedule needs.
@@ -59,8 +64,10 @@ def step_function(
     optimizer = make_optimizer(optimizer_config, steps)
 
     def step(state: TrainState, batch: Batch, f: Formulation, seed: jax.Array) -> tuple[TrainState, Metrics]:
-        drop_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        x0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        drop_key, loss_key = jax.random.split(step_key)
+        posterior_key = jax.random.fold_in(step_key, POSTERIOR)
+        x0 = clean(batch, lambda shape: jax.random.normal(posterior_key, shape))
         text = batch["text"]
         keep = keep_masks(drop_key, sorted(text), len(x0), drop)
         context, pooled = assemble(text, keep, layout=layout)
@@ -103,7 +110,7 @@ def make_train_step(
 ) -> TrainStep:
     """``step_function`` jitted over ``mesh``; runs that differ in formulation or seed get the same function back.
 
-    The given state is donated.
+    The given state is donated. A batch of another shape, as that of another bucket, is compiled when it first comes.
 
     Args:
       steps, drop, layout: as of ``step_function``.

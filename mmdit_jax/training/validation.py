@@ -1,10 +1,10 @@
-"""Validation loss: velocity error on held-out images at fixed noise levels, the number that scaling curves plot."""
+"""Validation loss: velocity error on held-out examples at fixed noise levels, the number that scaling curves plot."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,22 +18,24 @@ from mmdit_jax.diffusion import Formulation
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.text import assemble
+from mmdit_jax.training.clean import Inputs, clean
+from mmdit_jax.training.held_out import HeldOut, Text
 from mmdit_jax.training.sharding import batch_sharding, replicated
 
 CHUNK = 32
-"""Images a forward pass takes, each at every level; the same for every run, so that batch size cannot move the loss."""
+"""Examples a forward pass takes, each at every level; the same for every run, so that batch size can't move it."""
 NOISE_SEED = 403_03206
 """Key of the validation noise, which no run's seed changes."""
 
-Text = Mapping[str, tuple[ArrayLike, ArrayLike]]
+POSTERIOR_SEED = 403_03207
+"""Key of the noise that held-out latents are sampled with."""
 
 
 def validation_loss(
     model_config: MMDiTConfig,
     params: Any,
     f: Formulation,
-    images: np.ndarray,
-    text: Text,
+    held_out: Sequence[HeldOut],
     *,
     levels: int = 8,
     mesh: Mesh | None = None,
@@ -43,7 +45,8 @@ def validation_loss(
 
     The error is that of ε − x0, the velocity of the straight path, at the log-SNR which `rf` has at that t. For `rf`
     and its densities that is their own path and time; for the others it makes the losses comparable. Density and weight
-    of the formulation do not enter. The noise of an image depends on its position in ``images`` and the level alone.
+    of the formulation do not enter. The noise of an example depends on its ``index`` and the level alone, and the
+    sample drawn of a latent on its ``index``. The mean is over examples: a bucket counts by how many it has.
 
     A level that the path does not reach is measured at the path's end, whose error is another: of the paper's 61,
     levels 13/16 and 15/16 of edm(-1.20,0.60) at 0.796, 15/16 of edm(-0.60,0.60) at 0.876 and of edm(0.00,0.60) at
@@ -53,8 +56,7 @@ def validation_loss(
         model_config: shape of the network.
         params: its parameters, usually the moving average.
         f: the formulation it was trained under.
-        images: uint8 [N, H, W, C].
-        text: by encoder, tokens [N, L, width] and pooled [N, pooled_width]; no text is dropped.
+        held_out: examples, by shape; no text is dropped.
         levels: number of noise levels.
         layout: how the encoders' states lie in the context (``models.text.assemble``).
         mesh: devices to spread the work over; None for where ``params`` are. Changes the result by rounding only.
@@ -63,38 +65,35 @@ def validation_loss(
         float64 [levels], from the least noisy level to the noisiest.
 
     Raises:
-        UserError: no images, or text of another number of examples.
+        UserError: no examples.
     """
-    count = len(images)
-    if count == 0:
-        raise UserError("images=0: expected 1 or more to validate on")
-    states = {name: (np.asarray(tokens), np.asarray(pooled)) for name, (tokens, pooled) in text.items()}
-    for name, arrays in states.items():
-        if any(len(array) != count for array in arrays):
-            raise UserError(f"text[{name!r}]={len(arrays[0])} examples: expected {count}, one an image")
-
+    if not sum(len(part.index) for part in held_out):
+        raise UserError("held_out=0: expected 1 or more examples to validate on")
     devices = 1 if mesh is None else mesh.size
     whole = devices // math.gcd(devices, levels)  # the rows, chunk x levels, are to divide among the devices
-    chunk = math.ceil(min(CHUNK, count) / whole) * whole
     errors = _compiled(model_config, levels, mesh, layout)
-    parts = []
-    for start in range(0, count, chunk):
-        index = np.minimum(np.arange(start, start + chunk), count - 1)  # the last chunk repeats its last image
-        inputs = (images[index], jax.tree.map(lambda array, index=index: array[index], states), index.astype(np.int32))
-        parts.append(errors(params, f, *(inputs if mesh is None else jax.device_put(inputs, replicated(mesh)))))
-    per_image = np.concatenate([np.asarray(part) for part in parts])[:count]
-    return per_image.mean(axis=0, dtype=np.float64)
+    found = []
+    for part in held_out:
+        count = len(part.index)
+        chunk = math.ceil(min(CHUNK, count) / whole) * whole
+        for start in range(0, count, chunk):
+            rows = np.minimum(np.arange(start, start + chunk), count - 1)  # the last chunk repeats its last example
+            given, text = part.take(rows)
+            inputs = (given, {name: tuple(states) for name, states in text.items()}, part.index[rows].astype(np.int32))
+            done = errors(params, f, *(inputs if mesh is None else jax.device_put(inputs, replicated(mesh))))
+            found.append(np.asarray(done)[: count - start])
+    return np.concatenate(found).mean(axis=0, dtype=np.float64)
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled(config: MMDiTConfig, levels: int, mesh: Mesh | None, layout: str) -> Callable[..., Array]:
-    """Squared velocity error [chunk, levels] of a chunk of images, jitted; every formulation of a path shares it."""
+    """Squared velocity error [chunk, levels] of a chunk of examples, jitted; every formulation of a path shares it."""
 
-    def errors(params: Any, f: Formulation, images: Array, text: Text, index: Array) -> Array:
-        chunk = len(images)
-        x0 = _per_level(images.astype(jnp.float32) / 127.5 - 1.0, levels)
-        level = jnp.tile((jnp.arange(levels, dtype=jnp.float32) + 0.5) / levels, chunk)
-        eps = validation_noise(index, levels, images.shape[1:]).reshape(x0.shape)
+    def errors(params: Any, f: Formulation, inputs: Inputs, text: Text, index: Array) -> Array:
+        once = clean(inputs, lambda shape: posterior_noise(index, shape[1:]))
+        x0 = _per_level(once, levels)
+        level = jnp.tile((jnp.arange(levels, dtype=jnp.float32) + 0.5) / levels, len(once))
+        eps = validation_noise(index, levels, once.shape[1:]).reshape(x0.shape)
         context, pooled = (_per_level(array, levels) for array in assemble(text, layout=layout))
         if mesh is not None:
             rows = batch_sharding(mesh)
@@ -103,9 +102,18 @@ def _compiled(config: MMDiTConfig, levels: int, mesh: Mesh | None, layout: str) 
         z = f.mix(x0, eps, t)
         output = apply(config, params, f.network_input(z, t), t, context, pooled).astype(jnp.float32)
         error = f.straight_velocity(output, z, t) - (eps - x0)
-        return jnp.mean(error**2, axis=(1, 2, 3)).reshape(chunk, levels)
+        return jnp.mean(error**2, axis=(1, 2, 3)).reshape(len(once), levels)
 
     return jax.jit(errors, out_shardings=None if mesh is None else replicated(mesh))
+
+
+def posterior_noise(index: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """Noise float32 [len(index), *shape] that held-out latents are sampled with: a function of the index alone."""
+
+    def draw(i: Array) -> Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.key(POSTERIOR_SEED), i), shape, jnp.float32)
+
+    return jax.vmap(draw)(jnp.asarray(index))
 
 
 def validation_noise(index: ArrayLike, levels: int, shape: tuple[int, ...]) -> Array:
