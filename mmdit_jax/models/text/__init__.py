@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 
 from mmdit_jax.errors import unknown
-from mmdit_jax.models.text.clip import PRE_ENCODED
+from mmdit_jax.models.text.pre_encoded import PRE_ENCODED
 from mmdit_jax.models.text.interface import TextEncoder, TextStates, assemble, encode_all
 from mmdit_jax.models.text.tower import TowerEncoder
 from mmdit_jax.models.text.words import WordsEncoder
