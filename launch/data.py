@@ -1,4 +1,4 @@
-"""``mmdit data build | inspect NAME``."""
+"""``mmdit data build | inspect NAME``; ``encode`` and ``duplicates`` are in ``launch.encode``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import mmdit_jax.data.pipeline as pipeline
+from launch.encode import add_encode
 from launch.runtime import add_places
 from mmdit_jax.config import DataConfig
 from mmdit_jax.evaluation.grids import grid_png
@@ -33,6 +34,7 @@ def add_parsers(commands: Any) -> None:
         if name == "inspect":
             action.add_argument("--out", type=Path, help="PNG to write")
         action.set_defaults(run=run)
+    add_encode(actions)
 
 
 def _open(args: argparse.Namespace) -> Any:
