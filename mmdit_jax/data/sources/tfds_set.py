@@ -141,8 +141,8 @@ def _builder(spec: str, place: Path) -> Any:
     if told != "array_record":
         raise UserError(
             f"source='tfds:{spec}': its files are {told}; build it with --file_format=array_record, or, where "
-            f"tensorflow is installed, `tfds convert_format --dataset_version_dir={place} --out_file_format=array_record "
-            "--out_dir=NEW/NAME/VERSION`"
+            f"tensorflow is installed, `tfds convert_format --dataset_version_dir={place} "
+            "--out_file_format=array_record --out_dir=NEW/NAME/VERSION`"
         )
     return tfds.builder_from_directory(place)
 
