@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from deterministic import values
@@ -12,6 +13,8 @@ from tiny_encoders import config, encoder_weights
 
 from mmdit_jax.models.text import clip, t5
 from mmdit_jax.models.text.folder import stack
+
+CLIP, T5 = (jax.jit(encode, static_argnames=("config", "hidden")) for encode in (clip.encode, t5.encode))
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,12 @@ def ours(case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
     if case.is_t5:
         t5_config = t5.from_json(case.config, case.name)
         arrays = stack(tensors, t5_config.shapes(), dtype, case.name)
-        found = t5.encode(arrays, jnp.asarray(case.ids()), t5_config, hidden=True)
+        found = T5(arrays, jnp.asarray(case.ids()), t5_config, hidden=True)
         assert found.hidden is not None
         # transformers puts the final norm on the last of the hidden states.
         return {"last": np.asarray(found.last), "hidden": np.concatenate([found.hidden, found.last[None]])}
-    clip_config = clip.from_json(case.config, case.name, projected=case.projected)
+    projection = case.config["projection_dim"] if case.projected else None
+    clip_config = clip.from_json(case.config, case.name, projection)
     arrays = stack(tensors, clip_config.shapes(), dtype, case.name)
-    states = clip.encode(arrays, jnp.asarray(case.ids()), clip_config, hidden=True)
+    states = CLIP(arrays, jnp.asarray(case.ids()), clip_config, hidden=True)
     return {name: np.asarray(array) for name, array in states._asdict().items()}

@@ -1,6 +1,7 @@
 """Frozen text encoders behind one interface. Two are embedded and need no download: `words` and `tower`.
 
-`clip_l` and `clip_g` are known by their shapes: what a study needs to be planned.
+SD3's `clip_l`, `clip_g` and `t5` are known by their shapes, which is what a study needs to be planned; with their
+weights from a local folder, `load_text_encoder` makes encoders of them.
 """
 
 from __future__ import annotations
@@ -9,12 +10,22 @@ import functools
 from collections.abc import Callable
 
 from mmdit_jax.errors import unknown
-from mmdit_jax.models.text.pre_encoded import PRE_ENCODED
 from mmdit_jax.models.text.interface import TextEncoder, TextStates, assemble, encode_all
+from mmdit_jax.models.text.pre_encoded import PRE_ENCODED
+from mmdit_jax.models.text.pretrained import PretrainedEncoder, load_text_encoder
 from mmdit_jax.models.text.tower import TowerEncoder
 from mmdit_jax.models.text.words import WordsEncoder
 
-__all__ = ["ENCODERS", "TextEncoder", "TextStates", "assemble", "encode_all", "text_encoder"]
+__all__ = [
+    "ENCODERS",
+    "PretrainedEncoder",
+    "TextEncoder",
+    "TextStates",
+    "assemble",
+    "encode_all",
+    "load_text_encoder",
+    "text_encoder",
+]
 
 ENCODERS: dict[str, Callable[[], TextEncoder]] = {"words": WordsEncoder, "tower": TowerEncoder.load}
 """Every encoder that can encode, by name; the value makes it (and reads its weights, where it has any)."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.models.text.layers import ACTIVATIONS, attention, layer_norm, linear
@@ -132,40 +132,46 @@ def end_positions(ids: Int[Array, "batch tokens"], eos: int) -> Int[Array, " bat
     return jnp.argmax(ids if eos == OLD_EOS else ids == eos, axis=1)
 
 
-def from_json(told: Mapping[str, Any], source: str, *, projected: bool) -> CLIPConfig:
+def from_json(told: Mapping[str, Any], source: str, projection: int | None) -> CLIPConfig:
     """The configuration in a config.json of a text model, or of a whole CLIP (its ``text_config``).
 
     Args:
         told: the JSON.
         source: where it comes from, for errors.
-        projected: whether to pool through the projection.
+        projection: channels of the projected pooled state, None for none. A whole CLIP's ``text_config`` may be wrong
+            about it, so its weights tell.
 
     Raises:
         UserError: a field is missing or has a value that this model doesn't have.
     """
-    text = {**_DEFAULTS, **(told["text_config"] if "text_config" in told else told)}
+    text = {**_DEFAULTS, **(told.get("text_config", told))}
     names = ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers")
-    for name in (*names, "num_attention_heads", "eos_token_id", *(["projection_dim"] if projected else [])):
+    for name in (*names, "num_attention_heads", "eos_token_id"):
         if not isinstance(text.get(name), int):
             raise UserError(f"{source}: {name}={text.get(name)!r}; expected a whole number")
     if text["hidden_act"] not in ("quick_gelu", "gelu"):
         unknown(f"{source}: hidden_act", str(text["hidden_act"]), ["quick_gelu", "gelu"])
     if text["num_attention_heads"] < 1 or text["hidden_size"] % text["num_attention_heads"]:
         heads = text["num_attention_heads"]
-        raise UserError(f"{source}: num_attention_heads={heads}: expected a divisor of hidden_size={text['hidden_size']}")
+        raise UserError(
+            f"{source}: num_attention_heads={heads}: expected a divisor of hidden_size={text['hidden_size']}"
+        )
     return CLIPConfig(
-        *(text[name] for name in ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size")),
+        vocabulary=text["vocab_size"],
+        positions=text["max_position_embeddings"],
+        width=text["hidden_size"],
+        mlp=text["intermediate_size"],
         layers=text["num_hidden_layers"],
         heads=text["num_attention_heads"],
         activation=text["hidden_act"],
         eps=float(text["layer_norm_eps"]),
         eos=text["eos_token_id"],
-        projection=text["projection_dim"] if projected else None,
+        projection=projection,
     )
 
 
 def from_shapes(
-    shapes: Mapping[str, tuple[int, ...]], activation: str, source: str, *, projected: bool
+    shapes: Mapping[str, tuple[int, ...]], activation: str, source: str, projection: int | None
 ) -> CLIPConfig:
     """The configuration of a file without config.json, from the shapes of its tensors (names as transformers').
 
@@ -192,5 +198,5 @@ def from_shapes(
         activation=activation,
         eps=1e-5,
         eos=OLD_EOS,
-        projection=shapes[PROJECTION][0] if projected else None,
+        projection=projection,
     )

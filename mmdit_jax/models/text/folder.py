@@ -186,7 +186,7 @@ def expand(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[i
 
 
 def content_hash(tensors: Mapping[str, np.ndarray]) -> str:
-    """Hash of names, dtypes, shapes and every byte: the same for one file and for shards. Reads all of it, in pieces."""
+    """Hash of names, dtypes, shapes and every byte: the same for one file and for shards. Reads all of it."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         array = tensors[name]

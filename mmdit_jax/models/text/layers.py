@@ -7,12 +7,13 @@ and add up in float32. Everything else (the residual stream, norms, softmax) is 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
     "gelu": functools.partial(jax.nn.gelu, approximate=False),  # OpenCLIP
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),  # T5 v1.1, who calls it gated-gelu

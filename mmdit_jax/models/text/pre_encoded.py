@@ -1,4 +1,4 @@
-"""The two CLIP encoders of SD3 by their shapes (arXiv 2403.03206 §C): their states come with pre-encoded data."""
+"""SD3's three text encoders by their shapes (arXiv 2403.03206 §C): their states come with pre-encoded data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PreEncoded:
         """Refused: there are no weights here."""
         raise UserError(
             f"text_encoder={self.name!r}: its states come with pre-encoded data; captions can be encoded by "
-            "'words' and 'tower'"
+            f"'words' and 'tower', or by load_text_encoder({self.name!r}, FOLDER) with its weights"
         )
 
 
@@ -39,6 +39,7 @@ PRE_ENCODED = {
     for item in (
         PreEncoded("clip_l", "openai/clip-vit-large-patch14", length=77, width=768, pooled_width=768),
         PreEncoded("clip_g", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", length=77, width=1280, pooled_width=1280),
+        PreEncoded("t5", "google/t5-v1_1-xxl", length=77, width=4096, pooled_width=0),
     )
 }
-"""By name; side by side they are 2048 channels wide, pooled and token by token."""
+"""By name. The CLIPs side by side are 2048 channels wide, pooled and token by token; T5 has no pooled state."""

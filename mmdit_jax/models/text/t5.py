@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text.layers import ACTIVATIONS, attention, linear, rms_norm

@@ -1,0 +1,383 @@
+"""SD3's text encoders from disk: parity by golden, folders in every form, and what is said about bad ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from deterministic import relative_error, sketch, values
+from text_cases import CASES, CLIP, T5, ours
+from tiny_encoders import FOLDERS, clip_vocabulary, config, encoder_weights, write_encoder, write_encoders
+
+from mmdit_jax.errors import UserError
+from mmdit_jax.models.text import TextEncoder, clip, load_text_encoder, t5, text_encoder
+
+GOLDEN = Path(__file__).parent / "goldens" / "text_encoders.npz"
+CAPTIONS = ["a photo of a red circle", "two dogs!", ""]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SD3 repository with tiny encoders; tests that change it change a copy."""
+    return write_encoders(tmp_path_factory.mktemp("sd3"))
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_states_equal_transformers(name: str) -> None:
+    """What transformers gave for the same weights: `tests/parity/text_encoders.py` wrote it down."""
+    found = ours(CASES[name])
+    with np.load(GOLDEN) as stored:
+        keys = [key for key in stored.files if key.startswith(f"{name}/")]
+        assert len(keys) == (2 if CASES[name].is_t5 else 4)
+        for key in keys:
+            array = found[key.removeprefix(f"{name}/")]
+            if key.endswith("/hidden"):
+                array = np.stack([sketch("hidden", layer) for layer in array])
+            assert relative_error(array, stored[key]) < 1e-5, key
+
+
+@pytest.mark.parametrize("name", ["clip_l", "clip_g", "t5_77"])
+def test_bfloat16_is_near_float32(name: str) -> None:
+    exact, rounded = ours(CASES[name]), ours(CASES[name], "bfloat16")
+    key = "last" if CASES[name].is_t5 else "penultimate"
+    assert 1e-4 < relative_error(rounded[key], exact[key]) < 5e-2
+    assert rounded[key].dtype == np.float32
+
+
+def test_full_size_by_shapes_alone() -> None:
+    """Parameters of the released models, as transformers counts them (`make parity` asks it)."""
+    left = clip.CLIPConfig(49408, 77, 768, 3072, 12, 12, "quick_gelu", 1e-5, 2, None)
+    right = clip.CLIPConfig(49408, 77, 1280, 5120, 32, 20, "gelu", 1e-5, 2, 1280)
+    wide = t5.T5Config(32128, 4096, 10240, 24, 64, 64, 32, 128, 1e-6)
+    counts = [sum(math.prod(shape) for shape in model.shapes().values()) for model in (left, right, wide)]
+    assert counts == [123_060_480, 694_659_840, 4_762_310_656]
+    for model, encode, name in ((left, clip.encode, "clip_l"), (right, clip.encode, "clip_g"), (wide, t5.encode, "t5")):
+        weights = {key: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for key, shape in model.shapes().items()}
+        ids = jax.ShapeDtypeStruct((3, 77), jnp.int32)
+        states = jax.eval_shape(lambda w, i, m=model, e=encode: e(w, i, m), weights, ids)  # type: ignore[misc]
+        known = text_encoder(name)
+        tokens = states.last if name == "t5" else states.penultimate
+        assert tokens.shape == (3, known.length, known.width)
+        assert known.pooled_width == (0 if name == "t5" else states.pooled.shape[1])
+
+
+def test_clip_looks_back_only_and_t5_everywhere() -> None:
+    case = CASES["clip_l"]
+    before, changed = ours(case)["last"], case.ids().copy()
+    found = clip.from_json(case.config, "", 24)
+    weights = {name: jnp.asarray(array) for name, array in _stacked(case.weights(), found.shapes()).items()}
+    changed[:, 40] = 7
+    after = np.asarray(CLIP(weights, jnp.asarray(changed), found).last)
+    np.testing.assert_allclose(after[:, :40], before[:, :40], atol=1e-5)
+    assert np.abs(after[1, 41:] - before[1, 41:]).max() > 1e-3
+
+    case = CASES["t5_77"]
+    before, changed = ours(case)["last"], case.ids().copy()
+    wide = t5.from_json(case.config, "")
+    weights = {name: jnp.asarray(array) for name, array in _stacked(case.weights(), wide.shapes()).items()}
+    assert changed[0, 60] == 0  # padding, which is attended to
+    changed[0, 60] = 7
+    after = np.asarray(T5(weights, jnp.asarray(changed), wide).last)
+    assert np.abs(after[0, :10] - before[0, :10]).max() > 1e-3
+
+
+def _stacked(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    plain = {name.removeprefix("text_model."): array for name, array in tensors.items()}
+    return {
+        name: np.stack([plain[name.replace("*", str(i))] for i in range(shape[0])]) if "*" in name else plain[name]
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_an_encoder_is_what_the_interface_promises(name: str, folder: Path) -> None:
+    encoder: TextEncoder = load_text_encoder(name, folder / FOLDERS[name][0], rows=2)
+    states = encoder.encode(CAPTIONS)
+    told = config(name)
+    assert encoder.name == name and encoder.length == 77
+    assert encoder.width == told["d_model" if name == "t5" else "hidden_size"]
+    assert encoder.pooled_width == (0 if name == "t5" else told["projection_dim"])
+    assert states.tokens.shape == (3, 77, encoder.width) and states.pooled.shape == (3, encoder.pooled_width)
+    assert states.tokens.dtype == states.pooled.dtype == np.float32
+    assert len({states.tokens[row].tobytes() for row in range(3)}) == 3
+
+    # A row's bits don't depend on its neighbours, and hardly on how many are encoded at once.
+    alone = encoder.encode(CAPTIONS[1:2])
+    np.testing.assert_array_equal(alone.tokens[0], states.tokens[1])
+    np.testing.assert_array_equal(alone.pooled[0], states.pooled[1])
+    together = load_text_encoder(name, folder, rows=5).encode(CAPTIONS)
+    assert relative_error(together.tokens, states.tokens) < 1e-5
+    empty = encoder.encode([])
+    assert empty.tokens.shape == (0, 77, encoder.width) and empty.pooled.shape == (0, encoder.pooled_width)
+
+
+def test_captions_are_cut_before_the_end_token_and_padded_as_sd3_does(folder: Path) -> None:
+    vocabulary, _ = clip_vocabulary()
+    start, end, word = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"], vocabulary["red</w>"]
+    ids = {}
+    for name in FOLDERS:
+        encoder = load_text_encoder(name, folder, length=6)
+        ids[name] = encoder._tokenizer.ids(["red", "red " * 9], 6).tolist()
+    assert ids["clip_l"] == [[start, word, end, end, end, end], [start, word, word, word, word, end]]
+    assert ids["clip_g"] == [[start, word, end, 0, 0, 0], [start, word, word, word, word, end]]
+    red = ids["t5"][0][0]
+    assert red > 2 and ids["t5"] == [[red, 1, 0, 0, 0, 0], [red, red, red, red, red, 1]]
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(dict(arrays), path)
+    return path
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_shards_variants_and_prefixes_are_the_same_encoder(name: str, folder: Path, copy: Path) -> None:
+    expected = load_text_encoder(name, folder, rows=3)
+    states = expected.encode(CAPTIONS)
+    place = copy / FOLDERS[name][0]
+    arrays = safetensors.numpy.load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+
+    def same(tolerance: float = 0.0) -> bool:
+        encoder = load_text_encoder(name, place, rows=3)
+        assert all(
+            relative_error(*pair) <= tolerance
+            for pair in zip(encoder.encode(CAPTIONS), states, strict=True)
+            if pair[0].size
+        )
+        return encoder.fingerprint == expected.fingerprint
+
+    names = sorted(arrays)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in parts.items():
+        _save(place / file, {tensor: arrays[tensor] for tensor in part})
+    index = {"weight_map": {tensor: file for file, part in parts.items() for tensor in part}}
+    (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same()
+
+    (place / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"names 2 files, of which model-00002-of-00002.safetensors are missing"):
+        load_text_encoder(name, place)
+    (place / "model.safetensors.index.json").unlink()
+
+    for suffix, dtype, tolerance in ((".bf16", ml_dtypes.bfloat16, 3e-2), (".fp16", np.float16, 3e-3)):
+        variant = _save(place / f"model{suffix}.safetensors", {tensor: a.astype(dtype) for tensor, a in arrays.items()})
+        assert not same(tolerance)
+        variant.unlink()
+
+    # A whole model has more than its text encoder: names as in OpenAI's CLIP and Google's T5 v1.1.
+    extra: dict[str, np.ndarray] = {
+        "decoder.final_layer_norm.weight": np.zeros(3, np.float32),
+        "lm_head.weight": np.zeros((2, 3), np.float32),
+        "encoder.embed_tokens.weight": arrays["shared.weight"],
+    } if name == "t5" else {
+        "text_model.embeddings.position_ids": np.arange(77)[None],
+        "vision_model.post_layernorm.weight": np.zeros(3, np.float32),
+        "logit_scale": np.zeros((), np.float32),
+    }  # fmt: skip
+    _save(place / "model.safetensors", {**arrays, **extra})
+    assert same()
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_files_of_stabilitys(name: str, folder: Path, tmp_path: Path) -> None:
+    """One file without config.json: shapes tell it all, where heads are 64 wide."""
+    told: dict[str, Any] = (
+        {**config(name), "d_model": 72}
+        if name == "t5"
+        else {**config(name), "hidden_size": 128, "num_attention_heads": 2, "projection_dim": 128}
+    )
+    arrays = encoder_weights(name, told)
+    write_encoder(tmp_path / "folder", arrays, told)
+    tokenizer = folder / FOLDERS[name][1]
+    projected = None if name == "t5" else name == "clip_g"
+    expected = load_text_encoder(name, tmp_path / "folder", tokenizer=tokenizer, projected=projected, rows=3)
+    states = expected.encode(CAPTIONS)
+
+    single = _save(tmp_path / "repository" / "text_encoders" / "single.safetensors", arrays)
+    shutil.copytree(tokenizer, tmp_path / "repository" / tokenizer.name)
+    bundle = {"t5": "text_encoders.t5xxl.transformer."}.get(name, f"text_encoders.{name}.transformer.")
+    everything = {f"{bundle}{tensor}": array for tensor, array in arrays.items()}
+    everything["model.diffusion_model.pos_embed"] = np.zeros((1, 4, 8), np.float32)
+    whole = _save(tmp_path / "repository" / "sd3.safetensors", everything)
+    for file in (single, whole):
+        encoder = load_text_encoder(name, file, rows=3)
+        assert encoder.config == expected.config
+        for found, wanted in zip(encoder.encode(CAPTIONS), states, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+    if name != "t5":  # 3 heads of 8 channels can't be told from the shapes
+        narrow = _save(tmp_path / "narrow.safetensors", encoder_weights(name, config(name)))
+        with pytest.raises(UserError, match=r"no heads of 64; expected a folder with config.json"):
+            load_text_encoder(name, narrow, tokenizer=tokenizer)
+
+
+def test_the_projection_of_the_pooled_state(folder: Path, copy: Path) -> None:
+    """SD3's CLIP-L is pooled unprojected; its repository says the same by a projection that is the identity."""
+    raw = load_text_encoder("clip_l", folder, projected=False).encode(CAPTIONS)
+    followed = load_text_encoder("clip_l", folder).encode(CAPTIONS)
+    matrix = encoder_weights("clip_l", config("clip_l"))["text_projection.weight"]
+    np.testing.assert_allclose(followed.pooled, raw.pooled @ matrix.T, atol=1e-5)
+    np.testing.assert_array_equal(followed.tokens, raw.tokens)
+
+    place = copy / "text_encoder"
+    arrays = safetensors.numpy.load_file(place / "model.safetensors")
+    write_encoder(place, {**arrays, "text_projection.weight": np.eye(24, dtype=np.float32)}, config("clip_l"))
+    np.testing.assert_allclose(load_text_encoder("clip_l", copy).encode(CAPTIONS).pooled, raw.pooled, atol=1e-6)
+
+    # A whole CLIP: its projection belongs to the contrastive loss, and its text_config may have a wrong size of it.
+    told = {"model_type": "clip", "projection_dim": 24, "text_config": {**config("clip_l"), "projection_dim": 512}}
+    write_encoder(place, arrays, told)
+    np.testing.assert_array_equal(load_text_encoder("clip_l", copy).encode(CAPTIONS).pooled, raw.pooled)
+    found = load_text_encoder("clip_l", copy, projected=True).encode(CAPTIONS)
+    np.testing.assert_array_equal(found.pooled, followed.pooled)
+
+    # CLIP-G is pooled through its projection, or on demand without.
+    del arrays["text_projection.weight"]
+    write_encoder(place, arrays, {**config("clip_l"), "architectures": ["CLIPTextModel"]})
+    np.testing.assert_array_equal(load_text_encoder("clip_l", copy).encode(CAPTIONS).pooled, raw.pooled)
+    with pytest.raises(UserError, match=r"text_projection.weight is missing.*or projected=False"):
+        load_text_encoder("clip_g", place, tokenizer=folder / "tokenizer_2")
+    assert load_text_encoder("clip_g", place, tokenizer=folder / "tokenizer_2", projected=False).pooled_width == 24
+
+
+def test_fingerprints_tell_encoders_apart(folder: Path, copy: Path) -> None:
+    place = copy / "text_encoder"
+    fingerprint = load_text_encoder("clip_l", folder).fingerprint
+    assert load_text_encoder("clip_l", place).fingerprint == fingerprint and len(fingerprint) == 16
+    others = [
+        load_text_encoder("clip_l", folder, length=20).fingerprint,
+        load_text_encoder("clip_l", folder, dtype="bfloat16").fingerprint,
+        load_text_encoder("clip_l", folder, projected=False).fingerprint,
+        load_text_encoder("clip_l", folder, tokenizer=folder / "tokenizer_2").fingerprint,
+    ]
+    arrays = safetensors.numpy.load_file(place / "model.safetensors")
+    arrays["text_model.encoder.layers.2.mlp.fc2.bias"][5] += 1e-6
+    write_encoder(place, arrays, config("clip_l"))
+    others.append(load_text_encoder("clip_l", place).fingerprint)
+    assert len({fingerprint, *others}) == 6
+
+
+def test_suspicious_tokenizers_are_told(folder: Path, copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    for name in FOLDERS:
+        load_text_encoder(name, folder)
+    assert not caplog.messages
+    load_text_encoder("clip_g", folder, tokenizer=folder / "tokenizer")
+    end = clip_vocabulary()[0]["<|endoftext|>"]
+    assert caplog.messages == [f"clip_g: its tokenizer pads with token {end}; SD3 was trained with 0"]
+    caplog.clear()
+    (copy / "text_encoder" / "config.json").write_text(json.dumps({**config("clip_l"), "eos_token_id": 49407}))
+    load_text_encoder("clip_l", copy)
+    assert "eos_token_id=49407" in caplog.text and f"ends captions with {end}" in caplog.text
+
+
+def _without(key: str) -> dict[str, np.ndarray]:
+    arrays = encoder_weights("clip_l", config("clip_l"))
+    del arrays[key]
+    return arrays
+
+
+BIAS = "text_model.encoder.layers.1.mlp.fc1.bias"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (_without(BIAS), r"text encoder .*: encoder\.layers\.1\.mlp\.fc1\.bias is missing$"),
+        (
+            {**_without(BIAS), BIAS: values("b", (7,)), "text_model.extra.weight": values("x", (3,))},
+            r"extra\.weight is unknown; encoder\.layers\.1\.mlp\.fc1\.bias is \[7\], expected \[96\]$",
+        ),
+        ({"a": values("a", (2,))}, r"embeddings\.token_embedding\.weight is missing; .*; and \d+ more$"),
+    ],
+)
+def test_wrong_tensors_are_named(arrays: dict[str, np.ndarray], message: str, copy: Path) -> None:
+    write_encoder(copy / "text_encoder", arrays, config("clip_l"))
+    with pytest.raises(UserError, match=message):
+        load_text_encoder("clip_l", copy, projected=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "clip-l"}, r"^text_encoder='clip-l': unknown; did you mean 'clip_l'\?"),
+        ({"dtype": "float16"}, r"^dtype='float16': unknown; did you mean 'bfloat16'|'float32'\?"),
+        ({"length": 78}, r"^length=78: expected 2 to 77 tokens$"),
+        ({"name": "t5", "length": 1}, r"^length=1: expected 2 or more tokens$"),
+        ({"rows": 0}, r"^rows=0: expected 1 or more$"),
+        (
+            {"name": "t5", "tokenizer": "tokenizer"},
+            r"^tokenizer='.*': expected tokenizer.json or spiece.model",
+        ),
+        ({"folder": "nowhere"}, r"nowhere: no such folder; expected config.json"),
+        ({"folder": "tokenizer"}, r"tokenizer: config.json is missing; expected a Hugging Face folder$"),
+        ({"folder": "text_encoder_3"}, r"model_type='t5' in config.json; clip_l needs 'clip_text_model' or 'clip'$"),
+        ({"name": "t5", "folder": "text_encoder"}, r"model_type='clip_text_model' in config.json; t5 needs 't5'$"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str, folder: Path) -> None:
+    told = {"name": "clip_l", "folder": "", **arguments}
+    told = {key: folder / value if key in ("folder", "tokenizer") else value for key, value in told.items()}
+    with pytest.raises(UserError, match=message) as error:
+        load_text_encoder(**told)
+    assert "\n" not in str(error.value)
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _bin(file: Path) -> None:
+    file.rename(file.with_name("pytorch_model.bin"))
+
+
+def _config(**changes: Any) -> Any:
+    return lambda file: file.with_name("config.json").write_text(json.dumps({**config("t5"), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_cut, r"model.safetensors: \d+ bytes, \d+ by its header; was it downloaded whole\?$"),
+        (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), r"not a safetensors file"),
+        (lambda file: file.write_bytes(b""), r"not a safetensors file \(0 bytes\)"),
+        (lambda file: file.write_bytes((4).to_bytes(8, "little") + b"nope"), r"its header is unreadable$"),
+        (_bin, r"pytorch_model.bin is not read, only safetensors; convert it .*save_pretrained"),
+        (Path.unlink, r"expected model.safetensors or model.safetensors.index.json$"),
+        (lambda file: file.with_name("config.json").write_text("{"), r"config.json: not a configuration"),
+        (_config(feed_forward_proj="relu"), r"feed_forward_proj='relu'; expected 'gated-gelu', as T5 v1.1 has$"),
+        (_config(num_heads=None), r"config.json: num_heads=None; expected a whole number$"),
+        (_config(num_layers=4), r"encoder\.block\.3\.layer\.0\.SelfAttention\.q\.weight is missing"),
+        (_config(vocab_size=50), r"its tokenizer has a token \d+, its vocab_size is 50; expected the tokenizer of the"),
+        (
+            lambda file: shutil.rmtree(file.parents[1] / "tokenizer_3"),
+            r"no tokenizer \(tokenizer.json or spiece",
+        ),
+        (
+            lambda file: (file.parents[1] / "tokenizer_3" / "tokenizer.json").write_text("{}"),
+            r"tokenizer_3': not readable by transformers",
+        ),
+    ],
+)
+def test_damaged_folders(damage: Any, message: str, copy: Path) -> None:
+    damage(copy / "text_encoder_3" / "model.safetensors")
+    with pytest.raises(UserError, match=message) as error:
+        load_text_encoder("t5", copy)
+    assert "\n" not in str(error.value)
