@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from deterministic import weights
@@ -60,3 +61,27 @@ def write_tars(folder: Path, images: Sequence[np.ndarray], captions: Sequence[st
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
     return str(folder / f"{{000..{count - 1:03d}}}.tar")
+
+
+def write_tfds(folder: Path, images: Sequence[np.ndarray], captions: Sequence[str]) -> str:
+    """A TFDS set on array_record with an Image feature and coco_captions' ``captions/text``; returns its name."""
+    import tensorflow_datasets as tfds
+
+    class Pictures(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            text = tfds.features.Sequence({"text": tfds.features.Text(), "id": np.int64})
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "captions": text})
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+                yield i, {"image": io.BytesIO(png(image)), "captions": [{"text": caption, "id": i}]}
+
+    tfds.disable_progress_bar()
+    Pictures(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return "tfds:pictures"
