@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import mmdit_jax.data.pipeline as pipeline
-from launch.encode import add_encode
+from launch.encode import add_duplicates, add_encode
 from launch.runtime import add_places
 from mmdit_jax.config import DataConfig
 from mmdit_jax.evaluation.grids import grid_png
@@ -35,6 +35,7 @@ def add_parsers(commands: Any) -> None:
             action.add_argument("--out", type=Path, help="PNG to write")
         action.set_defaults(run=run)
     add_encode(actions)
+    add_duplicates(actions)
 
 
 def _open(args: argparse.Namespace) -> Any:

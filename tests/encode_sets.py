@@ -67,7 +67,7 @@ def write_tfds(folder: Path, images: Sequence[np.ndarray], captions: Sequence[st
     """A TFDS set on array_record with an Image feature and coco_captions' ``captions/text``; returns its name."""
     import tensorflow_datasets as tfds
 
-    class Pictures(tfds.core.GeneratorBasedBuilder):
+    class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> tfds.core.DatasetInfo:

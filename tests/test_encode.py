@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +15,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from encode_sets import emoji, png, write_folder, write_tars, write_tfds, write_vae
+from encode_sets import emoji, write_folder, write_tars, write_tfds, write_vae
 from tiny_encoders import write_encoders
 
-from launch import cli
 from mmdit_jax.data.encode.job import Job, Place
 from mmdit_jax.data.encode.models import load_models
 from mmdit_jax.data.encode.settings import EncoderSpec, ScanSettings, Settings
@@ -112,7 +109,7 @@ def close(found: np.ndarray, wanted: np.ndarray) -> None:
 
 
 KILLS: list[tuple[str, Callable[[Path], bool]]] = [
-    ("parts are being scanned", lambda at: any(at.glob("work/scan/*.npz"))),
+    ("parts are being scanned", lambda at: any(at.parent.glob("_scans/*/*.npz"))),
     ("a shard is being written", lambda at: any(at.glob(".*.tmp"))),
     ("some shards are there", lambda at: len(list(at.glob("work/shards/*.json"))) >= 4),
     ("a shard is being written, later", lambda at: any(at.glob(".*.tmp"))),
@@ -150,7 +147,7 @@ def test_killed_anywhere_same_bytes(sets: Path, mmdit: Any) -> None:
         assert not (killed / "manifest.json").exists(), name
     both = [mmdit.start(*command(sets, "killed", *wanted, "--process-count", "2", "--process-index", i)) for i in "01"]
     for process in both:
-        out, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
     assert bytes_of(killed) == bytes_of(mmdit.folder / "out" / "untouched")
 

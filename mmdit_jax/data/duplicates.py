@@ -20,7 +20,7 @@ from mmdit_jax.errors import UserError
 
 DISTANCE = 6
 """Default for bits of 64 that may differ; docs/data.md has what each number finds, and wrongly finds."""
-COLOUR = 24.0
+COLOUR = 16.0
 """Levels of 255 that the grids of mean colours may differ, root mean square, after the brightness is made equal."""
 GRID = 4
 _SIDE, _KEPT = 32, 8

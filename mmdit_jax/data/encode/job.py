@@ -3,7 +3,8 @@
     FOLDER/manifest.json       written last: its presence means finished
     FOLDER/*.array_record      shards
     FOLDER/dropped.jsonl       items left out, and why
-    FOLDER/work/               settings, scans, plan, finished shards' accounts, claims: what a re-run goes on from
+    FOLDER/work/               settings, plan, finished shards' accounts, claims: what a re-run goes on from
+    FOLDER/../_scans/…         what was found in the source; other sets of the same source use it, too
 
 Every file is renamed into place when it is whole, and has the same bytes whoever writes it.
 """
@@ -11,6 +12,7 @@ Every file is renamed into place when it is whole, and has the same bytes whoeve
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import time
@@ -25,9 +27,10 @@ from mmdit_jax.data.encode import plan_file
 from mmdit_jax.data.encode.claims import Claims
 from mmdit_jax.data.encode.models import describe, identity
 from mmdit_jax.data.encode.plan import Unit, make_plan
+from mmdit_jax.data.encode.scan import VERSION as SCAN_VERSION
 from mmdit_jax.data.encode.scan import Scan, join, load, save, scan_part
 from mmdit_jax.data.encode.settings import Settings, difference
-from mmdit_jax.data.encode.shard import Models, Work, encode_shard
+from mmdit_jax.data.encode.shard import Changed, Models, Work, encode_shard
 from mmdit_jax.data.encode.sizes import sample_bytes
 from mmdit_jax.data.records import FORMAT
 from mmdit_jax.data.sources import Source
@@ -68,6 +71,7 @@ class Job:
         self._folder, self._source, self._place = folder, source, place
         self._stop, self._report = stop, report
         self._work = folder / "work"
+        self._scans = scans_folder(folder.parent, source)
         self._scan = functools.lru_cache(maxsize=_SCANS_KEPT)(self._load_scan)
 
     def encode(self, settings: Settings, models: Models) -> dict[str, Any]:
@@ -83,7 +87,7 @@ class Job:
             self._agree(json.loads((self._folder / MANIFEST).read_text())["settings"], wanted, "was encoded")
             return self._finish(settings, models, wanted, [])
         self._settle(wanted)
-        self.scan()
+        self._scan_all()
         plan = self._plan(settings)
         there = sum(len(unit.items) for unit in plan.units if _finished(self._folder, unit))
         self._report("found", there, plan.images)
@@ -92,11 +96,20 @@ class Job:
             def one(number: int) -> None:
                 self._encode_unit(plan, plan.units[number], settings, models, pool)
 
-            self._all("units", len(plan.units), lambda n: _finished(self._folder, plan.units[n]) is not None, one)
+            self._all(
+                self._work / "shards.lock",
+                len(plan.units),
+                lambda n: _finished(self._folder, plan.units[n]) is not None,
+                one,
+            )
         return self._finish(settings, models, wanted, list(plan.units))
 
-    def scan(self) -> None:
-        """Scan the parts that nobody has scanned."""
+    def scan(self) -> Scan:
+        """Scan the parts that nobody has scanned; returns the whole."""
+        self._scan_all()
+        return join([self._load_scan(part) for part in range(self._source.parts)])
+
+    def _scan_all(self) -> None:
         self._report("scan", 0, self._source.parts)
         with self._pool() as pool:
 
@@ -104,11 +117,8 @@ class Job:
                 save(scan_part(self._source, part, pool), self._scan_path(part))
                 self._report("scan", 1, self._source.parts)
 
-            self._all("scan", self._source.parts, lambda part: self._scan_path(part).exists(), one)
-
-    def whole_scan(self) -> Scan:
-        """The finished scan of the whole source."""
-        return join([self._load_scan(part) for part in range(self._source.parts)])
+            lock = self._scans / "scan.lock"
+            self._all(lock, self._source.parts, lambda part: self._scan_path(part).exists(), one)
 
     def _settle(self, wanted: dict[str, Any]) -> None:
         """Make sure that all who work in this folder want the same set."""
@@ -131,11 +141,10 @@ class Job:
         path = self._work / "plan.npz"
 
         def one(_: int) -> None:
-            scan = self.whole_scan()
-            sizes = [len(self._load_scan(part)) for part in range(self._source.parts)]
-            plan_file.save(make_plan(scan, settings.scan), sizes, path)
+            parts = [self._load_scan(part) for part in range(self._source.parts)]
+            plan_file.save(make_plan(join(parts), settings.scan), [len(part) for part in parts], path)
 
-        self._all("plan", 1, lambda _: path.exists(), one)
+        self._all(self._work / "plan.lock", 1, lambda _: path.exists(), one)
         return plan_file.load(path)
 
     def _encode_unit(
@@ -154,7 +163,12 @@ class Job:
 
         choice = (settings.scan.seed, settings.scan.synthetic_share)
         path = self._folder / unit.file
-        account = encode_shard(work, unit.bucket, self._source, models, settings.batch, choice, path, pool, progress)
+        try:
+            account = encode_shard(
+                work, unit.bucket, self._source, models, settings.batch, choice, path, pool, progress
+            )
+        except Changed as error:
+            raise UserError(f"{error}; delete {self._scans}, and give another --name") from None
         factor = models.vae.factor
         bucket = [unit.bucket[0] // factor, unit.bucket[1] // factor]
         told = {"file": unit.file, "split": unit.split, "bucket": bucket, "examples": len(unit.items), **account}
@@ -200,16 +214,16 @@ class Job:
                 },
             )
 
-        self._all("manifest", 1, lambda _: path.exists(), one)
+        self._all(self._work / "manifest.lock", 1, lambda _: path.exists(), one)
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
-    def _all(self, name: str, count: int, done: Callable[[int], bool], do: Callable[[int], None]) -> None:
+    def _all(self, lock: Path, count: int, done: Callable[[int], bool], do: Callable[[int], None]) -> None:
         """Do all pieces that are not done, sharing them with other processes; returns when every one is done.
 
         Pieces that others hold are waited for, and done here if their holder dies.
         """
-        claims = Claims(self._work / f"{name}.lock")
+        claims = Claims(lock)
         try:
             first = count * self._place.index // self._place.count
             left = [*range(first, count), *range(first)]
@@ -236,7 +250,7 @@ class Job:
             raise Preempted(f"{self._folder}: stopped; finished shards are kept, run again to go on")
 
     def _scan_path(self, part: int) -> Path:
-        return self._work / "scan" / f"{part:06d}-{self._source.fingerprint[:8]}.npz"
+        return self._scans / f"{part:06d}.npz"
 
     def _load_scan(self, part: int) -> Scan:
         path = self._scan_path(part)
@@ -252,6 +266,12 @@ class Job:
             yield pool
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def scans_folder(data_dir: Path, source: Source) -> Path:
+    """Where the scans of a source are kept, under the folder of data sets."""
+    digest = hashlib.blake2b(f"{SCAN_VERSION}:{source.name}:{source.fingerprint}".encode(), digest_size=8)
+    return data_dir / "_scans" / digest.hexdigest()
 
 
 def _account(folder: Path, unit: Unit) -> Path:

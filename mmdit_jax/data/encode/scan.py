@@ -18,6 +18,8 @@ from mmdit_jax.data.sources import Entry, Item, Source, Unreadable
 from mmdit_jax.data.sources.images import decode
 from mmdit_jax.files import write_atomic
 
+VERSION = 1
+"""Of what is kept; another one is scanned anew."""
 _NOTHING = Fingerprint((0, 0), 0, np.zeros((GRID, GRID, 3), np.uint8))
 
 

@@ -41,6 +41,10 @@ class Models:
     """By name, sorted."""
 
 
+class Changed(ValueError):
+    """An item isn't what it was when it was scanned."""
+
+
 class Work(NamedTuple):
     """An item of a shard, as the scan saw it."""
 
@@ -83,7 +87,8 @@ def encode_shard(
         bytes, sha256, and how many captions are synthetic.
 
     Raises:
-        UserError: an item has changed since it was scanned, or states are not finite.
+        Changed: an item isn't what it was when it was scanned.
+        UserError: latents or states are not finite.
         OSError: it can't be written.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -145,9 +150,7 @@ def _batches(
                 raise Unreadable("other bytes")
             pixels = fit(decode(found.image), bucket)
         except Unreadable as error:
-            raise UserError(
-                f"source: {key} has changed since it was scanned ({error}); encode it to another --name"
-            ) from None
+            raise Changed(f"source: {key} has changed since it was scanned ({error})") from None
         caption, synthetic = choose(choice[0], key, found.caption, found.synthetic, choice[1])
         assert caption is not None  # the scan dropped those without
         return _Ready(pixels, caption, synthetic, key)
