@@ -204,34 +204,44 @@ def _lines(examples: dict[str, int], buckets: list[tuple[list[int], int, int]], 
     return "\n".join(lines)
 
 
+def account(folder: Path, manifest: dict[str, Any]) -> str:
+    """What a finished set is, measured from its files: lines of text."""
+    examples = manifest["examples"]
+    total = _bytes(manifest)
+    buckets = [(bucket["pixels"], bucket["train"], bucket["validation"]) for bucket in manifest["buckets"]]
+    return "\n".join(
+        (
+            _lines(examples, buckets, manifest["dropped"]),
+            table(manifest["bytes_per_sample"]),
+            f"on disk: {total / 1e9:.3f} GB, {total / sum(examples.values()) / 1e3:.1f} kB a sample",
+            str(folder),
+        )
+    )
+
+
+def _bytes(manifest: dict[str, Any]) -> int:
+    return sum(shard["bytes"] for shards in manifest["splits"].values() for shard in shards)
+
+
 def _tell(folder: Path, as_json: bool, progress: Progress, seconds: float) -> None:
-    """What a finished set is, measured from its files."""
+    """Print what a set is, now that it is finished."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    examples, per_sample = manifest["examples"], manifest["bytes_per_sample"]
-    total = sum(shard["bytes"] for shards in manifest["splits"].values() for shard in shards)
-    images = max(sum(examples.values()), 1)
+    if not as_json:
+        print(account(folder, manifest))
+        return
+    total, per_sample = _bytes(manifest), manifest["bytes_per_sample"]
     told = {
         "folder": str(folder),
-        "examples": examples,
-        "buckets": manifest["buckets"],
-        "dropped": manifest["dropped"],
-        "synthetic_captions": manifest["synthetic_captions"],
+        **{name: manifest[name] for name in ("examples", "buckets", "dropped", "synthetic_captions")},
         "bytes": total,
         "bytes_per_sample": per_sample,
         "gb_per_million": {name: size / 1e3 for name, size in per_sample.items()},
-        "gb_per_million_on_disk": total / images / 1e3,
+        "gb_per_million_on_disk": total / sum(manifest["examples"].values()) / 1e3,
         "encoded_now": progress.encoded,
         "images_per_second": progress.rate,
         "seconds": seconds,
     }
-    if as_json:
-        print(json.dumps(told))
-        return
-    buckets = [(bucket["pixels"], bucket["train"], bucket["validation"]) for bucket in manifest["buckets"]]
-    print(_lines(examples, buckets, manifest["dropped"]))
-    print(table(per_sample))
-    print(f"on disk: {total / 1e9:.3f} GB, {total / images / 1e3:.1f} kB a sample")
-    print(folder)
+    print(json.dumps(told))
 
 
 def add_duplicates(actions: Any) -> None:

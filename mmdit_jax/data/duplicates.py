@@ -18,6 +18,8 @@ from PIL import Image
 
 from mmdit_jax.errors import UserError
 
+MOST = 11
+"""The largest distance that can be asked for."""
 DISTANCE = 6
 """Default for bits of 64 that may differ; docs/data.md has what each number finds, and wrongly finds."""
 COLOUR = 16.0
@@ -84,8 +86,8 @@ def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
     Raises:
         UserError: another distance.
     """
-    if not 0 <= distance <= 11:
-        raise UserError(f"distance={distance}: expected 0 to 11 bits of 64")
+    if not 0 <= distance <= MOST:
+        raise UserError(f"distance={distance}: expected 0 to {MOST} bits of 64")
     width = 64 // _BANDS
     found = [np.zeros((0, 2), np.int64)]
     for number in range(_BANDS):

@@ -89,6 +89,9 @@ class Job:
         self._settle(wanted)
         self._scan_all()
         plan = self._plan(settings)
+        if not plan.units:
+            why = ", ".join(f"{count:,} {reason}" for reason, count in plan.reasons.items()) or "it is empty"
+            raise UserError(f"source={self._source.name!r}: no image can be used ({why})")
         there = sum(len(unit.items) for unit in plan.units if _finished(self._folder, unit))
         self._report("found", there, plan.images)
         with self._pool() as pool:

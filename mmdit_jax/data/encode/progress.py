@@ -15,12 +15,12 @@ class Progress:
 
     Args:
         quiet: tell nothing.
-        stream: where to tell.
+        stream: where to tell; stderr by default.
     """
 
-    def __init__(self, quiet: bool = False, stream: TextIO = sys.stderr) -> None:
-        self._quiet, self._stream = quiet, stream
-        self._live = stream.isatty()
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._quiet, self._stream = quiet, stream or sys.stderr
+        self._live = self._stream.isatty()
         self._begun: dict[str, float] = {}
         self._done: dict[str, int] = {}
         self._found = self._total = 0

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from mmdit_jax.data import duplicates
+from mmdit_jax.data.encode.buckets import bucket_list
 from mmdit_jax.data.sources import Source, SourceOptions
 from mmdit_jax.errors import UserError, unknown
 
@@ -59,6 +60,9 @@ class ScanSettings:
         ):
             if not value >= least:
                 raise UserError(f"{field}={value:g}: expected {least:g} or more")
+        if self.distance > duplicates.MOST:
+            raise UserError(f"distance={self.distance}: expected 0 to {duplicates.MOST} bits of 64")
+        bucket_list(self.size, self.multiple, self.bucket_aspect)
         if not 0 <= self.synthetic_share <= 1:
             raise UserError(f"synthetic-share={self.synthetic_share:g}: expected 0 to 1")
         self.validation_items(1)
