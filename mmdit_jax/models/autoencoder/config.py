@@ -56,7 +56,8 @@ class AutoencoderConfig:
         Raises:
             UserError: a field of the wrong kind, or a network of another kind (other blocks, activation or class).
         """
-        levels = len(_read(config, "block_out_channels", [64], list))
+        widths: list[int] = _read(config, "block_out_channels", [64], list)
+        levels = len(widths)
         fixed: dict[str, Any] = {
             "_class_name": "AutoencoderKL",
             "down_block_types": [DOWN_BLOCK] * levels,
@@ -73,7 +74,7 @@ class AutoencoderConfig:
         size: Any = config.get("sample_size", 32)
         return cls(
             channels=_read(config, "latent_channels", 4, int),
-            widths=tuple(_read(config, "block_out_channels", [64], list)),
+            widths=tuple(widths),
             layers=_read(config, "layers_per_block", 1, int),
             groups=_read(config, "norm_num_groups", 32, int),
             attention=_read(config, "mid_block_add_attention", True, bool),
@@ -111,10 +112,11 @@ class AutoencoderConfig:
 
 def _read(config: Mapping[str, Any], name: str, default: Any, kind: type) -> Any:
     """The field as ``kind`` (a whole number will do for a float, True not for a number); lists are of ints."""
-    value = config.get(name, default)
+    value: Any = config.get(name, default)
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind or (kind is list and any(type(item) is not int for item in value)):
+    fits = type(value) is kind and not (isinstance(value, list) and any(type(item) is not int for item in value))
+    if not fits:
         what = "a list of whole numbers" if kind is list else f"a value of type {kind.__name__}"
         raise UserError(f"{name}={value!r}: expected {what}")
     return value

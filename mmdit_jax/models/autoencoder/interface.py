@@ -61,12 +61,16 @@ class Autoencoder(Protocol):
         """
 
 
-def to_model_space(z: Float32[Array, "*axes"], shift: float, scale: float) -> Float32[Array, "*axes"]:
+def to_model_space(
+    z: Float32[Array, "*axes"], shift: jax.typing.ArrayLike, scale: jax.typing.ArrayLike
+) -> Float32[Array, "*axes"]:
     """(z − shift)·scale: raw latents as the model sees them. Pure, fine inside jit."""
     return (z - shift) * scale
 
 
-def from_model_space(latents: Float32[Array, "*axes"], shift: float, scale: float) -> Float32[Array, "*axes"]:
+def from_model_space(
+    latents: Float32[Array, "*axes"], shift: jax.typing.ArrayLike, scale: jax.typing.ArrayLike
+) -> Float32[Array, "*axes"]:
     """latents / scale + shift: what the decoder takes. Pure, fine inside jit."""
     return latents / scale + shift
 

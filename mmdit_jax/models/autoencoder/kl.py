@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -27,7 +28,8 @@ class KLAutoencoder:
     """A network with its weights, behind the interface ``Autoencoder``. One compilation a shape and batch size.
 
     Args:
-        model: the network, with weights.
+        config: of the network.
+        model: it, with weights.
         folder: where it was read from.
         tile: pixels of a tile; images with a longer side are encoded and decoded in tiles. None: always whole.
 
@@ -35,26 +37,13 @@ class KLAutoencoder:
         UserError: ``tile`` is not a multiple of 4·factor.
     """
 
-    def __init__(self, model: Network, folder: str = "", tile: int | None = None) -> None:
-        self.config: AutoencoderConfig = model.config
-        self.folder = folder
+    def __init__(self, config: AutoencoderConfig, model: Network, folder: str = "", tile: int | None = None) -> None:
+        self.config, self.folder = config, folder
         if tile is not None and (tile < 1 or tile % (4 * self.factor)):
             raise UserError(f"tile={tile}: expected a multiple of {4 * self.factor}, or none")
         self.tile = tile
         self.fingerprint = fingerprint(self.config, to_torch(model))
-        graph, self._state = nnx.split(model)
-
-        # Weights are an argument: as constants they would be compiled, 335 MB of them, into each program.
-        @jax.jit
-        def encode(state: nnx.State, images: jax.Array) -> jax.Array:
-            return nnx.merge(graph, state).moments(images.astype(jnp.float32) / 127.5 - 1)
-
-        @jax.jit
-        def decode(state: nnx.State, latents: jax.Array) -> jax.Array:
-            z = from_model_space(latents, self.config.shift, self.config.scale)
-            return nnx.merge(graph, state).decode(z)
-
-        self._encode, self._decode = encode, decode
+        self._graph, self._state = nnx.split(model)
 
     @classmethod
     def from_tensors(
@@ -71,7 +60,7 @@ class KLAutoencoder:
             raise UserError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
         model = abstract(config, dtype)
         from_torch(model, tensors)
-        return cls(model, folder, tile)
+        return cls(config, model, folder, tile)
 
     @property
     def channels(self) -> int:
@@ -104,7 +93,7 @@ class KLAutoencoder:
             raise UserError(
                 f"images={images.dtype}{list(at)}: expected uint8 [B, H, W, 3], H and W multiples of {factor}"
             )
-        moments = self._run(lambda part: self._encode(self._state, part), images, self.tile, 1, factor)
+        moments = self._run(lambda part: _encode(self._graph, self._state, part), images, self.tile, 1, factor)
         mean, logvar = np.split(moments, 2, axis=-1)
         return np.ascontiguousarray(mean), np.clip(logvar, *LOGVAR_RANGE)
 
@@ -123,7 +112,8 @@ class KLAutoencoder:
             raise UserError(f"latents={list(at)}: expected [B, h, w, {self.channels}]")
         tile = None if self.tile is None else self.tile // factor
         wide = np.asarray(latents, np.float32)
-        return self._run(lambda part: self._decode(self._state, part), wide, tile, factor, 1)
+        space = self.shift, self.scale
+        return self._run(lambda part: _decode(self._graph, self._state, part, *space), wide, tile, factor, 1)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The weights under diffusers' names in torch's layout, float32."""
@@ -139,6 +129,20 @@ class KLAutoencoder:
         if tile is None or max(whole.shape[1:3]) <= tile:
             return np.asarray(function(whole))
         return tiles.tiled(lambda part: np.asarray(function(part)), whole, tile, tile * up // down)
+
+
+# Weights are arguments: as constants they would be compiled, 335 MB of them, into each program. So are shift and scale:
+# networks of one shape share a program.
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(graph: nnx.GraphDef[Network], state: nnx.State, images: jax.Array) -> jax.Array:
+    return nnx.merge(graph, state).moments(images.astype(jnp.float32) / 127.5 - 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(
+    graph: nnx.GraphDef[Network], state: nnx.State, latents: jax.Array, shift: jax.Array, scale: jax.Array
+) -> jax.Array:
+    return nnx.merge(graph, state).decode(from_model_space(latents, shift, scale))
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

@@ -242,7 +242,7 @@ class Network(nnx.Module):
             self.quant_conv = Conv(both, both, 1, dtype=dtype, rngs=rngs)
         if config.post_quant_conv:
             self.post_quant_conv = Conv(config.channels, config.channels, 1, dtype=dtype, rngs=rngs)
-        self.config = config
+        self.quantises = config.quant_conv, config.post_quant_conv
 
     def encode(
         self, images: Float[Array, "B H W 3"]
@@ -254,13 +254,13 @@ class Network(nnx.Module):
     def moments(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w 2*channels"]:
         """Mean and log variance along the channels, float32, the latter not clipped."""
         moments = self.encoder(images)
-        if self.config.quant_conv:
+        if self.quantises[0]:
             moments = self.quant_conv(moments)
         return moments.astype(jnp.float32)
 
     def decode(self, z: Float[Array, "B h w channels"]) -> Float[Array, "B H W 3"]:
         """Images float32, about within [-1, 1], of raw latents (before shift and scale)."""
-        if self.config.post_quant_conv:
+        if self.quantises[1]:
             z = self.post_quant_conv(z)
         return self.decoder(z).astype(jnp.float32)
 

@@ -1,0 +1,162 @@
+"""Training small autoencoders, and how reconstructions are measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from deterministic import values
+from flax import nnx
+
+from experiments import autoencoder_small as experiment
+from mmdit_jax.errors import Diverged, UserError
+from mmdit_jax.evaluation.reconstruction import psnr, ssim
+from mmdit_jax.models.autoencoder import AutoencoderConfig, load_autoencoder, sample_posterior
+from mmdit_jax.training.autoencoder import AutoencoderRecipe, initial, loss_of, reconstruct, train
+
+CONFIG = AutoencoderConfig(channels=2, widths=(4, 8), layers=1, groups=2, attention=False, image_size=8)
+RECIPE = AutoencoderRecipe(CONFIG, steps=60, batch=8)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Rectangles of one colour on another: something to learn."""
+    rng = np.random.default_rng(0)
+    out = np.empty((64, 8, 8, 3), np.uint8)
+    out[:] = rng.integers(256, size=(64, 1, 1, 3))
+    for image in out:
+        image[: rng.integers(2, 7), : rng.integers(2, 7)] = rng.integers(256, size=3)
+    return out
+
+
+def test_training_learns_and_repeats(images: np.ndarray) -> None:
+    seen: list[tuple[int, dict[str, float]]] = []
+    made = train(RECIPE, images, lambda step, parts: seen.append((step, parts)))
+    assert [step for step, _ in seen] == [50, 60]
+    flat = np.broadcast_to(images.mean(axis=(0, 1, 2)), images.shape)
+    gray = np.abs(images - flat).mean()
+    assert np.abs(reconstruct(made, images).astype(float) - images).mean() < 0.6 * gray
+
+    mean, logvar = made.encode(images)
+    z = np.asarray(sample_posterior(jax.random.key(1), jnp.asarray(mean), jnp.asarray(logvar)))
+    latents = (z - made.shift) * made.scale
+    assert abs(latents.mean()) < 0.05 and abs(latents.std() - 1) < 0.05
+
+    assert train(RECIPE, images).fingerprint == made.fingerprint
+    assert train(dataclasses.replace(RECIPE, steps=1), images).fingerprint != made.fingerprint
+
+
+def test_loss_is_its_formula(images: np.ndarray) -> None:
+    model, key = initial(CONFIG, 0), jax.random.key(3)
+    x = jnp.asarray(images[:2] / 127.5 - 1, jnp.float32)
+    loss, _ = nnx.jit(loss_of)(model, key, x, 0.5)
+    mean, logvar = (np.asarray(array, np.float64) for array in nnx.jit(lambda m: m.encode(x))(model))
+    assert abs(logvar.mean() + 4) < 1
+    z = sample_posterior(key, jnp.asarray(mean, jnp.float32), jnp.asarray(logvar, jnp.float32))
+    l1 = np.abs(np.asarray(nnx.jit(lambda m: m.decode(z))(model)) - np.asarray(x)).mean()
+    kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
+    assert float(loss) == pytest.approx(l1 + 0.5 * kl.sum() / x.size, rel=1e-4)
+
+
+def test_bad_recipes_and_images(images: np.ndarray) -> None:
+    with pytest.raises(UserError, match="steps=0"):
+        dataclasses.replace(RECIPE, steps=0)
+    with pytest.raises(UserError, match=r"images=uint8\[4, 8, 8, 3\]: .*N at least 8"):
+        train(RECIPE, images[:4])
+    with pytest.raises(Diverged, match="not finite at step 2"):
+        train(dataclasses.replace(RECIPE, steps=2, learning_rate=1e38), images)
+
+
+def test_psnr_of_a_known_error() -> None:
+    first = np.full((2, 4, 4, 3), 100, np.uint8)
+    second = first.copy()
+    second[1] += 5
+    assert psnr(first, second).tolist() == [np.inf, pytest.approx(20 * np.log10(255 / 5))]
+
+
+def test_ssim_is_its_formula() -> None:
+    first = np.clip(values("first", (2, 14, 13, 3), 50) + 128, 0, 255).astype(np.uint8)
+    second = np.clip(first + values("second", first.shape, 30), 0, 255).astype(np.uint8)
+    window = np.array([[np.exp(-(i * i + j * j) / (2 * 1.5**2)) for i in range(-5, 6)] for j in range(-5, 6)])
+    window /= window.sum()
+    expected = []
+    for x, y in zip(first.astype(float), second.astype(float), strict=True):
+        found = []
+        for top in range(4):
+            for left in range(3):
+                for c in range(3):
+                    a, b = x[top : top + 11, left : left + 11, c], y[top : top + 11, left : left + 11, c]
+                    ma, mb = (window * a).sum(), (window * b).sum()
+                    va, vb = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum()
+                    cov = (window * (a - ma) * (b - mb)).sum()
+                    c1, c2 = 2.55**2, 7.65**2
+                    found.append((2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
+        expected.append(np.mean(found))
+    assert ssim(first, second) == pytest.approx(np.array(expected), rel=1e-9)
+    assert ssim(first, first) == pytest.approx(np.ones(2))
+    with pytest.raises(UserError, match="sides of 11"):
+        ssim(first[:, :10], second[:, :10])
+    with pytest.raises(UserError, match="one shape"):
+        psnr(first, second[:, 1:])
+
+
+def test_intervals_hold_the_value_and_pair_the_images() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, 3))
+
+    def measured(shift: float) -> experiment.Measured:
+        psnrs = np.linspace(10, 30, 40) + shift
+        columns = {"perceptual": psnrs, "ssim": psnrs, "psnr": psnrs}
+        return experiment.Measured(columns, features + rng.normal(size=features.shape) * 0.1)
+
+    less = experiment.resampled([measured(0), measured(1)], features, 200, np.random.default_rng(0))
+    more = experiment.resampled([measured(2), measured(3)], features, 200, np.random.default_rng(0))
+    assert less["psnr"][0] == pytest.approx(20.5)
+    assert less["frechet"].shape == (201,) and (less["frechet"] >= 0).all()
+    # The same images and seeds are drawn for both, so that a difference has none of their spread.
+    assert more["psnr"] - less["psnr"] == pytest.approx(2.0)
+    (row,) = [row for row in experiment.rows_of({"4": less}) if row["column"] == "psnr"]
+    assert row["low"] < row["value"] < row["high"]
+    # Normal theory: ±1.96 · 5.92 / √40 from images, and a half from two seeds.
+    assert 3.0 < row["high"] - row["low"] < 5.5
+
+
+@pytest.mark.slow
+def test_experiment_end_to_end_and_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.autoencoder_small", "--out", str(tmp_path / "out")]
+    command += ["--data-dir", str(tmp_path / "data"), "--channels", "2", "--seeds", "2", "--steps", "1", "--json"]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first = tmp_path / "out" / "d2-s0" / "training.json"
+    until = time.monotonic() + 200
+    while not first.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == 75, told
+    assert "run again" in told and "Traceback" not in told
+    assert not (tmp_path / "out" / "d2-s1" / "training.json").exists()
+    written = first.stat().st_mtime_ns
+
+    done = subprocess.run(command, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert first.stat().st_mtime_ns == written  # not trained again
+    assert {row["column"] for row in result["rows"]} == set(experiment.COLUMNS)
+    assert [(one["channels"], one["seed"]) for one in result["runs"]] == [(2, 0), (2, 1)]
+    assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 5
+    assert (tmp_path / "out" / "reconstructions.png").stat().st_size > 1000
+    read = load_autoencoder(tmp_path / "out" / "d2-s1")
+    assert (read.channels, read.factor) == (2, 4)
+    assert read.shift == result["runs"][1]["shift"]
+
+    bad = subprocess.run([*command, "--seeds", "0"], text=True, capture_output=True, timeout=100)
+    assert (bad.returncode, bad.stderr) == (2, "error: seeds=0: expected 1 or more\n")
