@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -42,6 +43,7 @@ class PretrainedEncoder:
         dtype: str, rows: int,
     ) -> None:  # fmt: skip
         self.name, self.config, self.length, self.dtype, self.rows = name, config, length, dtype, rows
+        self.folder = str(source.path)
         self.width = config.width
         self.pooled_width = 0 if isinstance(config, t5.T5Config) else config.projection or config.width
         self._tensors, self._tokenizer = source.tensors, tokenizer
@@ -61,9 +63,7 @@ class PretrainedEncoder:
         for start in range(0, len(ids), self.rows):
             part = ids[start : start + self.rows]
             # Always the same shape: one compilation, and a row's bits don't depend on how many stand beside it.
-            padded = np.concatenate(
-                [part, np.full((self.rows - len(part), self.length), self._tokenizer.pad, np.int32)]
-            )
+            padded = np.pad(part, ((0, self.rows - len(part)), (0, 0)), constant_values=self._tokenizer.pad)
             new_tokens, new_pooled = _states(self._weights, jnp.asarray(padded), self.config)
             tokens[start : start + len(part)] = np.asarray(new_tokens)[: len(part)]
             pooled[start : start + len(part)] = np.asarray(new_pooled)[: len(part)]
@@ -103,7 +103,7 @@ def load_text_encoder(
         tokenizer: folder of the tokenizer; by default the encoder's own, or the one beside it as in SD3's repositories.
         projected: whether CLIP's pooled state goes through ``text_projection``. SD3 takes CLIP-L's unprojected and
             CLIP-G's projected. Default: so, but for a CLIP-L folder that is a CLIPTextModelWithProjection, whose
-            projection is taken as diffusers does: the one in SD3's repositories is the identity.
+            projection is taken as diffusers does (which writes an identity there for SD3).
         rows: captions that are encoded at once (and what fewer are padded to); 32 for CLIP, 8 for T5.
 
     Raises:
@@ -134,30 +134,38 @@ def load_text_encoder(
 
 def _configure(name: str, source: Source, projected: bool | None) -> tuple[clip.CLIPConfig | t5.T5Config, Source]:
     """The configuration, and the source with the encoder's own tensors under the names that the models know."""
-    told, where = source.config, f"text encoder {source.path}"
-    kind = None if told is None else told.get("model_type")
+    kind = None if source.config is None else source.config.get("model_type")
     kinds = ("t5",) if name == "t5" else ("clip_text_model", "clip")
-    if told is not None and kind not in kinds:
-        raise UserError(f"{where}: model_type={kind!r} in config.json; {name} needs {' or '.join(map(repr, kinds))}")
-    bundled = {
-        key.removeprefix(_BUNDLES[name]): a for key, a in source.tensors.items() if key.startswith(_BUNDLES[name])
-    }
-    tensors = bundled or dict(source.tensors)
-    if name == "t5":
-        tensors = _only(tensors, lambda key: not key.startswith(("decoder.", "lm_head.", "spiece_model", "scaled_fp8")))
-        tied = tensors.pop("encoder.embed_tokens.weight", None)
-        if tied is not None:
-            tensors.setdefault("shared.weight", tied)
-        shapes = {key: array.shape for key, array in tensors.items()}
-        config: clip.CLIPConfig | t5.T5Config
-        config = t5.from_shapes(shapes, where) if told is None else t5.from_json(told, f"{where}: config.json")
-        return config, Source(source.path, told, tensors)
-    tensors = {key.removeprefix("text_model."): array for key, array in tensors.items()}
-    other = ("vision_model.", "visual_projection.", "logit_scale", "embeddings.position_ids")
-    tensors = _only(tensors, lambda key: not key.startswith(other))
-    if projected is None:
-        projected = name == "clip_g" or (kind == "clip_text_model" and clip.PROJECTION in tensors)
+    if source.config is not None and kind not in kinds:
+        needs = " or ".join(map(repr, kinds))
+        raise UserError(f"text encoder {source.path}: model_type={kind!r} in config.json; {name} needs {needs}")
+    bundle = _BUNDLES[name]
+    bundled = {key.removeprefix(bundle): array for key, array in source.tensors.items() if key.startswith(bundle)}
+    source = dataclasses.replace(source, tensors=bundled or source.tensors)
+    return _configure_t5(source) if name == "t5" else _configure_clip(name, source, projected)
+
+
+def _configure_t5(source: Source) -> tuple[t5.T5Config, Source]:
+    tensors = _without(source.tensors, "decoder.", "lm_head.", "spiece_model")
+    tied = tensors.pop("encoder.embed_tokens.weight", None)
+    if tied is not None:
+        tensors.setdefault("shared.weight", tied)
+    where = f"text encoder {source.path}"
+    if source.config is None:
+        config = t5.from_shapes({key: array.shape for key, array in tensors.items()}, where)
+    else:
+        config = t5.from_json(source.config, f"{where}: config.json")
+    return config, dataclasses.replace(source, tensors=tensors)
+
+
+def _configure_clip(name: str, source: Source, projected: bool | None) -> tuple[clip.CLIPConfig, Source]:
+    where, told = f"text encoder {source.path}", source.config
+    tensors = {key.removeprefix("text_model."): array for key, array in source.tensors.items()}
+    tensors = _without(tensors, "vision_model.", "visual_projection.", "logit_scale", "embeddings.position_ids")
     matrix = tensors.pop(clip.PROJECTION, None)
+    if projected is None:
+        text_only = told is not None and told.get("model_type") == "clip_text_model"
+        projected = name == "clip_g" or (text_only and matrix is not None)
     projection = None
     if projected:
         if matrix is None or matrix.ndim != 2:
@@ -172,11 +180,11 @@ def _configure(name: str, source: Source, projected: bool | None) -> tuple[clip.
         config = clip.from_shapes(shapes, _ACTIVATIONS[name], where, projection)
     else:
         config = clip.from_json(told, f"{where}: config.json", projection)
-    return config, Source(source.path, told, tensors)
+    return config, dataclasses.replace(source, tensors=tensors)
 
 
-def _only(tensors: Mapping[str, np.ndarray], wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    return {key: array for key, array in tensors.items() if wanted(key)}
+def _without(tensors: Mapping[str, np.ndarray], *beginnings: str) -> dict[str, np.ndarray]:
+    return {key: array for key, array in tensors.items() if not key.startswith(beginnings)}
 
 
 def _check_tokenizer(name: str, words: Tokenizer, config: clip.CLIPConfig | t5.T5Config, path: Path) -> None:

@@ -130,7 +130,17 @@ def from_json(told: Mapping[str, Any], source: str) -> T5Config:
     if values["feed_forward_proj"] != "gated-gelu":
         found = values["feed_forward_proj"]
         raise UserError(f"{source}: feed_forward_proj={found!r}; expected 'gated-gelu', as T5 v1.1 has")
-    return T5Config(*(values[name] for name in whole), eps=float(values["layer_norm_epsilon"]))
+    return T5Config(
+        vocabulary=values["vocab_size"],
+        width=values["d_model"],
+        mlp=values["d_ff"],
+        layers=values["num_layers"],
+        heads=values["num_heads"],
+        head_size=values["d_kv"],
+        buckets=values["relative_attention_num_buckets"],
+        max_distance=values["relative_attention_max_distance"],
+        eps=float(values["layer_norm_epsilon"]),
+    )
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5Config:
