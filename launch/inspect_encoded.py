@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from launch.encode import account
@@ -90,8 +91,8 @@ def _decoded(latents: dict[str, Any], examples: list[Encoded]) -> np.ndarray:
         raise UserError(f"vae={latents['folder']}: another autoencoder ({vae.fingerprint}) than encoded the set")
     images = []
     for example in examples:
-        means = np.asarray(example.mean, np.float32)
-        images.append(vae.decode(np.asarray(to_model_space(means, vae.shift, vae.scale))[None])[0])
+        means = jnp.asarray(example.mean, jnp.float32)[None]
+        images.append(vae.decode(np.asarray(to_model_space(means, vae.shift, vae.scale)))[0])
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     canvas = np.full((len(images), height, width, 3), 255, np.uint8)
     for place, image in zip(canvas, images, strict=True):

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mmdit_jax.data.encode import plan_file
 from mmdit_jax.data.encode.claims import Claims
 from mmdit_jax.data.encode.models import describe, identity
@@ -172,6 +174,13 @@ class Job:
             )
         except Changed as error:
             raise UserError(f"{error}; delete {self._scans}, and give another --name") from None
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            size = f"images of {unit.bucket[0]}x{unit.bucket[1]}"
+            raise UserError(
+                f"batch={settings.batch}: not enough memory for {size}; give a smaller --batch (and another --name)"
+            ) from None
         factor = models.vae.factor
         bucket = [unit.bucket[0] // factor, unit.bucket[1] // factor]
         told = {"file": unit.file, "split": unit.split, "bucket": bucket, "examples": len(unit.items), **account}

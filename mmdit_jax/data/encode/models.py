@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from mmdit_jax.data.encode.settings import EncoderSpec, Settings, scan_identity
@@ -53,17 +54,21 @@ def identity(settings: Settings, source: Source, models: Models) -> dict[str, An
     }
 
 
+def _absolute(folder: str) -> str:
+    return str(Path(folder).expanduser().absolute())
+
+
 def describe(settings: Settings, models: Models) -> dict[str, Any]:
     """The manifest's account of the models."""
     vae = models.vae
-    folders = {spec.name: spec.folder for spec in settings.encoders}
+    folders = {spec.name: spec.folder and _absolute(spec.folder) for spec in settings.encoders}
     latents = {
         "channels": vae.channels,
         "factor": vae.factor,
         "shift": vae.shift,
         "scale": vae.scale,
         "fingerprint": vae.fingerprint,
-        "folder": str(vae.folder),
+        "folder": _absolute(vae.folder),
     }
     text = {
         name: {
