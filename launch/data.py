@@ -1,4 +1,4 @@
-"""``mmdit data build | inspect NAME``; ``encode`` and ``duplicates`` are in ``launch.encode``."""
+"""``mmdit data build | inspect NAME``; ``encode`` and ``duplicates`` have files of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 import mmdit_jax.data.pipeline as pipeline
-from launch.encode import add_duplicates, add_encode
+from launch.duplicates import add_duplicates
+from launch.encode import add_encode
 from launch.inspect_encoded import inspect_encoded, is_encoded
 from launch.runtime import add_places
 from mmdit_jax.config import DataConfig

@@ -1,4 +1,4 @@
-"""``mmdit data encode SOURCE`` and ``mmdit data duplicates SOURCE``."""
+"""``mmdit data encode SOURCE``."""
 
 from __future__ import annotations
 
@@ -122,6 +122,16 @@ def _settings(args: argparse.Namespace) -> Settings:
     return Settings(scan, args.vae, tuple(given + embedded), args.batch, args.dtype)
 
 
+def data_dir_of(args: argparse.Namespace) -> Path:
+    """The folder of data sets, made if need be."""
+    folder: Path = args.data_dir or args.root / "_data"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data-dir={folder}: cannot be made ({error.strerror}); choose another place") from None
+    return folder
+
+
 def encode(args: argparse.Namespace) -> int:
     """Encode a set, or say what that would take."""
     from mmdit_jax.data.encode.job import Place
@@ -140,7 +150,7 @@ def encode(args: argparse.Namespace) -> int:
     if args.process_count < 1 or not 0 <= args.process_index < args.process_count:
         raise UserError(f"process-index={args.process_index}: expected 0 to {max(args.process_count, 1) - 1}")
     settings = _settings(args)
-    folder = (args.data_dir or args.root / "_data") / args.name
+    folder = data_dir_of(args) / args.name
     progress = Progress(args.quiet)
     stop = stop_on_sigterm()
     begun = time.monotonic()
@@ -242,53 +252,3 @@ def _tell(folder: Path, as_json: bool, progress: Progress, seconds: float) -> No
         "seconds": seconds,
     }
     print(json.dumps(told))
-
-
-def add_duplicates(actions: Any) -> None:
-    """Register ``duplicates``."""
-    text = "find exact and near duplicates among images"
-    example = "example: mmdit data duplicates photos --report duplicates.html"
-    action = actions.add_parser("duplicates", help=text, description=text, epilog=example)
-    action.add_argument("source", metavar="SOURCE", help=SOURCES)
-    add_places(action)
-    add_source(action)
-    action.add_argument("--distance", type=int, default=_DEFAULT.distance, help="bits of 64 (default: %(default)s)")
-    action.add_argument("--report", type=Path, metavar="FILE", help=".html with pictures, or .json with all groups")
-    action.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    action.add_argument("--json", action="store_true", help="print the counts as one JSON object")
-    action.set_defaults(run=find_duplicates)
-
-
-def find_duplicates(args: argparse.Namespace) -> int:
-    """Scan, look for duplicates, tell, and write a report if asked for."""
-    from mmdit_jax.data import duplicates_report
-    from mmdit_jax.data.encode.job import Job, Place
-    from mmdit_jax.data.encode.workers import stop_on_sigterm, threads_each
-    from mmdit_jax.data.sources import open_source
-    from mmdit_jax.data.sources.images import decode
-    from mmdit_jax.files import write_atomic, write_json
-
-    if args.report and args.report.suffix not in (".html", ".json"):
-        raise UserError(f"report={args.report}: expected a name that ends in .html or .json")
-    source = open_source(args.source, source_options(args))
-    progress = Progress(args.quiet)
-    folder = (args.data_dir or args.root / "_data") / "_duplicates"
-    scan = Job(folder, source, Place(threads=threads_each(1)), stop_on_sigterm(), progress.report).scan()
-    found = duplicates_report.find(scan, args.distance)
-    told = duplicates_report.as_json(found, scan, args.distance)
-    if args.report and args.report.suffix == ".json":
-        write_json(args.report, told)
-    elif args.report:
-
-        def picture(item: int) -> Any:
-            return decode(source.read(scan.entries[item]).image)
-
-        write_atomic(args.report, duplicates_report.page(found, scan, source.name, args.distance, picture))
-    print(
-        json.dumps({**told, "exact": len(found.exact), "near": len(found.near)})
-        if args.json
-        else duplicates_report.summary(found)
-    )
-    if args.report:
-        print(args.report, file=sys.stderr if args.json else sys.stdout)
-    return 0

@@ -135,7 +135,7 @@ def refused(capsys: Capture, *words: str) -> None:
     ("more", "words"),
     [
         (("--size", "40"), "size=40: expected a multiple of 16"),
-        (("--multiple", "12"), "multiple=12: expected a multiple of the autoencoder's factor 8"),
+        (("--multiple", "4"), "multiple=4: expected a multiple of the autoencoder's factor 8"),
         (("--vae", "nowhere"), "vae=nowhere"),
         (("--encoders", ""), "expected at least one of --clip-l"),
         (("--encoders", "words,words"), "each can be there once"),
@@ -148,6 +148,7 @@ def refused(capsys: Capture, *words: str) -> None:
         (("--validation", "half"), "validation='half'"),
         (("--dedupe", "perceptual", "--distance", "20"), "distance=20: expected 0 to 11"),
         (("--min-size", "500"), "no image can be used (20 too small)"),
+        (("--data-dir", "/dev/null/x"), "data-dir=/dev/null/x: cannot be made"),
         (("--bucket-aspect", "0.5"), "bucket-aspect=0.5: expected 1 to 16"),
     ],
 )

@@ -12,7 +12,6 @@ Every file is renamed into place when it is whole, and has the same bytes whoeve
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import time
@@ -29,8 +28,7 @@ from mmdit_jax.data.encode import plan_file
 from mmdit_jax.data.encode.claims import Claims
 from mmdit_jax.data.encode.models import describe, identity
 from mmdit_jax.data.encode.plan import Unit, make_plan
-from mmdit_jax.data.encode.scan import VERSION as SCAN_VERSION
-from mmdit_jax.data.encode.scan import Scan, join, load, save, scan_part
+from mmdit_jax.data.encode.scan import Scan, join, load, save, scan_part, scans_folder
 from mmdit_jax.data.encode.settings import Settings, difference
 from mmdit_jax.data.encode.shard import Changed, Models, Work, encode_shard
 from mmdit_jax.data.encode.sizes import sample_bytes
@@ -119,7 +117,7 @@ class Job:
         with self._pool() as pool:
 
             def one(part: int) -> None:
-                save(scan_part(self._source, part, pool), self._scan_path(part))
+                save(scan_part(self._source, part, pool, self._check_stop), self._scan_path(part))
                 self._report("scan", 1, self._source.parts)
 
             lock = self._scans / "scan.lock"
@@ -278,12 +276,6 @@ class Job:
             yield pool
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def scans_folder(data_dir: Path, source: Source) -> Path:
-    """Where the scans of a source are kept, under the folder of data sets."""
-    digest = hashlib.blake2b(f"{SCAN_VERSION}:{source.name}:{source.fingerprint}".encode(), digest_size=8)
-    return data_dir / "_scans" / digest.hexdigest()
 
 
 def _account(folder: Path, unit: Unit) -> Path:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,12 @@ class Scan:
         return len(self.entries)
 
 
+def scans_folder(data_dir: Path, source: Source) -> Path:
+    """Where the scans of a source are kept, under the folder of data sets."""
+    digest = hashlib.blake2b(f"{VERSION}:{source.name}:{source.fingerprint}".encode(), digest_size=8)
+    return data_dir / "_scans" / digest.hexdigest()
+
+
 def content_hash(item: Item) -> int:
     """64 bits of everything that an item is."""
     digest = hashlib.blake2b(digest_size=8)
@@ -57,10 +63,20 @@ def content_hash(item: Item) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def scan_part(source: Source, part: int, pool: Executor) -> Scan:
-    """Read, decode and hash a part's items."""
+def scan_part(source: Source, part: int, pool: Executor, alive: Callable[[], None]) -> Scan:
+    """Read, decode and hash a part's items.
+
+    Args:
+        source: of the images.
+        part: of it.
+        pool: reads and decodes.
+        alive: called after each item; what it raises ends the scan.
+    """
     entries = source.entries(part)
-    rows = list(pool.map(lambda entry: _scan_entry(source, entry), entries))
+    rows = []
+    for found in pool.map(lambda entry: _scan_entry(source, entry), entries):
+        rows.append(found)
+        alive()
     problems, sizes, content, marks = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
     seen: set[str] = set()
     for row, entry in enumerate(entries):
