@@ -15,7 +15,7 @@ from mmdit_jax.data.records import FORMAT, Encoded, unpack
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.grids import grid_png
 
-_SHOWN = 12
+_SHOWN = 8
 
 
 def is_encoded(folder: Path) -> bool:

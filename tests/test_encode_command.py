@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from encode_sets import emoji, png, write_folder, write_vae
 from PIL import Image
 
 from launch import cli
-from mmdit_jax.models.autoencoder import AutoencoderConfig
+from mmdit_jax.models.autoencoder import AutoencoderConfig, load_autoencoder
 
 Capture = pytest.CaptureFixture[str]
 
@@ -176,6 +177,44 @@ def test_infinite_latents_are_refused(place: Path, capsys: Capture) -> None:
     safetensors.numpy.save_file({name: array * np.float32(1e30) for name, array in arrays.items()}, file)
     assert cli.main(encode(place)) == 2
     refused(capsys, "vae: latents of 000/000000.png are not finite")
+
+
+def test_inspect_shows_what_was_encoded(place: Path, capsys: Capture) -> None:
+    """The picture has the decoded means; a cut-off shard, another autoencoder and an unfinished set are told apart."""
+    Image.effect_noise((70, 40), 60).convert("RGB").save(place / "in" / "wide.png")
+    (place / "in" / "wide.txt").write_text("wide noise")
+    assert cli.main(encode(place, "--multiple", "8")) == 0
+    capsys.readouterr()
+    look = ["data", "inspect", "set", "--data-dir", str(place / "out")]
+    assert cli.main([*look, "--out", str(place / "look.png")]) == 0
+    text = capsys.readouterr().out
+    assert "24x40: 1 train, 0 validation" in text and "wide noise" in text and "words: 16 tokens of 64" in text
+    # The first in the row is the first of the first bucket: the image decoded from its mean, enlarged 3 times.
+    picture = np.asarray(Image.open(place / "look.png").convert("RGB"))
+    vae = load_autoencoder(place / "vae")
+    mean, _ = vae.encode(emoji(1)[0])
+    rounded = mean.astype(ml_dtypes.bfloat16).astype(np.float32)
+    wanted = vae.decode(np.asarray((rounded - vae.shift) * vae.scale))[0].repeat(3, 0).repeat(3, 1).astype(int)
+    windows = np.lib.stride_tricks.sliding_window_view(picture, wanted.shape)[:, :, 0]
+    candidates = np.argwhere(np.abs(windows[:, :, 0, 0].astype(int) - wanted[0, 0]).max(-1) <= 2)
+    assert any(np.abs(windows[y, x].astype(int) - wanted).max() <= 2 for y, x in candidates)
+
+    shutil.copytree(place / "vae", place / "kept")
+    write_vae(place / "vae", AutoencoderConfig(4, (8, 8, 8, 8), 1, 4, False))
+    assert cli.main([*look, "--out", str(place / "look.png")]) == 2
+    assert "another autoencoder" in capsys.readouterr().err
+    shard = next((place / "out" / "set").glob("train-24x40*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert cli.main(look) == 2
+    refused(capsys, f"{shard.name} is missing or cut off")
+    # As it says: without the manifest the same command writes the shard again.
+    (place / "out" / "set" / "manifest.json").unlink()
+    assert cli.main(look) == 2
+    refused(capsys, "begun, not finished")
+    again = encode(place, "--multiple", "8", "--vae", str(place / "kept"))
+    assert cli.main(again) == 0
+    assert json.loads(capsys.readouterr().out)["encoded_now"] == 1
+    assert cli.main(look) == 0
 
 
 @pytest.mark.slow
