@@ -1,4 +1,4 @@
-"""``mmdit data build | inspect NAME``."""
+"""``mmdit data build | inspect NAME``; ``encode`` and ``duplicates`` have files of their own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 import mmdit_jax.data.pipeline as pipeline
+from launch.duplicates import add_duplicates
+from launch.encode import add_encode
+from launch.inspect_encoded import inspect_encoded, is_encoded
 from launch.runtime import add_places
 from mmdit_jax.config import DataConfig
 from mmdit_jax.evaluation.grids import grid_png
@@ -21,18 +24,25 @@ def add_parsers(commands: Any) -> None:
     """Register ``data`` and its actions."""
     data = commands.add_parser("data", help="build and look at data sets", epilog=EXAMPLE)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, run, text in (
-        ("build", build, "build a data set, where it is not there yet"),
-        ("inspect", inspect, "sizes, commonest words, and a picture of the first examples"),
+    for name, run, text, names in (
+        ("build", build, "build a data set, where it is not there yet", "scenes or emoji"),
+        (
+            "inspect",
+            inspect,
+            "what is in a data set, and a picture of some examples",
+            "scenes, emoji or an encoded set",
+        ),
     ):
         action = actions.add_parser(name, help=text, description=text, epilog=EXAMPLE)
-        action.add_argument("name", metavar="NAME", help="scenes or emoji")
+        action.add_argument("name", metavar="NAME", help=names)
         action.add_argument("--resolution", type=int, default=32)
         action.add_argument("--examples", type=int, default=DataConfig.examples, help="of a procedural set")
         add_places(action)
         if name == "inspect":
             action.add_argument("--out", type=Path, help="PNG to write")
         action.set_defaults(run=run)
+    add_encode(actions)
+    add_duplicates(actions)
 
 
 def _open(args: argparse.Namespace) -> Any:
@@ -51,6 +61,9 @@ def build(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print what is in a set; draw the first examples."""
+    folder = (args.data_dir or args.root / "_data") / args.name
+    if is_encoded(folder):
+        return inspect_encoded(folder, args.out)
     data = _open(args)
     for split in ("train", "validation"):
         source = data.split(split)

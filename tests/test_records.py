@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import ml_dtypes
 import numpy as np
+import safetensors
 from deterministic import values
 
 from mmdit_jax.data.records import Encoded, pack, unpack
@@ -33,3 +37,22 @@ def test_size_is_that_of_the_paper() -> None:
     none = Encoded(np.zeros((0,)), np.zeros((0,)), {}, "", "")
     data = len(pack(Encoded(latents, latents, {}, "", ""))) - len(pack(none))
     assert abs(data - 65_536) < 64
+
+
+def test_bytes_depend_on_the_example_only() -> None:
+    """In processes whose hashes are salted differently, too; and the library reads what is written."""
+    script = (
+        "import numpy as np, hashlib; from mmdit_jax.data.records import Encoded, pack;"
+        "from mmdit_jax.models.text import TextStates;"
+        "a = np.arange(24, dtype=np.float32).reshape(2, 3, 4);"
+        "print(hashlib.sha256(pack(Encoded(a, -a, {'t5': TextStates(a[0], a[0, 0])}, 'é', 'k'))).hexdigest())"
+    )
+    printed = {
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    }
+    assert len(printed) == 1
+    array = values("mean", (3, 2, 4))
+    data = pack(Encoded(array, array, {}, "“é”\n", "k"))
+    names = {name: item["shape"] for name, item in safetensors.deserialize(data)}
+    assert names == {"mean": [3, 2, 4], "logvar": [3, 2, 4]}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from mmdit_jax.models.text.interface import TextStates
 
@@ -37,17 +37,29 @@ class Encoded:
 
 
 def pack(example: Encoded) -> bytes:
-    """The example as bytes; arrays are rounded to bfloat16."""
+    """The example as bytes; arrays are rounded to bfloat16. The same example gives the same bytes.
+
+    Written here, since the library puts metadata in an order that changes from process to process.
+    """
     arrays = {"mean": example.mean, "logvar": example.logvar}
     for name, states in example.text.items():
         arrays[f"{name}.tokens"], arrays[f"{name}.pooled"] = states.tokens, states.pooled
-    rounded = {name: np.ascontiguousarray(array, ml_dtypes.bfloat16) for name, array in arrays.items()}
-    return safetensors.numpy.save(rounded, {"caption": example.caption, "key": example.key})
+    header: dict[str, Any] = {"__metadata__": {"caption": example.caption, "key": example.key}}
+    data: list[bytes] = []
+    end = 0
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name], ml_dtypes.bfloat16)
+        header[name] = {"dtype": "BF16", "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        data.append(array.tobytes())
+        end += array.nbytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *data])
 
 
 def unpack(data: bytes) -> Encoded:
     """The example that ``pack`` wrote."""
-    # safetensors.numpy itself writes bfloat16, but does not read it.
+    # safetensors.numpy does not read bfloat16.
     arrays = {
         name: np.frombuffer(item["data"], ml_dtypes.bfloat16).reshape(item["shape"])
         for name, item in safetensors.deserialize(data)

@@ -1,0 +1,177 @@
+"""Sources of captioned images: what they find, in which order, and how they meet damaged items."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encode_sets import emoji, png, write_folder, write_tars, write_tfds
+from PIL import Image
+
+from mmdit_jax.data.sources import Item, Source, SourceOptions, Unreadable, open_source
+from mmdit_jax.data.sources.captions import choose, clean, keyed_share
+from mmdit_jax.data.sources.images import decode
+from mmdit_jax.errors import UserError
+
+COUNT = 25
+
+
+def items(source: Source) -> dict[str, Item]:
+    """Every item by key; keys are unique, and the same when asked again."""
+    entries = [entry for part in range(source.parts) for entry in source.entries(part)]
+    assert [entry for part in range(source.parts) for entry in source.entries(part)] == entries
+    found = {entry.key: source.read(entry) for entry in entries}
+    assert len(found) == len(entries)
+    return found
+
+
+def opened(spec: str | Path, **options: str | None) -> Source:
+    return open_source(str(spec), SourceOptions(**options))  # type: ignore[arg-type]
+
+
+def test_same_content_from_three_layouts(tmp_path: Path) -> None:
+    images, captions = emoji(COUNT)
+    write_folder(tmp_path / "folder", images, captions)
+    spec = write_tars(tmp_path / "tars", images, captions, each=10)
+    name = write_tfds(tmp_path / "tfds", images, captions)
+    sources = [opened(tmp_path / "folder"), opened(spec), opened(tmp_path / "tars" / "*.tar")]
+    sources.append(opened(name, tfds_dir=str(tmp_path / "tfds")))
+    assert [source.parts for source in sources] == [1, 3, 3, 1]
+    for source in sources:
+        found = list(items(source).values())
+        assert [item.caption for item in found] == captions
+        for item, image in zip(found, images, strict=True):
+            np.testing.assert_array_equal(decode(item.image), image)
+
+
+def test_synthetic_captions(tmp_path: Path) -> None:
+    """Beside an image as text or JSON, and in a list; the list decides which images there are."""
+    image = png(emoji(1)[0][0])
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(image)
+    (tmp_path / "a.txt").write_text(" one \n")
+    (tmp_path / "a.synthetic.txt").write_text("uno")
+    (tmp_path / "b.json").write_text('{"caption": "two", "synthetic": "due"}')
+    found = items(opened(tmp_path))
+    assert {key: (item.caption, item.synthetic) for key, item in found.items()} == {
+        "a.png": ("one", "uno"),
+        "b.png": ("two", "due"),
+        "c.png": (None, None),
+    }
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "c.png", "text": "three"}\n\n{"file_name": "x.png"}\n')
+    source = opened(tmp_path)
+    entries = source.entries(0)
+    assert [entry.key for entry in entries] == ["c.png", "x.png"]
+    assert source.read(entries[0]).caption == "three"
+    with pytest.raises(Unreadable, match=r"cannot read x\.png: No such file"):
+        source.read(entries[1])
+
+
+def test_tar_members_by_stem(tmp_path: Path) -> None:
+    """Dots in folders, suffixes in any case, members in any order, samples without an image."""
+    image = png(emoji(1)[0][0])
+    members = {"d.1/x.txt": b"text", "d.1/x.PNG": image, "y.json": b'{"text": "why"}', "y.webp": image, "z.txt": b"no"}
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    found = items(opened(tmp_path / "s.tar"))
+    assert {key: item.caption for key, item in found.items()} == {"00000-s/d.1/x": "text", "00000-s/y": "why"}
+
+
+def test_imagenet(tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    for synset in ("n01440764", "n02119789"):
+        (folder / synset).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / synset / f"{synset}_1.JPEG")
+    (tmp_path / "LOC_synset_mapping.txt").write_text("n01440764 tench, Tinca tinca\nn02119789 kit fox, Vulpes\n")
+    captions = [item.caption for item in items(opened(f"imagenet:{folder}")).values()]
+    assert captions == ["a photo of a tench", "a photo of a kit fox"]
+    (tmp_path / "names.json").write_text(json.dumps({"0": ["n01440764", "tench"], "1": ["n02119789", "kit_fox"]}))
+    source = opened(f"imagenet:{folder}", class_names=str(tmp_path / "names.json"))
+    assert [item.caption for item in items(source).values()] == captions
+    (folder / "n9").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "n9" / "1.png")
+    with pytest.raises(UserError, match=r"no name for 'n9'"):
+        opened(f"imagenet:{folder}")
+
+
+def test_pixels_of_every_kind() -> None:
+    """Transparent is on white, 16 bits are scaled, palettes and grey become colours, EXIF turns upright."""
+
+    def file(image: Image.Image, kind: str = "PNG", **more: object) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **more)
+        return buffer.getvalue()
+
+    clear = Image.new("RGBA", (3, 2), (10, 20, 30, 0))
+    assert decode(file(clear)).tolist() == [[[255] * 3] * 3] * 2
+    assert decode(file(clear.convert("LA"))).tolist() == [[[255] * 3] * 3] * 2
+    deep = Image.fromarray(np.full((2, 2), 40_000, np.uint16))
+    assert decode(file(deep)).tolist() == [[[156] * 3] * 2] * 2
+    assert decode(file(Image.new("RGB", (2, 2), (9, 8, 7)).convert("P"))).shape == (2, 2, 3)
+    assert decode(file(Image.new("L", (2, 2), 77))).tolist() == [[[77] * 3] * 2] * 2
+    assert decode(file(Image.new("CMYK", (2, 2)), "JPEG")).shape == (2, 2, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(file(Image.new("RGB", (5, 3)), "JPEG", exif=exif.tobytes())).shape == (5, 3, 3)
+    assert decode(np.zeros((2, 3, 1), np.uint8)).shape == (2, 3, 3)
+    for bad in (b"", b"no image", file(Image.effect_noise((64, 64), 50))[:900]):
+        with pytest.raises(Unreadable, match="damaged image"):
+            decode(bad)
+    with pytest.raises(Unreadable, match="expected uint8"):
+        decode(np.zeros((2, 2, 3), np.float32))
+
+
+def test_captions_are_chosen_by_key() -> None:
+    """Half and half, the same for the same key, and evenly over a list."""
+    chosen = [choose(0, str(key), "original", "synthetic", 0.5)[0] for key in range(4000)]
+    assert abs(chosen.count("synthetic") - 2000) < 4 * np.sqrt(1000)
+    assert chosen == [choose(0, str(key), "original", "synthetic", 0.5)[0] for key in range(4000)]
+    assert chosen != [choose(1, str(key), "original", "synthetic", 0.5)[0] for key in range(4000)]
+    assert {choose(0, str(key), "o", "s", 0.0) for key in range(50)} == {("o", False)}
+    assert {choose(0, str(key), "o", "s", 1.0) for key in range(50)} == {("s", True)}
+    assert choose(0, "k", None, "s", 0.0) == ("s", True) and choose(0, "k", "o", None, 1.0) == ("o", False)
+    counts = Counter(clean({"text": [b"a", b" ", b"b", b"c"], "id": [1, 2, 3, 4]}, str(key)) for key in range(3000))
+    assert set(counts) == {"a", "b", "c"} and min(counts.values()) > 900
+    assert clean("\ud83d broken", "k") == "? broken" and clean([], "k") is None
+    with pytest.raises(Unreadable, match="UTF-8"):
+        clean(b"\xff\xfe", "k")
+    assert 0.45 < np.mean([keyed_share(0, "x", str(key)) for key in range(2000)]) < 0.55
+
+
+def test_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
+    place = tmp_path / "old" / "1.0.0"
+    place.mkdir(parents=True)
+    (place / "dataset_info.json").write_text('{"fileFormat": "tfrecord", "name": "old"}')
+    write_tfds(tmp_path, emoji(2)[0], emoji(2)[1])
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "captions.jsonl").write_text('{"text": "no name"}\n')
+    for spec, options, words in (
+        ("nowhere", {}, r"no such folder"),
+        ("empty", {}, r"no images"),
+        ("list", {}, r"captions\.jsonl: line 1: expected"),
+        ("{0..2}.tar", {}, r"no file"),
+        ("*.tar.tar", {}, r"no such files"),
+        ("imagenet:empty", {}, r"no images"),
+        ("tfds:coco_captions/2014", {}, r"tfds build coco_captions/2014 --file_format=array_record"),
+        ("tfds:old", {}, r"its files are tfrecord; build it with --file_format=array_record"),
+        ("tfds:pictures", {"tfds_split": "tset"}, r"did you mean 'train'"),
+        ("tfds:pictures", {"caption_field": "captions/txt"}, r"did you mean 'text'"),
+        ("tfds:pictures", {"image_field": "img"}, r"did you mean 'image'"),
+    ):
+        where = spec if spec.startswith("tfds:") else spec.replace("imagenet:", f"imagenet:{tmp_path}/")
+        where = where if ":" in where else str(tmp_path / where)
+        with pytest.raises(UserError, match=words) as error:
+            opened(where, tfds_dir=str(tmp_path), **options)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="not a whole, uncompressed tar"):
+        opened(tmp_path / "bad.tar").entries(0)
