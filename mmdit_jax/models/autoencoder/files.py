@@ -49,6 +49,7 @@ def load_autoencoder(
             misshapen, each by its name.
     """
     path = Path(path).expanduser()
+    config: AutoencoderConfig | None
     if path.is_dir():
         if not (path / CONFIG).is_file() and (path / "vae" / CONFIG).is_file():
             path = path / "vae"
