@@ -146,11 +146,19 @@ def run(out: Path, data_dir: Path, channels: Sequence[int], seeds: int, steps: i
     data = load("emoji", data_dir, resolution=RESOLUTION)
     split, held = data.split("train"), data.split("validation").images
     features = packaged_judge().embed_images(held)
+    # One of each number of channels first.
+    made_by = {
+        (number, seed): trained(
+            recipe(number, seed, steps), split.images, split.fingerprint, out / f"d{number}-s{seed}"
+        )
+        for seed in range(seeds)
+        for number in channels
+    }
     values, pictures, runs = {}, [held[:_SHOWN]], []
     for number in channels:
         measured = []
         for seed in range(seeds):
-            made = trained(recipe(number, seed, steps), split.images, split.fingerprint, out / f"d{number}-s{seed}")
+            made = made_by[number, seed]
             others = reconstruct(made, held)
             measured.append(measure(held, features, others))
             means = {name: float(array.mean()) for name, array in measured[-1].images.items()}

@@ -148,6 +148,7 @@ def test_save_and_load(small: KLAutoencoder, small_images: np.ndarray, tmp_path:
     assert read.fingerprint == small.fingerprint
     assert read.folder == str(tmp_path / "new")
     np.testing.assert_array_equal(read.encode(small_images)[0], small.encode(small_images)[0])
+    assert load_autoencoder(tmp_path / "new" / "diffusion_pytorch_model.safetensors").config == SMALL
     first = {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()}
     save_autoencoder(tmp_path / "new", read)
     assert first == {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()}

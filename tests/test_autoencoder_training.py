@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,8 +24,8 @@ from mmdit_jax.evaluation.reconstruction import psnr, ssim
 from mmdit_jax.models.autoencoder import AutoencoderConfig, load_autoencoder, sample_posterior
 from mmdit_jax.training.autoencoder import AutoencoderRecipe, initial, loss_of, reconstruct, train
 
-CONFIG = AutoencoderConfig(channels=2, widths=(4, 8), layers=1, groups=2, attention=False, image_size=8)
-RECIPE = AutoencoderRecipe(CONFIG, steps=60, batch=8)
+CONFIG = AutoencoderConfig(channels=4, widths=(4, 8), layers=1, groups=2, attention=False, image_size=8)
+RECIPE = AutoencoderRecipe(CONFIG, steps=130, batch=8, learning_rate=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +39,23 @@ def images() -> np.ndarray:
     return out
 
 
+@pytest.mark.slow
 def test_training_learns_and_repeats(images: np.ndarray) -> None:
     seen: list[tuple[int, dict[str, float]]] = []
     made = train(RECIPE, images, lambda step, parts: seen.append((step, parts)))
-    assert [step for step, _ in seen] == [50, 60]
+    assert [step for step, _ in seen] == [50, 100, 130]
     flat = np.broadcast_to(images.mean(axis=(0, 1, 2)), images.shape)
     gray = np.abs(images - flat).mean()
-    assert np.abs(reconstruct(made, images).astype(float) - images).mean() < 0.6 * gray
+    assert np.abs(reconstruct(made, images).astype(float) - images).mean() < 0.65 * gray
 
     mean, logvar = made.encode(images)
     z = np.asarray(sample_posterior(jax.random.key(1), jnp.asarray(mean), jnp.asarray(logvar)))
     latents = (z - made.shift) * made.scale
     assert abs(latents.mean()) < 0.05 and abs(latents.std() - 1) < 0.05
 
-    assert train(RECIPE, images).fingerprint == made.fingerprint
-    assert train(dataclasses.replace(RECIPE, steps=1), images).fingerprint != made.fingerprint
+    short = dataclasses.replace(RECIPE, steps=3)
+    prints = [train(recipe, images).fingerprint for recipe in (short, short, dataclasses.replace(short, seed=1))]
+    assert prints[0] == prints[1] != prints[2]
 
 
 def test_loss_is_its_formula(images: np.ndarray) -> None:
@@ -131,10 +134,11 @@ def test_intervals_hold_the_value_and_pair_the_images() -> None:
 
 
 @pytest.mark.slow
-def test_experiment_end_to_end_and_killed(tmp_path: Path) -> None:
+def test_experiment_end_to_end_and_killed(tmp_path: Path, compile_cache: Path) -> None:
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compile_cache)}
     command = [sys.executable, "-m", "experiments.autoencoder_small", "--out", str(tmp_path / "out")]
     command += ["--data-dir", str(tmp_path / "data"), "--channels", "2", "--seeds", "2", "--steps", "1", "--json"]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     first = tmp_path / "out" / "d2-s0" / "training.json"
     until = time.monotonic() + 200
     while not first.exists() and process.poll() is None and time.monotonic() < until:
@@ -146,7 +150,7 @@ def test_experiment_end_to_end_and_killed(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "d2-s1" / "training.json").exists()
     written = first.stat().st_mtime_ns
 
-    done = subprocess.run(command, text=True, capture_output=True, timeout=300)
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert first.stat().st_mtime_ns == written  # not trained again

@@ -54,7 +54,9 @@ def load_autoencoder(
         config, found = _read_config(path / CONFIG), folder_tensors(path)
     elif path.exists():
         found = header(path)
-        config = None
+        # The weights of a diffusers folder by their own name: config.json lies beside them.
+        beside = path.name == WEIGHTS and (path.parent / CONFIG).is_file()
+        config = _read_config(path.parent / CONFIG) if beside else None
     else:
         raise UserError(f"vae={path}: not there; expected a diffusers folder or a safetensors file")
 

@@ -65,11 +65,15 @@ class GroupNorm(nnx.Module):
         self.groups = groups
 
     def __call__(self, x: Float[Array, "B H W width"]) -> Float[Array, "B H W width"]:
-        batch, height, width, channels = x.shape
-        wide = x.astype(jnp.float32).reshape(batch, height * width, self.groups, channels // self.groups)
-        centred = wide - jnp.mean(wide, axis=(1, 3), keepdims=True)
-        normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=(1, 3), keepdims=True) + NORM_EPS)
-        return (normed.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        wide = x.astype(jnp.float32)
+        centred = wide - self._mean(wide)
+        factor = jax.lax.rsqrt(self._mean(centred**2) + NORM_EPS) * self.scale[...]
+        return (centred * factor + self.bias[...]).astype(x.dtype)
+
+    def _mean(self, x: Float[Array, "B H W width"]) -> Float[Array, "B 1 1 width"]:
+        """The mean of its group for each channel. Channels come last until only they are left: a CPU likes that."""
+        by_group = jnp.mean(x, axis=(1, 2)).reshape(len(x), self.groups, -1)
+        return jnp.repeat(jnp.mean(by_group, axis=2), by_group.shape[2], axis=1)[:, None, None]
 
 
 class Residual(nnx.Module):
