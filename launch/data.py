@@ -22,7 +22,7 @@ EXAMPLE = "example: mmdit data build scenes --resolution 32; mmdit data inspect 
 
 def add_parsers(commands: Any) -> None:
     """Register ``data`` and its actions."""
-    data = commands.add_parser("data", help="build and look at data sets", epilog=EXAMPLE)
+    data = commands.add_parser("data", help="build, encode and look at data sets", epilog=EXAMPLE)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, run, text, names in (
         ("build", build, "build a data set, where it is not there yet", "scenes or emoji"),

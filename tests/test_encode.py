@@ -205,3 +205,29 @@ def test_workers_killed_and_stopped(sets: Path, mmdit: Any) -> None:
     assert told_json["encoded_now"] < sum(told_json["examples"].values())
     again = mmdit(*command(sets, "set", "--json"))
     assert json.loads(again.stdout)["encoded_now"] == 0
+
+
+@pytest.mark.slow
+def test_without_locks_the_same_bytes(sets: Path, mmdit: Any) -> None:
+    """On a file system that has no locks, two processes may do everything twice; the set is the same."""
+    script = (
+        "import errno, fcntl, sys\n"
+        "def lockf(*_): raise OSError(errno.ENOLCK, 'no locks')\n"
+        "fcntl.lockf = lockf\n"
+        "from launch.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *command(sets, "twice", "--validation", "10")],
+            cwd=mmdit.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    assert mmdit(*command(sets, "once", "--validation", "10")).returncode == 0
+    assert bytes_of(mmdit.folder / "out" / "twice") == bytes_of(mmdit.folder / "out" / "once")

@@ -189,6 +189,8 @@ class Job:
         path = self._folder / MANIFEST
 
         def one(_: int) -> None:
+            for half in self._folder.glob(".*.array_record.*.tmp"):
+                half.unlink(missing_ok=True)  # of a host that died: every shard is finished
             plan = plan_file.load(self._work / "plan.npz")
             splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
             synthetic = 0

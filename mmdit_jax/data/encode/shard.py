@@ -94,9 +94,8 @@ def encode_shard(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        stale.unlink(missing_ok=True)  # of a process that was killed: we hold the claim
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    remove_stale(path.parent, f".{path.name}.*.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}:{os.getpid()}.tmp")
     synthetic = 0
     try:
         with _told(path):
@@ -111,14 +110,31 @@ def encode_shard(
                     progress(len(ready))
             finally:
                 writer.close()
-        with temporary.open("rb+") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        size = temporary.stat().st_size
-        os.replace(temporary, path)
+        try:
+            told = _seal(temporary)
+            os.replace(temporary, path)
+        except FileNotFoundError:
+            # Where there are no locks, another process may have written this shard too, and swept ours away.
+            told = _seal(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return {"bytes": size, "sha256": digest, "synthetic": synthetic}
+    return {**told, "synthetic": synthetic}
+
+
+def _seal(path: Path) -> dict[str, object]:
+    """Bring a file to the disk; its bytes and sha256."""
+    with path.open("rb+") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
+
+
+def remove_stale(folder: Path, pattern: str = ".*.array_record.*.tmp") -> None:
+    """Remove half-written shards of this host's processes that are gone."""
+    for path in folder.glob(pattern):
+        host, _, process = path.name.removesuffix(".tmp").rpartition(".array_record.")[2].rpartition(":")
+        if host == socket.gethostname() and process.isdigit() and not Path(f"/proc/{process}").exists():
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
