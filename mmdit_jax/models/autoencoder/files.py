@@ -51,7 +51,8 @@ def load_autoencoder(
     if path.is_dir():
         if not (path / CONFIG).is_file() and (path / "vae" / CONFIG).is_file():
             path = path / "vae"
-        config, found = _read_config(path / CONFIG), folder_tensors(path)
+        found = folder_tensors(path)
+        config: AutoencoderConfig | None = _read_config(path / CONFIG)
     elif path.exists():
         found = header(path)
         # The weights of a diffusers folder by their own name: config.json lies beside them.
