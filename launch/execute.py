@@ -20,7 +20,8 @@ import numpy as np
 from launch.drawing import check_drawing, drawing
 from launch.runtime import keep_compiled_programs
 from launch.settings import score_run
-from mmdit_jax.config import Run, to_dict
+from mmdit_jax.config import Run
+from mmdit_jax.config_values import to_dict
 from mmdit_jax.data import pipeline
 from mmdit_jax.data.encoded import EncodedSet
 from mmdit_jax.diffusion import formulation, learned_name

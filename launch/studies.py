@@ -12,7 +12,8 @@ from types import ModuleType
 
 import experiments
 from mmdit_jax import config
-from mmdit_jax.config import Study, override
+from mmdit_jax.config import Study
+from mmdit_jax.config_values import override
 from mmdit_jax.errors import UserError, nearest
 from mmdit_jax.models import MMDiTConfig
 

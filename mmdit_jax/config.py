@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import hashlib
 import json
 import math
@@ -12,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmdit_jax.config_values import to_dict
 from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.errors import UserError, nearest, unknown
 from mmdit_jax.models import MMDiTConfig
@@ -310,45 +309,3 @@ class Study:
                 return run
         names = [run.run_id for run in self.runs]
         raise UserError(f"run={key!r}: not in study {self.name!r}; did you mean {nearest(key, names)!r}?")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain JSON values (tuples become lists)."""
-    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return result
-
-
-def override(config: Any, path: str, text: str, _full: str | None = None) -> Any:
-    """``config`` with the dotted field ``path`` set to ``text`` read as a Python literal, or else as a string.
-
-    Raises UserError for an unknown field (with the nearest one), or a value of another type than the present one.
-    """
-    full = _full or path
-    head, _, rest = path.partition(".")
-    names = [item.name for item in dataclasses.fields(config)]
-    if head not in names:
-        raise UserError(
-            f"{full}: unknown field {head!r} of {type(config).__name__}; did you mean {nearest(head, names)!r}?"
-        )
-    old = vars(config)[head]
-    if rest:
-        if not dataclasses.is_dataclass(old):
-            raise UserError(f"{full}: {head!r} has no fields of its own")
-        return dataclasses.replace(config, **{head: override(old, rest, text, full)})
-    if dataclasses.is_dataclass(old):
-        raise UserError(f"{full}: a group of fields; set one of {', '.join(vars(old))}")
-    return dataclasses.replace(config, **{head: _literal(full, text, old)})
-
-
-def _literal(name: str, text: str, old: Any) -> Any:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(old, float) and _is_whole(value):
-        value = float(value)
-    if isinstance(old, tuple) and isinstance(value, (list, str)):
-        value = (value,) if isinstance(value, str) else tuple(value)
-    if old is not None and type(value) is not type(old):
-        raise UserError(f"{name}={text!r}: expected {type(old).__name__}, such as {old!r}")
-    return value

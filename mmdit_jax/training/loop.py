@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmdit_jax.config import Run, to_dict
+from mmdit_jax.config import Run
+from mmdit_jax.config_values import to_dict
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import Diverged, Preempted, UserError
 from mmdit_jax.training.best import Best

@@ -20,7 +20,7 @@ from mmdit_jax.models.sd3.files import Planned, Shards
 from mmdit_jax.models.sd3.infer import diffusers_config, usual_head_size
 from mmdit_jax.models.sd3.layout import parts
 from mmdit_jax.models.sd3.names import Entry, entries
-from mmdit_jax.models.sd3.reader import HEAD_SIZE_KEY, open_checkpoint
+from mmdit_jax.models.sd3.reader import HEAD_SIZE_KEY, Checkpoint, open_checkpoint
 from mmdit_jax.models.sd3.tree import PARAMS, POSITIONS, TREE, TreeWriter
 
 TARGETS = ("diffusers", "stability", "orbax")
@@ -53,7 +53,7 @@ class Writer(Protocol):
 
 
 def convert(
-    source: Path,
+    source: Path | Checkpoint,
     target: Path,
     to: str,
     *,
@@ -64,7 +64,7 @@ def convert(
     """Write a checkpoint in another layout; every number keeps its bits.
 
     Args:
-      source: what ``open_checkpoint`` takes.
+      source: what ``open_checkpoint`` takes, or a checkpoint that is open (``checkpoint_of``).
       target: made in one step when all is written: for "stability" a file if it is named *.safetensors, else a folder;
         for the others a folder.
       to: "diffusers", "stability" or "orbax".
@@ -81,14 +81,14 @@ def convert(
     if shard_bytes is not None and (shard_bytes < 1 or to == "orbax"):
         wanted = "no shards for orbax, whose arrays are files of their own" if to == "orbax" else "1 or more"
         raise UserError(f"shard_bytes={shard_bytes}: expected {wanted}")
-    found = open_checkpoint(source, head_size)
+    found = source if isinstance(source, Checkpoint) else open_checkpoint(source, head_size)
     items = entries(found.config)
     dtypes = {entry.stability: found.source.dtype(entry) for entry in items}
     size = sum(Planned(dtypes[entry.stability], entry.shape).size for entry in items)
     single = to == "stability" and target.suffix == ".safetensors"
     if single and shard_bytes is not None and size > shard_bytes:
         raise UserError(f"target={target}: {size:,} bytes make several shards; expected the name of a folder")
-    _require_free(source, target, overwrite)
+    _require_free(None if isinstance(source, Checkpoint) else source, target, overwrite)
     with Staging(target, size) as folder:
         writer: Writer
         if to == "orbax":
@@ -177,7 +177,7 @@ def publish(made: Path, target: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _require_free(source: Path, target: Path, overwrite: bool) -> None:
+def _require_free(source: Path | None, target: Path, overwrite: bool) -> None:
     """Whether the target may be made.
 
     Raises:
@@ -187,8 +187,7 @@ def _require_free(source: Path, target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"target={target}: exists already; choose another, or --overwrite")
-    here, there = source.resolve(), target.resolve()
-    if here == there or there in here.parents:
+    if source is not None and target.resolve() in (source.resolve(), *source.resolve().parents):
         raise UserError(f"target={target}: holds the source {source}; choose another place")
     known = rf"config\.json|{re.escape(TREE)}|{PARAMS}|{POSITIONS}\.safetensors"
     known += "|" + "|".join(rf"{stem}(-\d+-of-\d+)?\.safetensors(\.index\.json)?" for stem in STEMS.values())

@@ -112,6 +112,34 @@ def _params(config: MMDiTConfig, source: Source, dtype: np.dtype) -> Params:
     return tree
 
 
+class _Tree:
+    """Parameters in memory, as ``init_params`` has them, as a source; the position table is the config's."""
+
+    def __init__(self, config: MMDiTConfig, params: Params) -> None:
+        self._config, self._params = config, params
+
+    def dtype(self, entry: Entry) -> str:
+        kind = np.asarray(_leaf(self._params, entry)).dtype if entry.path else np.dtype(np.float32)
+        return next(name for name, wide in WIDE.items() if wide == kind)
+
+    def read(self, entry: Entry) -> np.ndarray:
+        array = from_ours(entry, _leaf(self._params, entry)) if entry.path else table.whole(self._config)
+        return np.ascontiguousarray(array).view(RAW[self.dtype(entry)])
+
+
+def checkpoint_of(config: MMDiTConfig, params: Params) -> Checkpoint:
+    """Parameters in memory as a checkpoint, which ``convert`` writes to public names.
+
+    Raises:
+      UserError: the model is none that the public classes have.
+    """
+    for field, usual in (("architecture", "mmdit"), ("mlp_ratio", 4)):
+        found = getattr(config, field)
+        if found != usual:
+            raise UserError(f"{field}={found!r}: expected {usual!r}; public SD3 classes have no other")
+    return Checkpoint(config, _Tree(config, params), "ours", True)
+
+
 class _Memory:
     """Tensors of one family in memory, as a source."""
 
