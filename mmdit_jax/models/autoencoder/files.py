@@ -51,8 +51,8 @@ def load_autoencoder(
     if path.is_dir():
         if not (path / CONFIG).is_file() and (path / "vae" / CONFIG).is_file():
             path = path / "vae"
-        found = folder_tensors(path)
         config: AutoencoderConfig | None = _read_config(path / CONFIG)
+        found = folder_tensors(path)
     elif path.exists():
         found = header(path)
         # The weights of a diffusers folder by their own name: config.json lies beside them.
