@@ -8,7 +8,7 @@ import importlib
 import logging
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mmdit_jax.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_PREEMPTED, Diverged, Preempted, UserError, nearest
 from mmdit_jax.host import prepare_host
@@ -35,6 +35,20 @@ EXIT_CODES = (
 
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, without the usage text."""
+
+    intermixed = False
+    """Whether words without an option may stand on both sides of options, as STUDY --run ID PROMPT."""
+    _within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which takes only one row of such words."""
+        if not self.intermixed or self._within:
+            return super().parse_known_args(args, namespace)
+        self._within = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._within = False
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -74,6 +74,7 @@ def add_parsers(commands: Any) -> None:
             parser.add_argument("--out", type=Path, required=True, help="folder for the image tree")
             parser.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "sample":
+            parser.intermixed = True
             parser.add_argument("words", nargs="+", metavar="[STUDY] PROMPT", help="with --checkpoint prompts alone")
             sample_checkpoint.add_options(parser)
             parser.add_argument("--count", type=int, default=1, help="images a prompt (default: %(default)s)")

@@ -166,7 +166,7 @@ def test_drawn_by_the_sets_own_models(mmdit) -> None:
     assert json.loads(again.stdout)["judge_match"] == result["judge_match"]
     for path, image in zip(sorted((folder / "again").glob("*/samples/*")), drawn, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), image)
-    sample = ("sample", "latents.py", "a red circle", "--run", "rf", "--data-dir", "data", *fast, "--out", "mine")
+    sample = ("sample", "latents.py", "--run", "rf", "a red circle", "--data-dir", "data", *fast, "--out", "mine")
     made = mmdit(*sample)
     assert made.returncode == 0, made.stderr
     assert np.asarray(Image.open(folder / made.stdout.strip())).shape == (32, 32, 3)

@@ -148,7 +148,7 @@ def test_the_studies_of_schedules_plan(mmdit, name: str, runs: int) -> None:
     if name == "sd3_schedules":
         assert {row["batch"] for row in rows} == {1024} and len({row["formulation"] for row in rows}) == 61
         done = mmdit("study", "run", name)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "encoded beforehand" in done.stderr
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "mmdit data encode" in done.stderr
 
 
 def test_parquet_keeps_what_rank_needs(run: Run, data_dir: Path, tmp_path: Path) -> None:
