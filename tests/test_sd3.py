@@ -17,6 +17,7 @@ from launch.cli import main
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import init_params, load_sd3
 from mmdit_jax.models.sd3 import convert, open_checkpoint, params_from_tensors
+from mmdit_jax.models.sd3.names import entries
 from mmdit_jax.models.sd3.table import rows, span_of
 
 PREFIX = "model.diffusion_model."
@@ -262,3 +263,21 @@ def test_help_has_an_example(capsys) -> None:
         main(["convert", "--help"])
     assert caught.value.code == 0
     assert "example: mmdit convert sd3.5_large.safetensors" in " ".join(capsys.readouterr().out.split())
+
+
+def test_of_variants_in_a_folder_one_is_read(tmp_path) -> None:
+    """As in diffusers' repositories, beside one another; of Stability's, which are wholes, one must be named."""
+    name = "SD3.5-large"
+    tensors = diffusers_tensors(name)
+    save(tmp_path / "both/diffusion_pytorch_model.fp16.safetensors", diffusers_tensors(name, "F16"))
+    half = open_checkpoint(tmp_path / "both")
+    assert {half.source.dtype(entry) for entry in entries(half.config)} == {"F16"}
+    convert(save(tmp_path / "d.safetensors", tensors), tmp_path / "whole", "diffusers", shard_bytes=100_000)
+    for file in (tmp_path / "whole").iterdir():
+        file.rename(tmp_path / "both" / file.name)
+    found = open_checkpoint(tmp_path / "both")
+    assert {found.source.dtype(entry) for entry in entries(found.config)} == {"F32"}
+    convert(tmp_path / "d.safetensors", tmp_path / "repository/sd3.safetensors", "stability")
+    convert(tmp_path / "d.safetensors", tmp_path / "repository/sd3_incl_clips.safetensors", "stability")
+    with pytest.raises(UserError, match=r"is both in sd3.safetensors and sd3_incl_clips.safetensors; name one file$"):
+        open_checkpoint(tmp_path / "repository")

@@ -122,16 +122,23 @@ def _tensor(path: Path, data: int, item: Mapping[str, Any]) -> Tensor:
 def weight_files(folder: Path, stem: str, what: str) -> list[Path]:
     """The safetensors files of a Hugging Face folder: one or shards, of the first of ``VARIANTS`` that is there.
 
+    An index none of whose shards are there is passed over: who fetches one variant gets the indices of all.
+
     Raises:
         UserError: there are none, or some that an index names are missing.
     """
+    empty: list[Path] = []
     for variant in VARIANTS:
         single = folder / f"{stem}{variant}.safetensors"
         if single.is_file():
             return [single]
         for index in (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{single.name}.index.json"):
             if index.is_file():
-                return shards(index, what)
+                if any(file.is_file() for file in _named(index, what)):
+                    return shards(index, what)
+                empty.append(index)
+    if empty:
+        return shards(empty[0], what)  # which tells what is missing
     if others := sorted(file.name for kind in ("*.bin", "*.msgpack", "*.h5", "*.ckpt") for file in folder.glob(kind)):
         raise UserError(
             f"{what}={folder}: {others[0]} is not read, only safetensors; convert it where torch is with the model's "
@@ -146,15 +153,21 @@ def shards(index: Path, what: str) -> list[Path]:
     Raises:
         UserError: it is no index, or some files are missing; it names them.
     """
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [index.parent / Path(name).name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{what}={index}: not an index of shards (expected a weight_map)") from None
+    files = _named(index, what)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise UserError(f"{what}={index.parent}: shards missing: {', '.join(missing[:20])}")
     return files
+
+
+def _named(index: Path, what: str) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return [index.parent / Path(name).name for name in names]
+    except OSError as error:
+        raise UserError(f"{what}={index}: {error.strerror or error}; expected an index of shards") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{what}={index}: not an index of shards (expected a weight_map)") from None
 
 
 def read_headers(files: Sequence[Path], what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -169,7 +182,7 @@ def read_headers(files: Sequence[Path], what: str) -> tuple[dict[str, Tensor], d
         found, about = read_header(file, what)
         if twice := sorted(found.keys() & tensors.keys()):
             other = tensors[twice[0]].path.name
-            raise UserError(f"{what}={file.parent}: {twice[0]} is both in {other} and {file.name}")
+            raise UserError(f"{what}={file.parent}: {twice[0]} is both in {other} and {file.name}; name one file")
         tensors.update(found)
         metadata.update(about)
     return tensors, metadata

@@ -20,11 +20,11 @@ from mmdit_jax.models.sd3.files import Planned, Shards
 from mmdit_jax.models.sd3.infer import diffusers_config, usual_head_size
 from mmdit_jax.models.sd3.layout import parts
 from mmdit_jax.models.sd3.names import Entry, entries
-from mmdit_jax.models.sd3.reader import HEAD_SIZE_KEY, Checkpoint, open_checkpoint
+from mmdit_jax.models.sd3.reader import HEAD_SIZE_KEY, STEM, Checkpoint, open_checkpoint
 from mmdit_jax.models.sd3.tree import PARAMS, POSITIONS, TREE, TreeWriter
 
 TARGETS = ("diffusers", "stability", "orbax")
-STEMS = {"diffusers": "diffusion_pytorch_model", "stability": "model"}
+STEMS = {"diffusers": STEM, "stability": "model"}
 
 
 @dataclass(frozen=True)

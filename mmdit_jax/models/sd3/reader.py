@@ -17,13 +17,15 @@ from mmdit_jax.models.sd3 import infer, table
 from mmdit_jax.models.sd3.files import RAW, WIDE
 from mmdit_jax.models.sd3.names import Entry, entries
 from mmdit_jax.models.sd3.tree import TREE, OurTree
-from mmdit_jax.models.tensors import Tensor, read_headers, shards
+from mmdit_jax.models.tensors import Tensor, read_headers, shards, weight_files
 
 log = logging.getLogger(__name__)
 
 WHAT = "checkpoint"
 """Begins the line of an error."""
 
+STEM = "diffusion_pytorch_model"
+"""Of diffusers' files."""
 HEAD_SIZE_KEY = "head_size"
 """In a safetensors file's metadata, where its tensors and the family's rule don't tell the size of a head."""
 
@@ -95,10 +97,9 @@ def find_files(path: Path) -> tuple[list[Path], Mapping[str, Any]]:
     if (path / "transformer").is_dir():
         path = path / "transformer"
     said = _json(path / "config.json") if (path / "config.json").is_file() else {}
+    if any(path.glob(f"{STEM}*")):
+        return weight_files(path, STEM, WHAT), said
     files, indices = sorted(path.glob("*.safetensors")), sorted(path.glob("*.safetensors.index.json"))
-    usual = path / "diffusion_pytorch_model.safetensors"
-    if usual in files:
-        return [usual], said
     if len(indices) > 1:
         names = ", ".join(index.name for index in indices)
         raise UserError(f"checkpoint={path}: several indices of shards ({names}); name the one")
