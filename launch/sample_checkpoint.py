@@ -26,11 +26,11 @@ from mmdit_jax.evaluation.text_to_image import (
     expected_shapes,
     latent_sides,
     shapes_of,
-    take,
 )
-from mmdit_jax.models.autoencoder import load_autoencoder
+from mmdit_jax.models.autoencoder import holds_autoencoder, load_autoencoder
 from mmdit_jax.models.sd3 import load_sd3, open_checkpoint
 from mmdit_jax.models.text import TextEncoder
+from mmdit_jax.models.text.places import find_encoder
 from mmdit_jax.models.text.pretrained import load_text_encoder
 from mmdit_jax.models.text.tokenizer import SD3_FOLDERS
 
@@ -44,7 +44,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint", type=Path, metavar="PATH", help="SD3: a safetensors file, a folder of shards, "
                        "a diffusers repository, or what mmdit convert wrote")  # fmt: skip
     group.add_argument("--text", type=Path, metavar="PATH", help="folder with text_encoder, text_encoder_2, "
-                       "text_encoder_3 and tokenizers (default: the checkpoint's)")  # fmt: skip
+                       "text_encoder_3 and tokenizers, folder of clip_l.safetensors and so on, or a checkpoint that "
+                       "includes encoders (default: the checkpoint's)")  # fmt: skip
+    group.add_argument("--tokenizers", type=Path, metavar="PATH", help="folder with tokenizer, tokenizer_2, "
+                       "tokenizer_3, of encoders that have none beside them")  # fmt: skip
     for name in ENCODERS:
         option = f"--{name.replace('_', '-')}"
         group.add_argument(option, dest=name, type=Path, metavar="PATH", help=f"folder or file of {name} alone")
@@ -70,8 +73,14 @@ def sample_checkpoint(args: argparse.Namespace) -> int:
         shift=SHIFT if args.shift is None else args.shift,
         **{name: value for name, value in given.items() if value is not None},
     )
-    if args.count < 1:
-        raise UserError(f"count={args.count}: expected 1 or more")
+    for name in ("count", "batch"):
+        if vars(args)[name] < 1:
+            raise UserError(f"{name}={vars(args)[name]}: expected 1 or more")
+    seed = args.seed or 0
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: expected 0 to {2**32 - 1}")
+    if args.t5_length < 2:
+        raise UserError(f"t5_length={args.t5_length}: expected 2 or more")
     for name in args.drop:
         if name not in ENCODERS:
             unknown("drop", name, ENCODERS)
@@ -79,30 +88,30 @@ def sample_checkpoint(args: argparse.Namespace) -> int:
     make_folder(args.out)
     keep_compiled_programs(args.root)
 
-    config = open_checkpoint(args.checkpoint).config  # reads no weights yet
-    autoencoder = load_autoencoder(_part(args, "vae", "vae"), dtype=dtype, tile=args.tile)
+    checkpoint = open_checkpoint(args.checkpoint)  # reads no weights yet
+    config = checkpoint.config
+    autoencoder = load_autoencoder(_autoencoder(args), dtype=dtype, tile=args.tile)
     if autoencoder.channels != config.in_channels:
         raise UserError(
             f"vae={autoencoder.folder}: {autoencoder.channels} channels; the checkpoint has {config.in_channels}"
         )
     sides = latent_sides(config, args.height, args.width, autoencoder.factor)
     captions = [prompt for prompt in args.prompt for _ in range(args.count)]
-    asked = [*dict.fromkeys(captions), args.negative]
+    asked = list(dict.fromkeys([*captions, args.negative]))
     with _timed("text"):
         states = encode_prompts(_encoders(args, dtype), asked)
     conditioning = condition(states, expected_shapes(config, shapes_of(states), args.t5_length), len(asked))
-    prompts = take(conditioning, [asked.index(caption) for caption in captions])
-    negative = take(conditioning, [len(asked) - 1] * len(captions))
+    row = {caption: i for i, caption in enumerate(asked)}
     with _timed("checkpoint"):
-        model = load_sd3(args.checkpoint, dtype=dtype)
+        model = load_sd3(checkpoint, dtype=dtype)
     with _timed("sampling"):
         latents = draw_latents(
             model,
             formulation("rf"),
-            prompts,
-            negative,
+            conditioning,
+            [(row[caption], row[args.negative]) for caption in captions],
             sampler,
-            seed=args.seed or 0,
+            seed=seed,
             sides=sides,
             batch=args.batch,
             progress=lambda done: print(f"{done} of {len(captions)} sampled", file=sys.stderr),
@@ -117,41 +126,52 @@ def sample_checkpoint(args: argparse.Namespace) -> int:
             print(path)
     if args.json:
         images = [{"path": str(path), "prompt": caption} for path, caption in zip(paths, captions, strict=True)]
-        print(
-            json.dumps({"images": images, "sampler": sampler.label, "seed": args.seed or 0, "encoders": list(states)})
-        )
+        print(json.dumps({"images": images, "sampler": sampler.label, "seed": seed, "encoders": list(states)}))
     return 0
 
 
 def _encoders(args: argparse.Namespace, dtype: str) -> dict[str, Callable[[], TextEncoder]]:
-    """How to load each encoder that is there and not dropped."""
+    """How to load each encoder that is there and not dropped.
+
+    Raises:
+        UserError: none is there, and not all are dropped.
+    """
+    whole = args.checkpoint if args.text is None else args.text
+    places = {name: vars(args)[name] or find_encoder(name, whole) for name in ENCODERS}
+    if not any(places.values()) and not set(args.drop) >= set(ENCODERS):
+        raise UserError(f"text={whole}: no text encoder there; give --text, or --clip-l and so on")
     found: dict[str, Callable[[], TextEncoder]] = {}
-    for name in ENCODERS:
-        place = vars(args)[name]
-        if place is None:
-            whole = args.text if args.text is not None else args.checkpoint
-            inside = whole / SD3_FOLDERS[name][0]
-            place = inside if inside.is_dir() else whole if args.text is not None and whole.is_file() else None
+    for name, place in places.items():
         if name in args.drop:
             continue
         if place is None:
-            print(f"{name}: none in {args.text or args.checkpoint}; zeros in its place", file=sys.stderr)
+            print(f"{name}: none in {whole}; zeros in its place", file=sys.stderr)
             continue
-        length = args.t5_length if name == "t5" else None
-        found[name] = functools.partial(load_text_encoder, name, place, length=length, dtype=dtype)
-    if not found and not args.drop:
-        raise UserError(
-            f"text={args.text or args.checkpoint}: no text encoder there; give --text, or --clip-l and so on"
+        found[name] = functools.partial(
+            load_text_encoder,
+            name,
+            place,
+            length=args.t5_length if name == "t5" else None,
+            dtype=dtype,
+            tokenizer=None if args.tokenizers is None else args.tokenizers / SD3_FOLDERS[name][1],
         )
     return found
 
 
-def _part(args: argparse.Namespace, option: str, folder: str) -> Path:
-    given: Path | None = vars(args)[option]
-    if given is not None:
-        return given
-    inside: Path = args.checkpoint / folder
-    return inside if inside.is_dir() else args.checkpoint
+def _autoencoder(args: argparse.Namespace) -> Path:
+    """Where the autoencoder is.
+
+    Raises:
+        UserError: it is not given, and not with the checkpoint.
+    """
+    if args.vae is not None:
+        return Path(args.vae)
+    inside: Path = args.checkpoint / "vae"
+    if inside.is_dir():
+        return inside
+    if args.checkpoint.is_file() and holds_autoencoder(args.checkpoint):
+        return Path(args.checkpoint)
+    raise UserError(f"vae: none in {args.checkpoint}; give --vae, a diffusers folder or a checkpoint that includes it")
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from tiny_encoders import FOLDERS, clip_vocabulary, config, encoder_weights, wri
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text import TextEncoder, clip, load_text_encoder, t5, text_encoder
+from mmdit_jax.models.text.places import STEMS, find_encoder
 
 GOLDEN = Path(__file__).parent / "goldens" / "text_encoders.npz"
 CAPTIONS = ["a photo of a red circle", "two dogs!", ""]
@@ -176,7 +177,21 @@ def test_shards_variants_and_prefixes_are_the_same_encoder(name: str, folder: Pa
     (place / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match=r"shards missing: model-00002-of-00002.safetensors$"):
         load_text_encoder(name, place)
-    (place / "model.safetensors.index.json").unlink()
+    (place / "model-00001-of-00002.safetensors").unlink()
+
+    # Who fetches one variant has the other's index too.
+    halves = {file.replace("model", "model.fp16"): part for file, part in parts.items()}
+    for file, part in halves.items():
+        _save(place / file, {tensor: arrays[tensor].astype(np.float16) for tensor in part})
+    index = {"weight_map": {tensor: file for file, part in halves.items() for tensor in part}}
+    (place / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
+    assert not same(3e-3)
+    for file in halves:
+        (place / file).unlink()
+    with pytest.raises(UserError, match=r"shards missing: model-00001-of-00002.safetensors, model-00002"):
+        load_text_encoder(name, place)
+    for file in place.glob("*.index*"):
+        file.unlink()
 
     for suffix, dtype, tolerance in ((".bf16", ml_dtypes.bfloat16, 3e-2), (".fp16", np.float16, 3e-3)):
         variant = _save(place / f"model{suffix}.safetensors", {tensor: a.astype(dtype) for tensor, a in arrays.items()})
@@ -223,6 +238,17 @@ def test_files_of_stabilitys(name: str, folder: Path, tmp_path: Path) -> None:
         assert encoder.config == expected.config
         for found, wanted in zip(encoder.encode(CAPTIONS), states, strict=True):
             np.testing.assert_array_equal(found, wanted)
+
+    repository = tmp_path / "repository"
+    assert find_encoder(name, whole) == whole and find_encoder(name, single) is None
+    with pytest.raises(UserError, match=rf"sd3.safetensors: no \w+ in it; it includes {name}$"):
+        load_text_encoder({"t5": "clip_g"}.get(name, "t5"), whole)
+    assert find_encoder(name, repository) is None
+    eighth = single.rename(single.with_name(f"{STEMS[name]}_fp8_e4m3fn.safetensors"))
+    assert find_encoder(name, repository) == find_encoder(name, single.parent) == eighth
+    half = Path(shutil.copy(eighth, single.with_name(f"{STEMS[name]}_fp16.safetensors")))
+    assert find_encoder(name, repository) == half
+    np.testing.assert_array_equal(load_text_encoder(name, repository, rows=3).encode(CAPTIONS).tokens, states.tokens)
 
     if name != "t5":  # 3 heads of 8 channels can't be told from the shapes
         narrow = _save(tmp_path / "narrow.safetensors", encoder_weights(name, config(name)))

@@ -9,9 +9,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from conftest import Mmdit
-from deterministic import relative_error
+from deterministic import relative_error, weights
 from PIL import Image
+from tiny_encoders import FOLDERS, encoder_weights, write_clip_tokenizer
+from tiny_encoders import config as encoder_config
 from tiny_pipeline import CASES, MODEL, NEGATIVE, PROMPT, noise, write_pipeline
 
 from launch.cli import main
@@ -26,8 +29,11 @@ from mmdit_jax.evaluation.text_to_image import (
     shapes_of,
     take,
 )
-from mmdit_jax.models.autoencoder import load_autoencoder
-from mmdit_jax.models.sd3 import load_sd3
+from mmdit_jax.models import MMDiTConfig
+from mmdit_jax.models.autoencoder import AutoencoderConfig, load_autoencoder
+from mmdit_jax.models.autoencoder.names import shapes as autoencoder_shapes
+from mmdit_jax.models.sd3 import load_sd3, table
+from mmdit_jax.models.sd3.names import entries
 from mmdit_jax.models.text import TextShape
 from mmdit_jax.models.text.pretrained import load_text_encoder
 
@@ -121,6 +127,9 @@ def test_the_command(pipeline: Path, mmdit: Mmdit) -> None:
         (["--checkpoint", "nowhere"], "nowhere"),
         (["--steps", "0"], "steps=0"),
         (["--count", "0"], "count=0"),
+        (["--batch", "0"], "batch=0"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--t5-length", "0", "--drop", "t5"], "t5_length=0"),
         (["--run", "x"], "--run"),
     ],
 )
@@ -132,3 +141,55 @@ def test_bad_input_is_told_in_a_line(
     assert main([*options, *wrong]) == 2
     assert told in capsys.readouterr().err.splitlines()[-1]
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def all_in_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file as sd3_medium_incl_clips.safetensors is, and the tokenizers."""
+    folder = tmp_path_factory.mktemp("all in one")
+    model = MMDiTConfig.from_depth(
+        2, head_size=16, heads=2, context_dim=200, pooled_dim=64 + 128, position_table=24, qk_norm=True
+    )
+    named = {name: entry.shape for entry in entries(model)[1:] for name in entry.names("stability")}
+    tensors = weights(named) | {"model.diffusion_model.pos_embed": table.whole(model)}
+    for name, width in (("clip_l", 64), ("clip_g", 128)):
+        told = {**encoder_config(name), "hidden_size": width, "num_attention_heads": width // 64}
+        told["projection_dim"] = width
+        tensors |= {f"text_encoders.{name}.logit_scale": np.zeros((), np.float32)}
+        tensors |= {f"text_encoders.{name}.transformer.{k}": v for k, v in encoder_weights(name, told).items()}
+    vae = autoencoder_shapes(AutoencoderConfig(channels=16, widths=(32,) * 4, layers=1))
+    tensors |= {f"first_stage_model.{name}": array for name, array in weights(vae).items()}
+    halves = {name: np.ascontiguousarray(array, np.float16) for name, array in tensors.items()}
+    safetensors.numpy.save_file(halves, folder / "incl_clips.safetensors")
+    for name in ("clip_l", "clip_g"):
+        write_clip_tokenizer(folder / "elsewhere" / FOLDERS[name][1], "!" if name == "clip_g" else "<|endoftext|>")
+    return folder
+
+
+def test_everything_from_a_single_file(all_in_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stability's files bring text encoders and autoencoder, but no tokenizers."""
+    options = ["sample", "--checkpoint", str(all_in_one / "incl_clips.safetensors"), "--root", str(tmp_path)]
+    options += ["--height", "64", "--width", "64", "--steps", "1", "a cat", "--json"]
+    assert main([*options, "--out", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "no tokenizer (tokenizer.json, or vocab.json and merges.txt)" in error and "--tokenizers" in error
+    given = [*options, "--tokenizers", str(all_in_one / "elsewhere"), "--out", str(tmp_path / "out")]
+    assert main(given) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["encoders"] == ["clip_l", "clip_g"] and "t5: none in" in err
+    assert Image.open(tmp_path / "out" / "00000_00.png").size == (64, 64)
+    assert main([*given, *("--text", str(all_in_one / "incl_clips.safetensors"), "--drop", "clip_g")]) == 0
+    assert json.loads(capsys.readouterr().out)["encoders"] == ["clip_l"]
+
+
+@pytest.mark.parametrize("part", ["text", "vae"])
+def test_what_a_checkpoint_does_not_bring_is_asked_for(
+    part: str, pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"text": "vae", "vae": "text"}[part]
+    places = {"text": pipeline, "vae": pipeline / "vae"}
+    bare = ["sample", "--checkpoint", str(pipeline / "transformer"), f"--{other}", str(places[other]), "a cat"]
+    options = ["--height", "64", "--width", "64", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*bare, *options, "--drop", "t5"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"--{part}" in error and str(pipeline / "transformer") in error

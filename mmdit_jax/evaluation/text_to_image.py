@@ -1,7 +1,7 @@
 """Prompts to images by an SD3 checkpoint: text encoders, then the sampler on latents, then the autoencoder.
 
-One network is in memory at a time: states of the prompts are kept, their encoders are not. Noise of image i is a
-function of (seed, i).
+Of the large networks one is in memory at a time: states of the prompts are kept, on the host, their encoders are not.
+Noise of image i is a function of (seed, i).
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ CLIPS, T5 = ("clip_l", "clip_g"), "t5"
 ENCODERS = (*CLIPS, T5)
 MULTIPLE = 64
 """Of an image's sides, in pixels."""
+_ROWS = 64  # that are assembled at a time
 
 
 class Conditioning(NamedTuple):
-    """What the model is told of N prompts: context [N, length, context_dim], pooled [N, pooled_dim], float32."""
+    """What the model is told of N prompts: context [N, length, context_dim], pooled [N, pooled_dim], float32.
 
-    context: Array
-    pooled: Array
+    On the host: SD3's context is 2.5 MB a prompt with 154 tokens, 5.5 MB with 333.
+    """
+
+    context: np.ndarray
+    pooled: np.ndarray
 
 
 def encode_prompts(load: Mapping[str, Callable[[], TextEncoder]], captions: Sequence[str]) -> dict[str, TextStates]:
@@ -87,13 +91,17 @@ def condition(states: Mapping[str, TextStates], shapes: Mapping[str, TextShape],
     """SD3's context and pooled vector of ``rows`` prompts; encoders that ``states`` lacks are zeros."""
     if not states:
         whole = context_shape(shapes, "sd3")
-        return Conditioning(jnp.zeros((rows, whole.length, whole.width)), jnp.zeros((rows, whole.pooled_width)))
-    return Conditioning(*assemble(states, expected=shapes, layout="sd3"))
+        return Conditioning(*(np.zeros((rows, *shape), np.float32) for shape in (whole[:2], whole[2:])))
+    parts = []
+    for start in range(0, rows, _ROWS):
+        some = {name: TextStates(*(array[start : start + _ROWS] for array in pair)) for name, pair in states.items()}
+        parts.append([np.asarray(array) for array in assemble(some, expected=shapes, layout="sd3")])
+    return Conditioning(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def take(conditioning: Conditioning, rows: Sequence[int]) -> Conditioning:
     """Some of its rows, in this order."""
-    return Conditioning(*(array[jnp.asarray(rows)] for array in conditioning))
+    return Conditioning(*(array[np.asarray(rows)] for array in conditioning))
 
 
 def latent_sides(config: MMDiTConfig, height: int, width: int, factor: int) -> tuple[int, int]:
@@ -142,9 +150,8 @@ def _sampler(config: MMDiTConfig, with_guidance: bool) -> Callable[..., Array]:
     def run(
         params: Any, positions: Array | None, table: Plan, prompts: Conditioning, negative: Conditioning, noise: Array
     ) -> Array:
-        context, pooled = (
-            jnp.concatenate(pair) if with_guidance else pair[0] for pair in zip(prompts, negative, strict=True)
-        )
+        sides = (prompts, negative) if with_guidance else (prompts,)
+        context, pooled = (jnp.concatenate(arrays) for arrays in zip(*sides, strict=True))
 
         def network(z: Array, t: Array) -> Array | tuple[Array, Array]:
             if not with_guidance:
@@ -161,8 +168,8 @@ def _sampler(config: MMDiTConfig, with_guidance: bool) -> Callable[..., Array]:
 def draw_latents(
     model: SD3,
     f: Formulation,
-    prompts: Conditioning,
-    negative: Conditioning,
+    conditioning: Conditioning,
+    images: Sequence[tuple[int, int]],
     sampler: SamplerConfig,
     *,
     seed: int,
@@ -170,16 +177,25 @@ def draw_latents(
     batch: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Latents of all prompts, float32 [N, h, w, C], ``batch`` at a time; the last batch repeats its last prompt."""
-    count = len(prompts.pooled)
-    if batch < 1:
-        raise UserError(f"batch={batch}: expected 1 or more")
+    """Latents of N images, float32 [N, h, w, C], ``batch`` at a time; the last batch repeats its last image.
+
+    Args:
+        model, f, sampler: see ``sample_latents``.
+        conditioning: of all prompts.
+        images: of each, the rows of its prompt and of what guidance leads away from.
+        seed: of the noise.
+        sides: height and width of the latents.
+        batch: 1 or more.
+        progress: is told how many are done.
+    """
+    count = len(images)
     batch = min(batch, count)
     parts = []
     for number in range(math.ceil(count / batch)):
         rows = [min(row, count - 1) for row in range(number * batch, (number + 1) * batch)]
         noise = initial_noise(seed, np.array(rows, np.int32), (*sides, model.config.in_channels))
-        sampled = sample_latents(model, f, take(prompts, rows), take(negative, rows), sampler, noise)
+        prompts, negative = (take(conditioning, [images[row][side] for row in rows]) for side in (0, 1))
+        sampled = sample_latents(model, f, prompts, negative, sampler, noise)
         parts.append(np.asarray(sampled))
         progress(min((number + 1) * batch, count))
     return np.concatenate(parts)[:count]

@@ -13,7 +13,7 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_atomic, write_json
 from mmdit_jax.models.autoencoder.config import AutoencoderConfig
 from mmdit_jax.models.autoencoder.kl import KLAutoencoder
-from mmdit_jax.models.autoencoder.names import infer_config, public_name, shapes, strip_prefix
+from mmdit_jax.models.autoencoder.names import PREFIXES, infer_config, public_name, shapes, strip_prefix
 from mmdit_jax.models.tensors import Tensor, read_header, read_headers, weight_files
 
 CONFIG, STEM = "config.json", "diffusion_pytorch_model"
@@ -71,6 +71,15 @@ def load_autoencoder(
     config = AutoencoderConfig(**{**vars(config), **{k: float(v) for k, v in changes.items() if v is not None}})
     tensors = _checked(config, own, path)
     return KLAutoencoder.from_tensors(config, tensors, folder=str(path), dtype=dtype, tile=tile)
+
+
+def holds_autoencoder(file: Path) -> bool:
+    """Whether a checkpoint that may hold several networks holds an autoencoder.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return file.suffix == ".safetensors" and any(name.startswith(PREFIXES) for name in read_header(file, "vae")[0])
 
 
 def save_autoencoder(folder: str | Path, autoencoder: KLAutoencoder) -> None:

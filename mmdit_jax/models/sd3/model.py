@@ -67,12 +67,12 @@ def _run(config: MMDiTConfig, params: Params, *arguments: Any) -> jax.Array:
     return apply(config, params, *arguments)
 
 
-def load_sd3(path: str | Path, dtype: Any = "float32", head_size: int | None = None) -> SD3:
+def load_sd3(path: str | Path | Checkpoint, dtype: Any = "float32", head_size: int | None = None) -> SD3:
     """A checkpoint of SD3-medium, SD3.5-medium, SD3.5-large or any model of their kind, ready to call.
 
     Args:
       path: a safetensors file or a folder, by diffusers' or Stability's names, or what ``mmdit convert --to orbax``
-        wrote.
+        wrote; or a checkpoint that is open.
       dtype: "float32" or "bfloat16", of the parameters and the blocks' arithmetic. The checkpoint may have another.
       head_size: channels of an attention head, where a model has no QK-norm and its head size is not 64.
 
@@ -82,7 +82,7 @@ def load_sd3(path: str | Path, dtype: Any = "float32", head_size: int | None = N
     name = jnp.dtype(dtype).name
     if name not in DTYPES:
         raise UserError(f"dtype={name}: expected {' or '.join(DTYPES)}")
-    found = open_checkpoint(Path(path), head_size)
+    found = path if isinstance(path, Checkpoint) else open_checkpoint(Path(path), head_size)
     params = _params(found.config, found.source, jnp.dtype(name))
     return SD3(replace(found.config, dtype=name), params, _own_table(found))
 

@@ -18,6 +18,7 @@ from mmdit_jax.models.tensors import Tensor
 from mmdit_jax.models.text import clip, t5
 from mmdit_jax.models.text.folder import WHAT, Source, content_hash, read, stack
 from mmdit_jax.models.text.interface import TextStates
+from mmdit_jax.models.text.places import BUNDLES, find_encoder
 from mmdit_jax.models.text.tokenizer import SD3_FOLDERS, Tokenizer, find_tokenizer
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,6 @@ _ROWS = {"clip_l": 32, "clip_g": 32, "t5": 8}
 _LENGTH = 77
 """Of T5, whose captions may be longer; CLIP's are as long as its position table."""
 _ACTIVATIONS = {"clip_l": "quick_gelu", "clip_g": "gelu"}
-_BUNDLES = {name: f"text_encoders.{'t5xxl' if name == 't5' else name}.transformer." for name in SD3_FOLDERS}
-"""What precedes an encoder's tensors in a checkpoint of Stability's that holds everything."""
 
 
 class PretrainedEncoder:
@@ -97,8 +96,8 @@ def load_text_encoder(
     Args:
         name: "clip_l", "clip_g" or "t5".
         folder: a Hugging Face folder (config.json and safetensors, sharded or not, or their fp16 or bf16 variant), an
-            SD3 repository (its part is taken: ``text_encoder`` is clip_l, ``_2`` clip_g, ``_3`` t5), or one safetensors
-            file of Stability's (clip_l, clip_g, t5xxl, or a checkpoint that includes them).
+            SD3 repository (its part is taken: ``text_encoder`` is clip_l, ``_2`` clip_g, ``_3`` t5), a folder of
+            Stability's files, or one of these (clip_l, clip_g, t5xxl, or a checkpoint that includes them).
         length: tokens of an encoded caption; CLIP: all that it has positions for (77), T5: 77 (diffusers takes 256).
         dtype: "float32" or "bfloat16", of the weights and of what enters a matrix product; states are float32.
         tokenizer: folder of the tokenizer; by default the encoder's own, or the one beside it as in SD3's repositories.
@@ -115,9 +114,8 @@ def load_text_encoder(
     if dtype not in DTYPES:
         unknown("dtype", dtype, DTYPES)
     path = Path(folder).expanduser()
-    inside = path / SD3_FOLDERS[name][0]
-    if not (path / "config.json").is_file() and inside.is_dir():
-        path = inside
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = find_encoder(name, path) or path
     source = read(path)
     config, source = _configure(name, source, projected)
     if length is None:
@@ -140,8 +138,10 @@ def _configure(name: str, source: Source, projected: bool | None) -> tuple[clip.
     if source.config is not None and kind not in kinds:
         needs = " or ".join(map(repr, kinds))
         raise UserError(f"text encoder {source.path}: model_type={kind!r} in config.json; {name} needs {needs}")
-    bundle = _BUNDLES[name]
+    bundle = BUNDLES[name]
     bundled = {key.removeprefix(bundle): array for key, array in source.tensors.items() if key.startswith(bundle)}
+    if not bundled and (others := [key for key in BUNDLES if any(t.startswith(BUNDLES[key]) for t in source.tensors)]):
+        raise UserError(f"{WHAT}={source.path}: no {name} in it; it includes {', '.join(others)}")
     source = dataclasses.replace(source, tensors=bundled or source.tensors)
     return _configure_t5(source) if name == "t5" else _configure_clip(name, source, projected)
 

@@ -100,7 +100,10 @@ def find_tokenizer(name: str, path: Path) -> Path:
         if holds_tokenizer(name, place):
             return place
     looked = ", ".join(str(place) for place in places)
-    raise UserError(f"text encoder {path}: no tokenizer ({_expected(name)}) in {looked}; name its folder")
+    raise UserError(
+        f"text encoder {path}: no tokenizer ({_expected(name)}) in {looked}; copy it there from an SD3 repository, "
+        "or name its folder (mmdit sample: --tokenizers)"
+    )
 
 
 def _expected(name: str) -> str:
