@@ -26,7 +26,7 @@ EXAMPLES = {
     "train": "example: mmdit train quickstart --run d2-rf",
     "evaluate": "example: mmdit evaluate quickstart --run d2-rf --drop tower --out /tmp/without-tower --json",
     "sample": 'example: mmdit sample quickstart --run d2-rf "a red circle above a blue square" --out samples; '
-    'mmdit sample --checkpoint sd3_medium.safetensors --text encoders "a red circle" --height 512 --width 512',
+    'mmdit sample --checkpoint sd3_medium_incl_clips.safetensors --tokenizers sd3 "a red circle" --height 512',
 }
 
 
@@ -54,7 +54,7 @@ def add_parsers(commands: Any) -> None:
     for name, run, text in (
         ("train", train_run, "train and evaluate one run, or go on where it was: what executors call"),
         ("evaluate", evaluate_run, "score a trained run anew, with other settings if given"),
-        ("sample", sample_run, "images from a trained run's EMA weights"),
+        ("sample", sample_run, "images from a trained run's EMA weights, or from an SD3 checkpoint"),
     ):
         parser = commands.add_parser(name, help=text, description=text, epilog=EXAMPLES[name])
         add_study(parser, named=name != "sample")
@@ -68,8 +68,8 @@ def add_parsers(commands: Any) -> None:
             parser.add_argument(
                 "--drop", action="append", default=[], metavar="ENCODER", help="leave a text encoder out"
             )
-            _add_sampler(parser)
-            parser.add_argument("--seed", type=int, help="seed of the noise (default: the run's)")
+            _add_sampler(parser, "the run's" if name == "evaluate" else "the run's, or SD3's")
+            parser.add_argument("--seed", type=int, help="seed of the noise (default: the run's, or 0)")
         if name == "evaluate":
             parser.add_argument("--out", type=Path, required=True, help="folder for the image tree")
             parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -118,8 +118,11 @@ def sample_run(args: argparse.Namespace) -> int:
     if (args.checkpoint is None) == (args.run_key is None):
         raise UserError("sample: expected STUDY and --run ID, or --checkpoint PATH")
     if args.checkpoint is not None:
+        if args.overrides:
+            raise UserError(f"--set {args.overrides[0]}: expected a run with it; a checkpoint has no such field")
         args.prompt = args.words
         return sample_checkpoint.sample_checkpoint(args)
+    sample_checkpoint.refuse_options(args)
     args.study, *args.prompt = args.words
     if not args.prompt:
         raise UserError(f"prompt: none after STUDY={args.study}; give one or more")
@@ -155,7 +158,7 @@ def _trained(args: argparse.Namespace) -> tuple[Run, Any, Any]:
     return replace(run, evaluation=settings), ema, places
 
 
-def _add_sampler(parser: argparse.ArgumentParser) -> None:
-    """Options that replace fields of the run's sampler."""
+def _add_sampler(parser: argparse.ArgumentParser, default: str) -> None:
+    """Options that replace fields of a sampler, whose ``default`` is told."""
     for name, (convert, text) in SAMPLER_OPTIONS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=convert, help=f"{text} (default: the run's)")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=convert, help=f"{text} (default: {default})")

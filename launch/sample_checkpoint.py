@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -36,6 +37,11 @@ from mmdit_jax.models.text.tokenizer import SD3_FOLDERS
 
 STEPS, GUIDANCE, SHIFT = 50, 5.0, 3.0
 """Of SD3's samples: 50 steps (section 5.3.3), guidance 5 (section 5.1), α = 3 at 1024² px (section 5.3.2)."""
+ONLY: dict[str, Any] = {
+    "tokenizers": None, "t5_length": 77, "height": 1024, "width": 1024, "negative": "", "batch": 1, "dtype": None,
+    "tile": None, "json": False,
+}  # fmt: skip
+"""Options that a run of a study does not take, and their defaults."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -51,17 +57,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name in ENCODERS:
         option = f"--{name.replace('_', '-')}"
         group.add_argument(option, dest=name, type=Path, metavar="PATH", help=f"folder or file of {name} alone")
-    group.add_argument(
-        "--t5-length", type=int, default=77, metavar="N", help="tokens of T5: 77, or diffusers' 256 (77)"
-    )
     group.add_argument("--vae", type=Path, metavar="PATH", help="folder or file (default: the checkpoint's)")
-    group.add_argument("--height", type=int, default=1024, help="pixels, a multiple of 64 (%(default)s)")
-    group.add_argument("--width", type=int, default=1024, help="pixels, a multiple of 64 (%(default)s)")
-    group.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from (default: empty)")
-    group.add_argument("--batch", type=int, default=1, help="images at a time (%(default)s)")
+    group.add_argument("--t5-length", type=int, metavar="N", help="tokens of T5: 77, or diffusers' 256 (%(default)s)")
+    group.add_argument("--height", type=int, help="pixels, a multiple of 64 (%(default)s)")
+    group.add_argument("--width", type=int, help="pixels, a multiple of 64 (%(default)s)")
+    group.add_argument("--negative", metavar="TEXT", help="what guidance leads away from (default: empty)")
+    group.add_argument("--batch", type=int, help="images at a time (%(default)s)")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
     group.add_argument("--tile", type=int, metavar="PX", help="decode in tiles of so many pixels, to save memory")
     group.add_argument("--json", action="store_true", help="print one JSON object instead of paths")
+    parser.set_defaults(**ONLY)
+
+
+def refuse_options(args: argparse.Namespace) -> None:
+    """Raises UserError if options of a checkpoint were given for a run, which would not look at them."""
+    for name, default in ONLY.items():
+        if vars(args)[name] != default:
+            raise UserError(f"--{name.replace('_', '-')}: expected --checkpoint with it; a run has its own")
 
 
 def sample_checkpoint(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import functools
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -87,6 +88,22 @@ def test_a_missing_encoder_has_its_channels_filled_with_zeros() -> None:
         expected_shapes(MODEL, {"clip_l": TextShape(77, 99, 64), "clip_g": TextShape(77, 40, 40)}, 77)
 
 
+def test_encoders_are_let_go(pipeline: Path) -> None:
+    """What is left of them is on the host: the next network has the device's memory to itself."""
+    before = {id(array) for array in jax.live_arrays()}
+    load = {name: functools.partial(load_text_encoder, name, pipeline) for name in FOLDERS}
+    states = encode_prompts(load, [PROMPT, NEGATIVE])
+    both = condition(states, expected_shapes(MODEL, shapes_of(states), 77), 2)
+    assert {type(array) for array in (*both, *(a for pair in states.values() for a in pair))} == {np.ndarray}
+    assert [array.shape for array in jax.live_arrays() if id(array) not in before and array.size > 100] == []
+
+
+def test_options_of_a_checkpoint_are_refused_for_a_run(tiny_study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(tiny_study), "--run", "rf", "a cat", "--height", "512"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("--height: expected --checkpoint with it; a run has its own")
+
+
 def test_sides() -> None:
     assert latent_sides(MODEL, 128, 64, 8) == (16, 8)
     with pytest.raises(UserError, match="height=100: expected a multiple of 64 up to 384, such as 128"):
@@ -131,6 +148,7 @@ def test_the_command(pipeline: Path, mmdit: Mmdit) -> None:
         (["--seed", "-1"], "seed=-1"),
         (["--t5-length", "0", "--drop", "t5"], "t5_length=0"),
         (["--run", "x"], "--run"),
+        (["--set", "steps=3"], "--set steps=3: expected a run"),
     ],
 )
 def test_bad_input_is_told_in_a_line(

@@ -16,7 +16,7 @@ from mmdit_jax.models.architectures.frame import Frame, scan, stacked
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
-from mmdit_jax.models.mmdit import Stream
+from mmdit_jax.models.mmdit import Stream, merged
 from mmdit_jax.models.positions import patchify
 
 
@@ -40,7 +40,7 @@ class CrossAttention(nnx.Module):
         k, v = jnp.moveaxis(pair, (2, 3), (0, 2))
         if self.norm_q is not None and self.norm_k is not None:
             q, k = self.norm_q(q), self.norm_k(k)
-        return self.cross_out(jnp.moveaxis(joint_attention(q, k, v), 1, 2).reshape(x.shape))
+        return self.cross_out(merged(joint_attention(q, k, v)))
 
 
 class Block(nnx.Module):
@@ -58,8 +58,7 @@ class Block(nnx.Module):
     ) -> Float[Array, "batch image width"]:
         own = self.latent
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = own.chunks(condition)
-        attention = joint_attention(*own.attended(x, shift, scale))
-        x = x + gate[:, None] * own.out(jnp.moveaxis(attention, 1, 2).reshape(x.shape))
+        x = x + gate[:, None] * own.out(merged(joint_attention(*own.attended(x, shift, scale))))
         x = x + self.text(x, text)
         return x + mlp_gate[:, None] * own.down(gelu(own.up(modulated_norm(x, mlp_shift, mlp_scale))))
 
