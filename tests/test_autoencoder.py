@@ -197,6 +197,7 @@ def test_ways_to_store_the_same_weights(small: KLAutoencoder, tmp_path: Path) ->
         folder = write_folder(tmp_path / dtype, {f"{stem}.fp16.safetensors": half})
         for name, tensor in load_autoencoder(folder).tensors().items():
             np.testing.assert_array_equal(tensor, half[name].astype(np.float32))
+        assert load_autoencoder(folder / f"{stem}.fp16.safetensors").shift == SMALL.shift  # config.json lies beside
 
 
 def test_stability_file(tmp_path: Path) -> None:

@@ -281,3 +281,7 @@ def test_of_variants_in_a_folder_one_is_read(tmp_path) -> None:
     convert(tmp_path / "d.safetensors", tmp_path / "repository/sd3_incl_clips.safetensors", "stability")
     with pytest.raises(UserError, match=r"is both in sd3.safetensors and sd3_incl_clips.safetensors; name one file$"):
         open_checkpoint(tmp_path / "repository")
+    shards = tmp_path / "both"
+    for file in (*shards.glob("*.fp16.safetensors"), *shards.glob("*.json")):
+        file.unlink()
+    assert open_checkpoint(shards).config == found.config  # shards alone, whose index was not fetched

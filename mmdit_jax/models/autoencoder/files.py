@@ -14,7 +14,7 @@ from mmdit_jax.files import write_atomic, write_json
 from mmdit_jax.models.autoencoder.config import AutoencoderConfig
 from mmdit_jax.models.autoencoder.kl import KLAutoencoder
 from mmdit_jax.models.autoencoder.names import PREFIXES, infer_config, public_name, shapes, strip_prefix
-from mmdit_jax.models.tensors import Tensor, read_header, read_headers, weight_files
+from mmdit_jax.models.tensors import VARIANTS, Tensor, read_header, read_headers, weight_files
 
 CONFIG, STEM = "config.json", "diffusion_pytorch_model"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -58,7 +58,8 @@ def load_autoencoder(
     elif path.exists():
         found, _ = read_header(path, "vae")
         # The weights of a diffusers folder by their own name: config.json lies beside them.
-        beside = path.name == f"{STEM}.safetensors" and (path.parent / CONFIG).is_file()
+        own_name = path.name in [f"{STEM}{variant}.safetensors" for variant in VARIANTS]
+        beside = own_name and (path.parent / CONFIG).is_file()
         config = _read_config(path.parent / CONFIG) if beside else None
     else:
         raise UserError(f"vae={path}: not there; expected a diffusers folder or a safetensors file")

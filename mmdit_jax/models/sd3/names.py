@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from mmdit_jax.models.config import TIME_FEATURES, MMDiTConfig
 
-FAMILIES = ("diffusers", "stability")
 PREFIX = "model.diffusion_model."
 """Before Stability's names, in files that may hold other components too; some files leave it out."""
 OTHER_COMPONENTS = ("first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.", "model_sampling.")

@@ -17,7 +17,7 @@ from mmdit_jax.models.sd3 import infer, table
 from mmdit_jax.models.sd3.files import RAW, WIDE
 from mmdit_jax.models.sd3.names import Entry, entries
 from mmdit_jax.models.sd3.tree import TREE, OurTree
-from mmdit_jax.models.tensors import Tensor, read_headers, shards, weight_files
+from mmdit_jax.models.tensors import VARIANTS, Tensor, read_headers, shards, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,8 @@ def find_files(path: Path) -> tuple[list[Path], Mapping[str, Any]]:
     if (path / "transformer").is_dir():
         path = path / "transformer"
     said = _json(path / "config.json") if (path / "config.json").is_file() else {}
-    if any(path.glob(f"{STEM}*")):
+    named = any(path.glob(f"{STEM}*.json")) or any((path / f"{STEM}{name}.safetensors").is_file() for name in VARIANTS)
+    if named:
         return weight_files(path, STEM, WHAT), said
     files, indices = sorted(path.glob("*.safetensors")), sorted(path.glob("*.safetensors.index.json"))
     if len(indices) > 1:
