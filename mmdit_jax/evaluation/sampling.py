@@ -109,7 +109,7 @@ def initial_noise(seed: ArrayLike, indices: ArrayLike, shape: tuple[int, ...]) -
 def _compiled(
     config: MMDiTConfig, shape: tuple[int, ...], with_guidance: bool, mesh: Mesh | None, layout: str, pixels: bool
 ) -> Callable[..., tuple[Array, Array]]:
-    """The jitted loop: noise to x0, as uint8 if these are ``pixels``; conditional and unconditional side in one batch."""
+    """The jitted loop: noise to x0, as uint8 if these are ``pixels``; both sides of guidance in one batch."""
 
     def run(params: Any, table: Plan, index: Array, text: Text, seed: Array) -> tuple[Array, Array]:
         context, pooled = assemble(text, layout=layout)
