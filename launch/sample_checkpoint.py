@@ -90,7 +90,7 @@ def sample_checkpoint(args: argparse.Namespace) -> int:
             raise UserError(f"{name}={vars(args)[name]}: expected 1 or more")
     seed = args.seed or 0
     if not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed}: expected 0 to {2**32 - 1}")
+        raise UserError(f"seed={seed}: expected a whole number, 0 to 2**32 - 1")
     if args.t5_length < 2:
         raise UserError(f"t5_length={args.t5_length}: expected 2 or more")
     for name in args.drop:

@@ -288,7 +288,7 @@ def test_bad_files_are_one_line(small: KLAutoencoder, tmp_path: Path) -> None:
         config.write_text(json.dumps({**fields, **change}))
         assert message in told(tmp_path / "saved")
     config.write_text("{")
-    assert "not JSON" in told(tmp_path / "saved")
+    assert "not a JSON object" in told(tmp_path / "saved")
     config.write_text(json.dumps(fields))
     assert "tile=12" in told(tmp_path / "saved", tile=12)
     assert "dtype='int8'" in told(tmp_path / "saved", dtype="int8")  # type: ignore[arg-type]

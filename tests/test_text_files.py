@@ -219,7 +219,7 @@ def _config(**changes: Any) -> Any:
         (lambda file: file.write_bytes((4).to_bytes(8, "little") + b"nope"), r"not a safetensors file, or damaged"),
         (_bin, r"pytorch_model.bin is not read, only safetensors; convert it .*save_pretrained"),
         (Path.unlink, r"expected model.safetensors or model.safetensors.index.json in it$"),
-        (lambda file: file.with_name("config.json").write_text("{"), r"config.json: not a configuration"),
+        (lambda file: file.with_name("config.json").write_text("{"), r"config.json: not a JSON object"),
         (_config(feed_forward_proj="relu"), r"feed_forward_proj='relu'; expected 'gated-gelu', as T5 v1.1 has$"),
         (_config(num_heads=None), r"config.json: num_heads=None; expected a whole number$"),
         (_config(num_layers=4), r"encoder\.block\.3\.layer\.0\.SelfAttention\.q\.weight is missing"),

@@ -14,7 +14,7 @@ from mmdit_jax.data.encoded import EncodedSet
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.contrastive import RESOLUTION
 from mmdit_jax.models.autoencoder import Autoencoder, load_autoencoder
-from mmdit_jax.models.text import TextEncoder, TextStates, load_text_encoder, text_encoder
+from mmdit_jax.models.text import TextEncoder, TextStates, encode_all, load_text_encoder, text_encoder
 from mmdit_jax.models.text.tokenizer import SD3_FOLDERS
 
 NONE = "none"
@@ -137,7 +137,7 @@ def encode_live(
                     np.zeros((len(captions), length, width), np.float32), np.zeros((len(captions), pooled), np.float32)
                 )
             # As training saw them.
-            found = open_text_encoder(source, name, folders.get(name)).encode(captions)
+            found = encode_all(open_text_encoder(source, name, folders.get(name)), captions)
             return TextStates(*(np.asarray(jax.numpy.asarray(array, "bfloat16")) for array in found))
 
         return {name: states(name) for name in encoders}

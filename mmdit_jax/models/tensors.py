@@ -170,6 +170,28 @@ def _named(index: Path, what: str) -> list[Path]:
         raise UserError(f"{what}={index}: not an index of shards (expected a weight_map)") from None
 
 
+def read_json(path: Path, what: str, expected: str) -> dict[str, Any]:
+    """The object in a config.json.
+
+    Args:
+        path: the file.
+        what: begins an error's line, as of ``read_header``.
+        expected: ends it.
+
+    Raises:
+        UserError: the file cannot be read, or holds no object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{what}={path}: {error.strerror or error}; expected {expected}") from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{what}={path}: not a JSON object; expected {expected}")
+    return value
+
+
 def read_headers(files: Sequence[Path], what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """``read_header`` of several files together.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -14,7 +12,7 @@ from mmdit_jax.files import write_atomic, write_json
 from mmdit_jax.models.autoencoder.config import AutoencoderConfig
 from mmdit_jax.models.autoencoder.kl import KLAutoencoder
 from mmdit_jax.models.autoencoder.names import PREFIXES, infer_config, public_name, shapes, strip_prefix
-from mmdit_jax.models.tensors import VARIANTS, Tensor, read_header, read_headers, weight_files
+from mmdit_jax.models.tensors import VARIANTS, Tensor, read_header, read_headers, read_json, weight_files
 
 CONFIG, STEM = "config.json", "diffusion_pytorch_model"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -100,14 +98,7 @@ def save_autoencoder(folder: str | Path, autoencoder: KLAutoencoder) -> None:
 
 
 def _read_config(file: Path) -> AutoencoderConfig:
-    try:
-        fields: dict[str, Any] = json.loads(file.read_text())
-        if not isinstance(fields, dict):
-            raise ValueError("not an object")
-    except OSError as error:
-        raise UserError(f"vae={file}: {error.strerror or error}; expected a diffusers folder") from None
-    except ValueError as error:
-        raise UserError(f"vae={file}: not JSON ({error})") from None
+    fields = read_json(file, "vae", "a diffusers folder")
     try:
         return AutoencoderConfig.from_diffusers(fields)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from mmdit_jax.models.sd3 import infer, table
 from mmdit_jax.models.sd3.files import RAW, WIDE
 from mmdit_jax.models.sd3.names import Entry, entries
 from mmdit_jax.models.sd3.tree import TREE, OurTree
-from mmdit_jax.models.tensors import VARIANTS, Tensor, read_headers, shards, weight_files
+from mmdit_jax.models.tensors import VARIANTS, Tensor, read_headers, read_json, shards, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def find_files(path: Path) -> tuple[list[Path], Mapping[str, Any]]:
         return (shards(path, WHAT) if path.name.endswith(".index.json") else [path]), {}
     if (path / "transformer").is_dir():
         path = path / "transformer"
-    said = _json(path / "config.json") if (path / "config.json").is_file() else {}
+    said = read_json(path / "config.json", WHAT, "diffusers' config.json") if (path / "config.json").is_file() else {}
     named = any(path.glob(f"{STEM}*.json")) or any((path / f"{STEM}{name}.safetensors").is_file() for name in VARIANTS)
     if named:
         return weight_files(path, STEM, WHAT), said
@@ -196,13 +195,3 @@ def _is_table(config: MMDiTConfig, entry: Entry, source: TensorFiles) -> bool:
 def _open_tree(path: Path) -> Checkpoint:
     tree = OurTree(path)
     return Checkpoint(tree.config, tree, "orbax", tree.computed)
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise UserError(f"checkpoint={path}: not a JSON object; expected diffusers' config.json")
-    return value

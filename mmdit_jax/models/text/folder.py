@@ -6,7 +6,6 @@ Tensors are read one by one: nothing is in memory twice but the tensor at hand.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmdit_jax.errors import UserError
-from mmdit_jax.models.tensors import Tensor, read_header, read_headers, weight_files
+from mmdit_jax.models.tensors import Tensor, read_header, read_headers, read_json, weight_files
 
 WHAT = "text_encoder"
 """Begins the line of an error."""
@@ -45,15 +44,9 @@ def read(path: Path) -> Source:
         return Source(path, None, read_header(path, WHAT)[0])
     if not path.is_dir():
         raise UserError(f"{WHAT}={path}: no such folder; expected config.json and model.safetensors in it")
-    config_file = path / "config.json"
-    if not config_file.is_file():
+    if not (path / "config.json").is_file():
         raise UserError(f"{WHAT}={path}: config.json is missing; expected a Hugging Face folder")
-    try:
-        config = json.loads(config_file.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise UserError(f"{config_file}: not a configuration ({error})") from None
+    config = read_json(path / "config.json", WHAT, "that of a Hugging Face folder")
     return Source(path, config, read_headers(weight_files(path, "model", WHAT), WHAT)[0])
 
 
