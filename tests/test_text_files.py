@@ -161,7 +161,7 @@ BIAS = "text_model.encoder.layers.1.mlp.fc1.bias"
         (_without(BIAS), r"text_encoder=.*: encoder\.layers\.1\.mlp\.fc1\.bias is missing$"),
         (
             {**_without(BIAS), BIAS: values("b", (7,)), "text_model.extra.weight": values("x", (3,))},
-            r"extra\.weight is unknown; encoder\.layers\.1\.mlp\.fc1\.bias is \[7\], expected \[96\]$",
+            r"extra\.weight is unknown; encoder\.layers\.1\.mlp\.fc1\.bias \[7\] \(expected \[96\]\)$",
         ),
         ({"a": values("a", (2,))}, r"embeddings\.token_embedding\.weight is missing; .*; and \d+ more$"),
     ],

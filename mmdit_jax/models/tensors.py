@@ -170,6 +170,20 @@ def _named(index: Path, what: str) -> list[Path]:
         raise UserError(f"{what}={index}: not an index of shards (expected a weight_map)") from None
 
 
+def compare(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> tuple[list[str], list[str], list[str]]:
+    """Tensors that are unknown, missing and misshapen, by name; the last with both shapes."""
+    unknown = [name for name in found if name not in expected]
+    missing = [name for name in expected if name not in found]
+    misshapen = [
+        f"{name} {list(found[name])} (expected {list(shape)})"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    return unknown, missing, misshapen
+
+
 def read_json(path: Path, what: str, expected: str) -> dict[str, Any]:
     """The object in a config.json.
 

@@ -12,7 +12,7 @@ from mmdit_jax.files import write_atomic, write_json
 from mmdit_jax.models.autoencoder.config import AutoencoderConfig
 from mmdit_jax.models.autoencoder.kl import KLAutoencoder
 from mmdit_jax.models.autoencoder.names import PREFIXES, infer_config, public_name, shapes, strip_prefix
-from mmdit_jax.models.tensors import VARIANTS, Tensor, read_header, read_headers, read_json, weight_files
+from mmdit_jax.models.tensors import VARIANTS, Tensor, compare, read_header, read_headers, read_json, weight_files
 
 CONFIG, STEM = "config.json", "diffusion_pytorch_model"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -127,20 +127,15 @@ def _checked(config: AutoencoderConfig, own: dict[str, Tensor], path: Path) -> d
     twice = sorted(name for name, public in told.items() if name != public and public in own)
     if twice:
         raise UserError(f"vae={path}: {twice[0]} is there under its present name, {told[twice[0]]}, too")
-    missing = sorted(expected.keys() - by_public.keys())
+    found = {public: _without_ones(public, tensor.shape) for public, tensor in by_public.items()}
+    unknown, missing, misshapen = compare(expected, found)
     if missing:
-        raise UserError(f"vae={path}: {_several('missing', missing)}")
-    extra = sorted(name for name, public in told.items() if public not in expected)
-    if extra:
-        raise UserError(f"vae={path}: {_several('unknown', extra)}; config or file is of another network")
-    one_by_one = {public: _without_ones(public, tensor.shape) for public, tensor in by_public.items()}
-    wrong = [
-        f"{name} {list(by_public[name].shape)} (expected {list(shape)})"
-        for name, shape in expected.items()
-        if one_by_one[name] != shape
-    ]
-    if wrong:
-        raise UserError(f"vae={path}: {_several('misshapen', wrong)}")
+        raise UserError(f"vae={path}: {_several('missing', sorted(missing))}")
+    if unknown:
+        stored = sorted(name for name, public in told.items() if public in unknown)
+        raise UserError(f"vae={path}: {_several('unknown', stored)}; config or file is of another network")
+    if misshapen:
+        raise UserError(f"vae={path}: {_several('misshapen', misshapen)}")
     for name, tensor in by_public.items():
         if tensor.dtype not in FLOATS:
             raise UserError(f"vae={path}: {name} has type {tensor.dtype}; expected one of {', '.join(FLOATS)}")

@@ -11,6 +11,7 @@ from typing import Any
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.sd3.names import OTHER_COMPONENTS, PREFIX, entries
+from mmdit_jax.models.tensors import compare
 
 Shape = tuple[int, ...]
 # Tensors named before the rest is only counted.
@@ -103,15 +104,8 @@ def check(where: str, family: str, config: MMDiTConfig, shapes: Mapping[str, Sha
       UserError: names every tensor that is unknown, missing or misshapen (up to twenty of a kind, then their number).
     """
     expected = {name: entry.part(family) for entry in entries(config) for name in entry.names(family)}
-    unknown = [name for name in shapes if name not in expected]
-    missing = [name for name in expected if name not in shapes]
-    wrong = [
-        f"{name} {list(shapes[name])} (expected {list(shape)})"
-        for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
-    ]
-    told = [_listed(kind, names) for kind, names in (("unknown", unknown), ("missing", missing)) if names]
-    told += [_listed("misshapen", wrong)] if wrong else []
+    kinds = zip(("unknown", "missing", "misshapen"), compare(expected, shapes), strict=True)
+    told = [_listed(kind, names) for kind, names in kinds if names]
     if told:
         raise UserError(f"checkpoint={where}: {'; '.join(told)}; expected {describe(config)} in {family} names")
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmdit_jax.errors import UserError
-from mmdit_jax.models.tensors import Tensor, read_header, read_headers, read_json, weight_files
+from mmdit_jax.models.tensors import Tensor, compare, read_header, read_headers, read_json, weight_files
 
 WHAT = "text_encoder"
 """Begins the line of an error."""
@@ -64,15 +64,9 @@ def stack(
     Raises:
         UserError: tensors are missing, unknown or misshapen: each is named, up to eight of them.
     """
-    expected = dict(expand(shapes))
-    missing = [f"{name} is missing" for name in expected if name not in tensors]
-    unknown = [f"{name} is unknown" for name in tensors if name not in expected]
-    misshapen = [
-        f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    if wrong := missing + unknown + misshapen:
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    unknown, missing, misshapen = compare(dict(expand(shapes)), found)
+    if wrong := [*(f"{name} is missing" for name in missing), *(f"{name} is unknown" for name in unknown), *misshapen]:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise UserError(f"{source}: {'; '.join(wrong[:8])}{more}")
     weights = {}
