@@ -66,7 +66,7 @@ class ImageNetSource:
 
     def read(self, entry: Entry) -> Item:
         """An image, captioned by the folder that it is in."""
-        return Item(self._inner.read(entry).image, sentence(self._names[Path(entry.key).parts[0]]), None)
+        return Item(self._inner.read_image(entry), sentence(self._names[Path(entry.key).parts[0]]), None)
 
 
 def _read(path: Path) -> dict[str, str]:
