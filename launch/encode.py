@@ -83,7 +83,7 @@ def add_source(action: argparse.ArgumentParser) -> None:
     group.add_argument("--tfds-split", default=options.tfds_split, help="(default: %(default)s)")
     for name in ("image", "caption", "synthetic"):
         group.add_argument(f"--{name}-field", metavar="FEATURE", help="of a TFDS set; guessed where not given")
-    group.add_argument("--class-names", metavar="FILE", help="of imagenet:FOLDER (default: LOC_synset_mapping.txt, …)")
+    group.add_argument("--class-names", metavar="FILE", help="of ImageNet (default: LOC_synset_mapping.txt, …)")
 
 
 def source_options(args: argparse.Namespace) -> SourceOptions:

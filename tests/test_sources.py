@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encode_sets import emoji, png, write_folder, write_tars, write_tfds
+from encode_sets import emoji, png, write_folder, write_labels, write_tars, write_tfds
 from PIL import Image
 
 from mmdit_jax.data.sources import Item, Source, SourceOptions, Unreadable, open_source
@@ -158,6 +158,27 @@ def test_imagenet(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "n9" / "1.png")
     with pytest.raises(UserError, match=r"no name for 'n9'"):
         opened(f"imagenet:{folder}")
+
+
+def test_labels_of_tfds(tmp_path: Path) -> None:
+    """TFDS knows ImageNet's classes by synset only, and has no labels in a test split: no caption is made of either."""
+    (tmp_path / "names.txt").write_text("n01440764 tench, Tinca tinca\nn02119789 kit fox\n")
+    (tmp_path / "short.txt").write_text("n01440764 tench\n")
+    image = emoji(1)[0][0]
+    name = write_labels(tmp_path, "synsets", ("n01440764", "n02119789"), [(image, 1), (image, 0), (image, -1)])
+    source = opened(name, tfds_dir=str(tmp_path), class_names=str(tmp_path / "names.txt"))
+    entries = source.entries(0)
+    assert [source.read(entry).caption for entry in entries[:2]] == ["a photo of a kit fox", "a photo of a tench"]
+    with pytest.raises(Unreadable, match="no label"):
+        source.read(entries[2])
+    with pytest.raises(UserError, match=r"its classes n01440764 and so on; give --class-names"):
+        opened(name, tfds_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"no name for 'n02119789'"):
+        opened(name, tfds_dir=str(tmp_path), class_names=str(tmp_path / "short.txt"))
+    name = write_labels(tmp_path, "words", ("cat", "fire_truck"), [(image, 1)])
+    assert [item.caption for item in items(opened(name, tfds_dir=str(tmp_path))).values()] == [
+        "a photo of a fire truck"
+    ]
 
 
 def test_pixels_of_every_kind() -> None:
