@@ -115,7 +115,7 @@ def scan_of(sizes: np.ndarray, pixels: np.ndarray, problems: list[str] | None = 
 
 
 @pytest.mark.parametrize("dedupe", ["none", "exact", "perceptual"])
-@pytest.mark.parametrize("validation", ["0", "40", "0.25", "1.0"])
+@pytest.mark.parametrize("validation", ["0", "40", "0.25", "1.0", "auto"])
 def test_plan_has_every_item_once_and_no_leak(dedupe: str, validation: str) -> None:
     random = np.random.default_rng(3)
     sizes, pixels = random.integers(20, 400, (400, 2)), random.integers(0, 150, 400)
@@ -189,6 +189,8 @@ def test_settings_survive_and_differ() -> None:
     scan = ScanSettings("s", SourceOptions(tfds_split="x"), validation="0.1")
     settings = Settings(scan, "vae", (EncoderSpec("t5", "sd3", 256), EncoderSpec("words")), batch=3)
     assert Settings.from_json(settings.to_json()) == settings
+    told = [ScanSettings("s").validation_items(total) for total in (0, 1, 2, 101, 50_000, 10**7)]
+    assert told == [0, 0, 1, 2, 500, 2000]
     assert difference({"a": 1, "b": [2]}, {"b": [2], "a": 1}) is None
     assert difference({"a": 1, "size": 256}, {"a": 1, "size": 512}) == "size was 256, is 512"
 
