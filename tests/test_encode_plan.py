@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,20 @@ def test_plan_has_every_item_once_and_no_leak(dedupe: str, validation: str) -> N
     buckets["validation"] = {u.bucket for u in plan.units if u.split == "validation"}
     assert validation == "1.0" or buckets["validation"] <= buckets["train"]
     assert make_plan(scan, settings).dropped == plan.dropped
+
+
+def test_many_copies_of_one_picture() -> None:
+    """As "image not available" in a crawl: near duplicates are looked for among different pictures only."""
+    pixels = np.concatenate([np.zeros(4000, np.int64), np.arange(20)])
+    scan = scan_of(np.full((len(pixels), 2), 64), pixels)
+    scan.perceptual[4001:4003] = scan.perceptual[0]  # of other pixels: near ones
+    tracemalloc.start()
+    plan = make_plan(scan, ScanSettings("s", size=64, dedupe="perceptual", validation="0"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert plan.examples["train"] == 18 and plan.reasons == {"duplicate": 4002}
+    assert {reason for _, reason in plan.dropped} == {"duplicate of k0000"}
+    assert peak < 50e6, peak  # all pairs of copies take hundreds of megabytes
 
 
 def test_validation_follows_content_not_order() -> None:
