@@ -22,6 +22,7 @@ import numpy as np
 from mmdit_jax.data.records import FORMAT, Encoded, unpack
 from mmdit_jax.data.store import CACHE_BYTES, MANIFEST
 from mmdit_jax.errors import UserError, unknown
+from mmdit_jax.host import allow_open_files
 from mmdit_jax.models.text.interface import TextShape, TextStates
 
 _READ = 256
@@ -123,7 +124,8 @@ class EncodedSet:
         """Random access to split "train" or "validation", with the states of these encoders, or of all.
 
         Raises:
-            UserError: no such split, an empty one, or an encoder whose states the set lacks.
+            UserError: no such split, an empty one, an encoder whose states the set lacks, or more shards than this host
+                lets a process open.
         """
         if name not in self._shards:
             unknown("split", name, self._shards)
@@ -133,6 +135,12 @@ class EncodedSet:
                 unknown("text_encoders", encoder, self.text)
         if not sum(shard.examples for shard in self._shards[name]):
             raise UserError(f"data={self.folder}: split {name!r} holds no examples; encode with --validation N")
+        files = sum(map(len, self._shards.values()))
+        if not allow_open_files(files):  # each is kept open, since batches take examples of any
+            raise UserError(
+                f"data={self.folder}: {files:,} shards to hold open, more than this host's hard limit (ulimit -Hn); "
+                "raise it, or encode with a larger --shard-examples"
+            )
         shapes = {encoder: self.text[encoder].shape for encoder in wanted}
         return EncodedSplit(self.folder, self._shards[name], self.latents.channels, shapes)
 
