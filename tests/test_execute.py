@@ -42,13 +42,17 @@ def test_processes_of_one_run_share_its_folder(tmp_path: Path) -> None:
 
     both = [start(0), start(1)]
     try:
+        deadline = time.monotonic() + 60
         while not all((tmp_path / f"held{index}").exists() for index in (0, 1)):
-            assert all(process.poll() is None for process in both), [process.communicate() for process in both]
+            assert time.monotonic() < deadline and all(process.poll() is None for process in both)
             time.sleep(0.01)
         (folder,) = (tmp_path / "tiny").iterdir()
         assert is_locked(folder) and (folder / "config.json").exists()
-    finally:
         (tmp_path / "end").touch()
         ends = [process.communicate(timeout=60) for process in both]
+    finally:
+        for process in both:
+            process.kill()  # does nothing to one that has ended
+            process.wait()
     assert all(process.returncode == 0 for process in both), ends
     assert not is_locked(folder)
