@@ -20,7 +20,7 @@ COMMANDS = {
     "evaluate": ("launch.runs", "scores of a trained run, with other settings if given"),
     "sample": ("launch.runs", "images from a trained run"),
     "convert": ("launch.convert", "SD3 checkpoints in and out: diffusers' and Stability's files, our tree"),
-    "data": ("launch.data", "build and look at data sets"),
+    "data": ("launch.data", "build, encode and look at data sets; find duplicates"),
     "fit": ("launch.stats", "a scaling law with intervals, from any table"),
     "elo": ("launch.stats", "ratings with intervals, from any table of battles"),
     "correlate": ("launch.stats", "correlation of two columns with intervals"),

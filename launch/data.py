@@ -12,8 +12,8 @@ import numpy as np
 import mmdit_jax.data.pipeline as pipeline
 from launch.duplicates import add_duplicates
 from launch.encode import add_encode
-from launch.inspect_encoded import inspect_encoded, is_encoded
-from launch.runtime import add_places
+from launch.inspect_encoded import inspect_encoded
+from launch.runtime import add_places, add_vae
 from mmdit_jax.config import DataConfig
 from mmdit_jax.evaluation.grids import grid_png
 
@@ -40,6 +40,7 @@ def add_parsers(commands: Any) -> None:
         add_places(action)
         if name == "inspect":
             action.add_argument("--out", type=Path, help="PNG to write")
+            add_vae(action)
         action.set_defaults(run=run)
     add_encode(actions)
     add_duplicates(actions)
@@ -61,9 +62,9 @@ def build(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print what is in a set; draw the first examples."""
-    folder = (args.data_dir or args.root / "_data") / args.name
-    if is_encoded(folder):
-        return inspect_encoded(folder, args.out)
+    encoded = pipeline.open_encoded(args.name, args.data_dir or args.root / "_data")
+    if encoded is not None:
+        return inspect_encoded(encoded, args.out, args.vae)
     data = _open(args)
     for split in ("train", "validation"):
         source = data.split(split)

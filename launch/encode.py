@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from mmdit_jax.data.encode.progress import Progress
 from mmdit_jax.data.encode.settings import DEDUPE, DTYPES, EncoderSpec, ScanSettings, Settings
 from mmdit_jax.data.encode.sizes import sample_bytes, table
 from mmdit_jax.data.sources import SourceOptions
+from mmdit_jax.data.store import BUILDERS
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text import ENCODERS
 
 EXAMPLE = (
     "example: mmdit data encode 'shards/{000..099}.tar' --name cc --size 256 --vae sd3 --clip-l sd3 --clip-g sd3 "
-    "--t5 sd3 --validation 2000 --dry-run"
+    "--t5 sd3 --dry-run"
 )
 SOURCES = "a folder of images, a tar file, glob or {000..099} range, tfds:NAME[/CONFIG], or imagenet:FOLDER"
 _DEFAULT = ScanSettings("")
@@ -57,8 +59,12 @@ def add_encode(actions: Any) -> None:
     rest.add_argument(
         "--synthetic-share", type=float, default=_DEFAULT.synthetic_share, help="where there are both (0.5)"
     )
-    rest.add_argument("--validation", default=_DEFAULT.validation, help="items (2000) or share (0.01) of the split (0)")
-    rest.add_argument("--seed", type=int, default=_DEFAULT.seed, help="of the two choices above")
+    rest.add_argument(
+        "--validation",
+        default=_DEFAULT.validation,
+        help="items (2000) or share (0.01) that are held out (default: a hundredth, at most 2000)",
+    )
+    rest.add_argument("--seed", type=int, default=_DEFAULT.seed, help="of both choices above (default: %(default)s)")
     rest.add_argument("--shard-examples", type=int, default=_DEFAULT.shard_examples, help="at most (1024)")
     work = action.add_argument_group("work")
     work.add_argument("--processes", type=int, default=1, help="on this host; one a GPU (default: %(default)s)")
@@ -83,7 +89,7 @@ def add_source(action: argparse.ArgumentParser) -> None:
     group.add_argument("--tfds-split", default=options.tfds_split, help="(default: %(default)s)")
     for name in ("image", "caption", "synthetic"):
         group.add_argument(f"--{name}-field", metavar="FEATURE", help="of a TFDS set; guessed where not given")
-    group.add_argument("--class-names", metavar="FILE", help="of imagenet:FOLDER (default: LOC_synset_mapping.txt, …)")
+    group.add_argument("--class-names", metavar="FILE", help="of ImageNet (default: LOC_synset_mapping.txt, …)")
 
 
 def source_options(args: argparse.Namespace) -> SourceOptions:
@@ -143,8 +149,11 @@ def encode(args: argparse.Namespace) -> int:
         threads_each,
     )
 
-    if not args.name or "/" in args.name or args.name.startswith("."):
-        raise UserError(f"name={args.name!r}: expected the name of a folder to make in the data folder")
+    if not args.name or "/" in args.name or args.name[0] in "._" or args.name in BUILDERS:
+        raise UserError(
+            f"name={args.name!r}: expected the name of a folder to make in the data folder, without . or _ in front, "
+            f"and not {' or '.join(BUILDERS)}"
+        )
     if args.processes < 1:
         raise UserError(f"processes={args.processes}: expected 1 or more")
     if args.process_count < 1 or not 0 <= args.process_index < args.process_count:
@@ -155,7 +164,7 @@ def encode(args: argparse.Namespace) -> int:
     stop = stop_on_sigterm()
     begun = time.monotonic()
     if args.dry_run:
-        return _dry_run(settings, folder, args.json, progress)
+        return _dry_run(settings, folder, args.json, stop, progress)
     place = Place(args.process_index, args.process_count, threads_each(args.processes))
     try:
         if args.processes == 1:
@@ -171,7 +180,7 @@ def encode(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dry_run(settings: Settings, folder: Path, as_json: bool, progress: Progress) -> int:
+def _dry_run(settings: Settings, folder: Path, as_json: bool, stop: Callable[[], bool], progress: Progress) -> int:
     """Scan (kept for the real run), plan, and print."""
     from mmdit_jax.data.encode.job import Job, Place
     from mmdit_jax.data.encode.models import load_models
@@ -180,7 +189,7 @@ def _dry_run(settings: Settings, folder: Path, as_json: bool, progress: Progress
 
     models = load_models(settings)
     source = open_source(settings.scan.source, settings.scan.options)
-    job = Job(folder, source, Place(threads=threads_each(1)), lambda: False, progress.report)
+    job = Job(folder, source, Place(threads=threads_each(1)), stop, progress.report)
     plan = make_plan(job.scan(), settings.scan)
     sizes = sample_bytes(plan.buckets, models.vae.channels, models.vae.factor, models.text)
     images = sum(plan.examples.values())

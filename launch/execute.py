@@ -156,7 +156,7 @@ def train_group(runs: Sequence[Run], places: Places, *, quiet: bool = False) -> 
 
 @contextlib.contextmanager
 def _prepared(run: Run, places: Places) -> Iterator[None]:
-    """Hold the run's directory, with its config in it.
+    """Hold the run's directory, with its config in it; of several processes at one run, the first does it for all.
 
     Raises:
         UserError: another process holds it, or its encoded data set is not there or another one than it was begun with.
@@ -167,12 +167,14 @@ def _prepared(run: Run, places: Places) -> Iterator[None]:
         training_data(run, places.data)  # refuses what does not suit before anything is written
     make_folder(run_dir)
     keep_compiled_programs(places.root)
-    with _lock(run_dir):
+    main = jax.process_index() == 0
+    with _lock(run_dir) if main else contextlib.nullcontext():
         told = {"run_id": run.run_id, "config": to_dict(run), "versions": _versions()}
         if encoded is not None:
             _check_same_data(run_dir, encoded)
             told["data_fingerprint"] = encoded.fingerprint
-        write_json(run_dir / CONFIG, told)
+        if main:
+            write_json(run_dir / CONFIG, told)
         yield
 
 
@@ -261,7 +263,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of this run may have been first
     except OSError as error:
         raise UserError(f"root={folder}: cannot be written ({error.strerror}); choose another --root") from error
 

@@ -3,95 +3,68 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from launch.encode import account
-from mmdit_jax.data.records import FORMAT, Encoded, unpack
-from mmdit_jax.errors import UserError
+from mmdit_jax.data.encoded import EncodedSet, Examples
+from mmdit_jax.data.store import MANIFEST, SPLITS
 from mmdit_jax.evaluation.grids import grid_png
+from mmdit_jax.evaluation.latent import no_autoencoder, open_autoencoder
+from mmdit_jax.models.autoencoder import to_model_space
 
 _SHOWN = 8
 
 
-def is_encoded(folder: Path) -> bool:
-    """Whether there is a pre-encoded set, finished or begun."""
-    return (folder / "manifest.json").is_file() or (folder / "work" / "settings.json").is_file()
-
-
-def inspect_encoded(folder: Path, out: Path | None) -> int:
+def inspect_encoded(source: EncodedSet, out: Path | None, vae: str | None) -> int:
     """Print sizes by bucket and the encoders; draw decoded examples of all buckets.
 
+    Args:
+        source: the set.
+        out: PNG to write.
+        vae: folder of the set's autoencoder; None: where it lay when the set was made.
+
     Raises:
-        UserError: not finished, damaged, of another format, or its autoencoder isn't there any more.
+        UserError: a shard is damaged, or its autoencoder isn't there any more.
     """
-    manifest = _manifest(folder)
-    print(account(folder, manifest))
-    latents = manifest["latents"]
+    print(account(source.folder, json.loads((source.folder / MANIFEST).read_text())))
+    space = source.latents
     print(
-        f"latents: {latents['channels']} channels, factor {latents['factor']}, "
-        f"(z - {latents['shift']:g})·{latents['scale']:g}, {latents['folder']} ({latents['fingerprint']})"
+        f"latents: {space.channels} channels, factor {space.factor}, "
+        f"(z - {space.shift:g})·{space.scale:g}, {space.folder} ({space.fingerprint})"
     )
-    for name, told in manifest["text"].items():
-        where = told["folder"] or "embedded"
-        widths = f"{told['length']} tokens of {told['width']}, pooled {told['pooled_width']}"
-        print(f"{name}: {widths}, {where} ({told['fingerprint']})")
-    examples = list(_some(folder, manifest))
-    for example in examples[:4]:
-        print(f"  {example.key}: {example.caption}")
+    for name, told in source.text.items():
+        length, width, pooled = told.shape
+        where = told.folder or "embedded"
+        print(f"{name}: {length} tokens of {width}, pooled {pooled}, {where} ({told.fingerprint})")
+    examples = _some(source)
+    captions = [str(example.captions[0]) for example in examples]
+    for example, caption in list(zip(examples, captions, strict=True))[:4]:
+        print(f"  {example.keys[0]}: {caption}")
     if out:
-        images = _decoded(latents, examples)
-        grid_png(images[None], [folder.name], [example.caption for example in examples], out)
+        grid_png(_decoded(source, examples, vae)[None], [source.folder.name], captions, out)
         print(out)
     return 0
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"data={folder}: begun, not finished; run mmdit data encode again with the same settings"
-        ) from None
-    except ValueError:
-        raise UserError(f"data={folder}: manifest.json is damaged; delete it and run mmdit data encode again") from None
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"data={folder}: format {manifest.get('format')!r}; expected {FORMAT!r}")
-    for shard in (shard for shards in manifest["splits"].values() for shard in shards):
-        path = folder / shard["file"]
-        if not path.is_file() or path.stat().st_size != shard["bytes"]:
-            raise UserError(f"data={folder}: {path.name} is missing or cut off; delete manifest.json and encode again")
-    return manifest
+def _some(source: EncodedSet) -> list[Examples]:
+    """A few examples, one by one: the first of each bucket in turn, then the second ones, and so on."""
+    name = next(split for split in SPLITS if source.examples(split))
+    split = source.split(name, ())
+    places = [(row, bucket) for row in range(_SHOWN) for bucket, size in enumerate(split.sizes) if row < size]
+    return [split.take(bucket, np.array([row]), keep=False) for row, bucket in places[:_SHOWN]]
 
 
-def _some(folder: Path, manifest: dict[str, Any]) -> Iterator[Encoded]:
-    """A few examples: the first of each bucket in turn, then the second ones, and so on."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    first: dict[tuple[int, int], Path] = {}
-    for shard in (shard for split in ("train", "validation") for shard in manifest["splits"][split]):
-        first.setdefault(tuple(shard["bucket"]), folder / shard["file"])
-    readers = [ArrayRecordReader(str(path)) for path in first.values()]
-    places = [(row, reader) for row in range(_SHOWN) for reader in readers if row < reader.num_records()]
-    for row, reader in places[:_SHOWN]:
-        (data,) = reader.read([row])
-        yield unpack(data)
-
-
-def _decoded(latents: dict[str, Any], examples: list[Encoded]) -> np.ndarray:
+def _decoded(source: EncodedSet, examples: list[Examples], given: str | None) -> np.ndarray:
     """Images of the means, centred on one white canvas each: uint8 [N, H, W, 3]."""
-    from mmdit_jax.models.autoencoder import load_autoencoder, to_model_space
-
-    vae = load_autoencoder(latents["folder"])
-    if vae.fingerprint != latents["fingerprint"]:
-        raise UserError(f"vae={latents['folder']}: another autoencoder ({vae.fingerprint}) than encoded the set")
+    vae = open_autoencoder(source, given)
+    if vae is None:
+        raise no_autoencoder(source)
     images = []
     for example in examples:
-        means = jnp.asarray(example.mean, jnp.float32)[None]
+        means = jnp.asarray(example.mean, jnp.float32)
         images.append(vae.decode(np.asarray(to_model_space(means, vae.shift, vae.scale)))[0])
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     canvas = np.full((len(images), height, width, 3), 255, np.uint8)

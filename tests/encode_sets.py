@@ -85,3 +85,28 @@ def write_tfds(folder: Path, images: Sequence[np.ndarray], captions: Sequence[st
     tfds.disable_progress_bar()
     Pictures(data_dir=str(folder), file_format="array_record").download_and_prepare()
     return "tfds:pictures"
+
+
+def write_labels(folder: Path, name: str, classes: Sequence[str], rows: Sequence[tuple[np.ndarray, int]]) -> str:
+    """A TFDS set of images and labels, of which -1 is none; returns its name."""
+    import tensorflow_datasets as tfds
+
+    class Labelled(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            label = tfds.features.ClassLabel(names=list(classes))
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            for i, (image, label) in enumerate(rows):
+                yield i, {"image": io.BytesIO(png(image)), "label": label}
+
+    Labelled.name = name
+    tfds.disable_progress_bar()
+    Labelled(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return f"tfds:{name}"

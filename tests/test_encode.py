@@ -69,6 +69,7 @@ def run_job(folder: Path, settings: Settings, report: Callable[..., None] = lamb
 def settings_of(sets: Path, source: str, encoders: tuple[EncoderSpec, ...], **scan: Any) -> Settings:
     place = source if source.startswith("tfds:") else str(sets / source)
     options = SourceOptions(tfds_dir=str(sets / "tfds"))
+    scan = {"validation": "0", **scan}
     return Settings(
         ScanSettings(place, options, size=32, shard_examples=40, **scan), str(sets / "vae"), encoders, batch=16
     )

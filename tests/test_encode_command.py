@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +49,8 @@ def place(tmp_path: Path, vae: Path) -> Path:
 def encode(place: Path, *more: str, source: str = "in", name: str = "set") -> list[str]:
     paths = ("--data-dir", str(place / "out"), "--vae", str(place / "vae"))
     given = ["data", "encode", str(place / source), "--name", name, *paths, "--quiet", "--json"]
-    return [*given, *([] if "--encoders" in more else ["--encoders", "words"]), "--size", "32", *more]
+    held_out = [] if "--validation" in more else ["--validation", "0"]
+    return [*given, *held_out, *([] if "--encoders" in more else ["--encoders", "words"]), "--size", "32", *more]
 
 
 def test_damaged_items_are_left_out_and_told(place: Path, capsys: Capture) -> None:
@@ -100,6 +103,22 @@ def test_dry_run_says_what_comes(place: Path, capsys: Capture) -> None:
     assert "train 21, validation 2 images" in text and "65.5" in text
 
 
+def test_a_dry_run_can_be_stopped(place: Path, capsys: Capture) -> None:
+    """SIGTERM during the scan, which here waits for a pipe."""
+    slow = place / "in" / "slow.png"
+    os.mkfifo(slow)
+
+    def stop() -> None:
+        with slow.open("wb"):  # waits until the scan reads it
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert cli.main(encode(place, "--dry-run")) == 75
+    thread.join()
+    refused(capsys, "stopped")
+
+
 def test_other_settings_are_refused(place: Path, capsys: Capture) -> None:
     """While the same ones again change nothing."""
     assert cli.main(encode(place)) == 0
@@ -143,6 +162,8 @@ def refused(capsys: Capture, *words: str) -> None:
         (("--encoders", "word"), "encoders='word'"),
         (("--clip-l", "nowhere"), "nowhere"),
         (("--name", "a/b"), "name='a/b'"),
+        (("--name", "_scans"), "name='_scans'"),
+        (("--name", "emoji"), "not scenes or emoji"),
         (("--batch", "0"), "batch=0"),
         (("--processes", "0"), "processes=0"),
         (("--process-index", "1"), "process-index=1: expected 0 to 0"),
@@ -202,15 +223,17 @@ def test_inspect_shows_what_was_encoded(place: Path, capsys: Capture) -> None:
     shutil.copytree(place / "vae", place / "kept")
     write_vae(place / "vae", AutoencoderConfig(4, (8, 8, 8, 8), 1, 4, False))
     assert cli.main([*look, "--out", str(place / "look.png")]) == 2
-    assert "another autoencoder" in capsys.readouterr().err
+    assert "was encoded by" in capsys.readouterr().err
+    assert cli.main([*look, "--out", str(place / "look.png"), "--vae", str(place / "kept")]) == 0
+    capsys.readouterr()
     shard = next((place / "out" / "set").glob("train-24x40*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     assert cli.main(look) == 2
-    refused(capsys, f"{shard.name} is missing or cut off")
+    refused(capsys, shard.name, "manifest.json and run its `mmdit data encode` again")
     # As it says: without the manifest the same command writes the shard again.
     (place / "out" / "set" / "manifest.json").unlink()
     assert cli.main(look) == 2
-    refused(capsys, "begun, not finished")
+    refused(capsys, "not finished")
     again = encode(place, "--multiple", "8", "--vae", str(place / "kept"))
     assert cli.main(again) == 0
     assert json.loads(capsys.readouterr().out)["encoded_now"] == 1

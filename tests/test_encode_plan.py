@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def scan_of(sizes: np.ndarray, pixels: np.ndarray, problems: list[str] | None = 
 
 
 @pytest.mark.parametrize("dedupe", ["none", "exact", "perceptual"])
-@pytest.mark.parametrize("validation", ["0", "40", "0.25", "1.0"])
+@pytest.mark.parametrize("validation", ["0", "40", "0.25", "1.0", "auto"])
 def test_plan_has_every_item_once_and_no_leak(dedupe: str, validation: str) -> None:
     random = np.random.default_rng(3)
     sizes, pixels = random.integers(20, 400, (400, 2)), random.integers(0, 150, 400)
@@ -155,6 +156,20 @@ def test_plan_has_every_item_once_and_no_leak(dedupe: str, validation: str) -> N
     assert make_plan(scan, settings).dropped == plan.dropped
 
 
+def test_many_copies_of_one_picture() -> None:
+    """As "image not available" in a crawl: near duplicates are looked for among different pictures only."""
+    pixels = np.concatenate([np.zeros(4000, np.int64), np.arange(20)])
+    scan = scan_of(np.full((len(pixels), 2), 64), pixels)
+    scan.perceptual[4001:4003] = scan.perceptual[0]  # of other pixels: near ones
+    tracemalloc.start()
+    plan = make_plan(scan, ScanSettings("s", size=64, dedupe="perceptual", validation="0"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert plan.examples["train"] == 18 and plan.reasons == {"duplicate": 4002}
+    assert {reason for _, reason in plan.dropped} == {"duplicate of k0000"}
+    assert peak < 50e6, peak  # all pairs of copies take hundreds of megabytes
+
+
 def test_validation_follows_content_not_order() -> None:
     """The same pictures in another order, with more beside them, fall on the same side, as far as shares allow."""
     sizes = np.full((1000, 2), 64)
@@ -189,6 +204,8 @@ def test_settings_survive_and_differ() -> None:
     scan = ScanSettings("s", SourceOptions(tfds_split="x"), validation="0.1")
     settings = Settings(scan, "vae", (EncoderSpec("t5", "sd3", 256), EncoderSpec("words")), batch=3)
     assert Settings.from_json(settings.to_json()) == settings
+    told = [ScanSettings("s").validation_items(total) for total in (0, 1, 2, 101, 50_000, 10**7)]
+    assert told == [0, 0, 1, 2, 500, 2000]
     assert difference({"a": 1, "b": [2]}, {"b": [2], "a": 1}) is None
     assert difference({"a": 1, "size": 256}, {"a": 1, "size": 512}) == "size was 256, is 512"
 

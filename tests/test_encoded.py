@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,32 @@ def test_batches_follow_the_global_step(data_dir: Path, monkeypatch: pytest.Monk
         np.testing.assert_array_equal(batch.logvar, known.logvar)
         np.testing.assert_array_equal(batch.text["t5"].tokens, known.text["t5"].tokens)
     assert fresh._read_once.cache_info().currsize == 0
+
+
+MANY_SHARDS = """
+import os, resource, sys
+from pathlib import Path
+import numpy as np
+from mmdit_jax.data.encoded import EncodedSet
+from mmdit_jax.errors import UserError
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 2000))
+taken = EncodedSet(Path(sys.argv[1])).split("train").take(0, np.arange(150))
+print(len(taken.mean))
+resource.setrlimit(resource.RLIMIT_NOFILE, (500, 500))
+try:
+    EncodedSet(Path(sys.argv[1])).split("train")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_more_shards_than_open_files(tmp_path: Path) -> None:
+    """Ten million images are ten thousand shards; a shell's limit is often 1,024 files, and can be raised."""
+    folder = write_set(tmp_path / "set", {"train": {(4, 4): 150}, "validation": {(4, 4): 2}}, shard=1)
+    done = subprocess.run([sys.executable, "-c", MANY_SHARDS, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    count, told = done.stdout.splitlines()
+    assert count == "150" and "152 shards to hold open" in told and "--shard-examples" in told
 
 
 def test_only_the_encoders_asked_for(data_dir: Path) -> None:

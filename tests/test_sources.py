@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from encode_sets import emoji, png, write_folder, write_tars, write_tfds
+from encode_sets import emoji, png, write_folder, write_labels, write_tars, write_tfds
 from PIL import Image
 
 from mmdit_jax.data.sources import Item, Source, SourceOptions, Unreadable, open_source
@@ -68,7 +69,7 @@ def test_synthetic_captions(tmp_path: Path) -> None:
     entries = source.entries(0)
     assert [entry.key for entry in entries] == ["c.png", "x.png"]
     assert source.read(entries[0]).caption == "three"
-    with pytest.raises(Unreadable, match=r"cannot read x\.png: No such file"):
+    with pytest.raises(Unreadable, match=r"cannot be read: x\.png: No such file"):
         source.read(entries[1])
 
 
@@ -83,6 +84,63 @@ def test_tar_members_by_stem(tmp_path: Path) -> None:
             tar.addfile(member, io.BytesIO(data))
     found = items(opened(tmp_path / "s.tar"))
     assert {key: item.caption for key, item in found.items()} == {"00000-s/d.1/x": "text", "00000-s/y": "why"}
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    """Names that are no UTF-8, "./" in a list, brackets in a tar's name: keys and captions all the same."""
+    image = png(emoji(1)[0][0])
+    name = os.fsdecode(b"caf\xe9")
+    with tarfile.open(tmp_path / "a[1].tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for suffix, data in ((".png", image), (".txt", b"coffee")):
+            member = tarfile.TarInfo(name + suffix)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    found = items(opened(tmp_path / "a[1].tar"))
+    assert {key: item.caption for key, item in found.items()} == {"00000-a[1]/caf\\xe9": "coffee"}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / f"{name}.png").write_bytes(image)
+    (tmp_path / "b" / "1.png").write_bytes(image)
+    assert [key.encode() for key in items(opened(tmp_path / "b"))] == [b"1.png", b"caf\\xe9.png"]
+    lines = [{"file_name": "./1.png", "text": "one"}, {"file_name": str(tmp_path / "b/1.png"), "text": "two"}]
+    (tmp_path / "b" / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert sorted(str(item.caption) for item in items(opened(tmp_path / "b")).values()) == ["one", "two"]
+    for bad in ("", "a\0.png", "\ud800.png"):
+        (tmp_path / "b" / "captions.jsonl").write_text(json.dumps({"file_name": bad, "text": "x"}))
+        with pytest.raises(UserError, match="line 1: expected"):
+            opened(tmp_path / "b")
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    """As data sets are put together from several disks; links in a circle end."""
+    for name in ("a", "b", "elsewhere"):
+        (tmp_path / "all" / name).mkdir(parents=True) if name != "elsewhere" else (tmp_path / name).mkdir()
+    for path in ("all/a/1.png", "all/b/2.png", "elsewhere/3.png"):
+        (tmp_path / path).write_bytes(png(emoji(1)[0][0]))
+    (tmp_path / "all" / "c").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "all" / "up").symlink_to(tmp_path)
+    (tmp_path / "all" / "a" / "b").symlink_to(tmp_path / "all" / "b")
+    (tmp_path / "all" / "b" / "a").symlink_to(tmp_path / "all" / "a")
+    assert list(items(opened(tmp_path / "all"))) == ["a/1.png", "a/b/2.png", "b/2.png", "b/a/1.png", "c/3.png"]
+
+
+def test_captions_of_every_kind(tmp_path: Path) -> None:
+    """A mark of byte order, a list or a text as JSON, a first field that is empty, a .json about something else."""
+    cases: dict[str, tuple[dict[str, bytes], set[str | None]]] = {
+        "bom": ({".txt": b"\xef\xbb\xbfone"}, {"one"}),
+        "list": ({".json": b'["one", "two"]'}, {"one", "two"}),
+        "text": ({".json": b'"one"'}, {"one"}),
+        "second": ({".json": b'{"caption": null, "text": " ", "captions": ["one"]}'}, {"one"}),
+        "boxes": ({".txt": b"one", ".json": b"[{}, {}]"}, {"one"}),
+        "torn": ({".txt": b"one", ".json": b"{"}, {"one"}),
+        "number": ({".json": b'{"caption": "", "label": 3}'}, {None}),
+    }
+    for name, (files, expected) in cases.items():
+        (tmp_path / f"{name}.png").write_bytes(png(emoji(1)[0][0]))
+        for suffix, data in files.items():
+            (tmp_path / f"{name}{suffix}").write_bytes(data)
+        entry = next(entry for entry in opened(tmp_path).entries(0) if entry.key == f"{name}.png")
+        assert opened(tmp_path).read(entry).caption in expected, name
+    assert clean(np.array([b"", b"one"], object), "k") == "one"
 
 
 def test_imagenet(tmp_path: Path) -> None:
@@ -100,6 +158,27 @@ def test_imagenet(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "n9" / "1.png")
     with pytest.raises(UserError, match=r"no name for 'n9'"):
         opened(f"imagenet:{folder}")
+
+
+def test_labels_of_tfds(tmp_path: Path) -> None:
+    """TFDS knows ImageNet's classes by synset only, and has no labels in a test split: no caption is made of either."""
+    (tmp_path / "names.txt").write_text("n01440764 tench, Tinca tinca\nn02119789 kit fox\n")
+    (tmp_path / "short.txt").write_text("n01440764 tench\n")
+    image = emoji(1)[0][0]
+    name = write_labels(tmp_path, "synsets", ("n01440764", "n02119789"), [(image, 1), (image, 0), (image, -1)])
+    source = opened(name, tfds_dir=str(tmp_path), class_names=str(tmp_path / "names.txt"))
+    entries = source.entries(0)
+    assert [source.read(entry).caption for entry in entries[:2]] == ["a photo of a kit fox", "a photo of a tench"]
+    with pytest.raises(Unreadable, match="no label"):
+        source.read(entries[2])
+    with pytest.raises(UserError, match=r"its classes n01440764 and so on; give --class-names"):
+        opened(name, tfds_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"no name for 'n02119789'"):
+        opened(name, tfds_dir=str(tmp_path), class_names=str(tmp_path / "short.txt"))
+    name = write_labels(tmp_path, "words", ("cat", "fire_truck"), [(image, 1)])
+    assert [item.caption for item in items(opened(name, tfds_dir=str(tmp_path))).values()] == [
+        "a photo of a fire truck"
+    ]
 
 
 def test_pixels_of_every_kind() -> None:

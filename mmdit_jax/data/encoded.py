@@ -22,6 +22,7 @@ import numpy as np
 from mmdit_jax.data.records import FORMAT, Encoded, unpack
 from mmdit_jax.data.store import CACHE_BYTES, MANIFEST
 from mmdit_jax.errors import UserError, unknown
+from mmdit_jax.host import allow_open_files
 from mmdit_jax.models.text.interface import TextShape, TextStates
 
 _READ = 256
@@ -108,9 +109,9 @@ class EncodedSet:
         except FileNotFoundError as error:
             if not (folder / MANIFEST).exists():
                 raise
-            raise damaged(folder, error) from None
+            raise damaged(folder, error, folder / MANIFEST) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise damaged(folder, error) from None
+            raise damaged(folder, error, folder / MANIFEST) from None
         self.fingerprint = _fingerprint(manifest)
         """Hash of the manifest, but for the folders that the models lay in."""
 
@@ -119,11 +120,16 @@ class EncodedSet:
         """Side in latent pixels of the square bucket."""
         return self.size // self.latents.factor
 
+    def examples(self, split: str) -> int:
+        """How many the split has; 0 where there is no such split."""
+        return sum(shard.examples for shard in self._shards.get(split, ()))
+
     def split(self, name: str, encoders: Iterable[str] | None = None) -> EncodedSplit:
         """Random access to split "train" or "validation", with the states of these encoders, or of all.
 
         Raises:
-            UserError: no such split, an empty one, or an encoder whose states the set lacks.
+            UserError: no such split, an empty one, an encoder whose states the set lacks, or more shards than this host
+                lets a process open.
         """
         if name not in self._shards:
             unknown("split", name, self._shards)
@@ -131,8 +137,14 @@ class EncodedSet:
         for encoder in wanted:
             if encoder not in self.text:
                 unknown("text_encoders", encoder, self.text)
-        if not sum(shard.examples for shard in self._shards[name]):
+        if not self.examples(name):
             raise UserError(f"data={self.folder}: split {name!r} holds no examples; encode with --validation N")
+        files = sum(map(len, self._shards.values()))
+        if not allow_open_files(files):  # each is kept open, since batches take examples of any
+            raise UserError(
+                f"data={self.folder}: {files:,} shards to hold open, more than this host's hard limit (ulimit -Hn); "
+                "raise it, or encode with a larger --shard-examples"
+            )
         shapes = {encoder: self.text[encoder].shape for encoder in wanted}
         return EncodedSplit(self.folder, self._shards[name], self.latents.channels, shapes)
 
@@ -171,13 +183,18 @@ class EncodedSplit:
         )
         return ranked[0][0]
 
-    def take(self, bucket: int, rows: np.ndarray) -> Examples:
+    def take(self, bucket: int, rows: np.ndarray, *, keep: bool = True) -> Examples:
         """Examples at ``rows`` of the bucket with this number, in that order.
+
+        Args:
+            bucket: its number.
+            rows: in the bucket.
+            keep: read a small split whole, for the next calls; else these rows only.
 
         Raises:
             UserError: a shard can't be read, or holds other examples than the manifest says.
         """
-        if not self.in_memory:
+        if not (keep and self.in_memory):
             return self._read(bucket, rows)
         whole = self._read_once(bucket)
         text = {name: TextStates(states.tokens[rows], states.pooled[rows]) for name, states in whole.text.items()}
@@ -232,10 +249,14 @@ class EncodedSplit:
         return source
 
 
-def damaged(folder: Path, error: Exception) -> UserError:
-    """The error for a set that can't be read."""
+def damaged(folder: Path, error: Exception, remedy: Path | None = None) -> UserError:
+    """The error for a set that can't be read, and what to delete: the whole set, unless ``remedy`` is enough.
+
+    Without its manifest a set is gone on with: `mmdit data encode` makes shards that are missing or cut off.
+    """
     reason = f"{(str(error).splitlines() or [''])[0]}" or type(error).__name__
-    return UserError(f"data={folder}: damaged ({reason}); delete this folder and run `mmdit data encode` again")
+    what = remedy or "this folder"
+    return UserError(f"data={folder}: damaged ({reason}); delete {what} and run its `mmdit data encode` again")
 
 
 def _text_source(told: Mapping[str, Any]) -> TextSource:

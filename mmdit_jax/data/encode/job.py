@@ -28,7 +28,7 @@ from mmdit_jax.data.encode import plan_file
 from mmdit_jax.data.encode.claims import Claims
 from mmdit_jax.data.encode.models import describe, identity
 from mmdit_jax.data.encode.plan import Unit, make_plan
-from mmdit_jax.data.encode.scan import Scan, join, load, save, scan_part, scans_folder
+from mmdit_jax.data.encode.scan import Scan, join, load, save, scan_part, scans_folder, without_places
 from mmdit_jax.data.encode.settings import Settings, difference
 from mmdit_jax.data.encode.shard import Changed, Models, Work, encode_shard
 from mmdit_jax.data.encode.sizes import sample_bytes
@@ -144,7 +144,7 @@ class Job:
         path = self._work / "plan.npz"
 
         def one(_: int) -> None:
-            parts = [self._load_scan(part) for part in range(self._source.parts)]
+            parts = [without_places(self._load_scan(part)) for part in range(self._source.parts)]
             plan_file.save(make_plan(join(parts), settings.scan), [len(part) for part in parts], path)
 
         self._all(self._work / "plan.lock", 1, lambda _: path.exists(), one)

@@ -62,10 +62,10 @@ def make_plan(scan: Scan, settings: ScanSettings) -> Plan:
     buckets = bucket_list(settings.size, settings.multiple, settings.bucket_aspect)
     reasons, place = filtered(scan, settings, buckets)
     kept = np.flatnonzero([not reason for reason in reasons])
-    group, first = _groups(scan, kept, settings)
+    group = _groups(scan, kept, settings)
     if settings.dedupe != "none":
-        for item in kept[group != kept]:
-            reasons[item] = f"duplicate of {scan.entries[first[item]].key}"
+        for item, first in zip(kept[group != kept], group[group != kept], strict=True):
+            reasons[item] = f"duplicate of {scan.entries[first].key}"
         kept = kept[group == kept]
         group = kept
     validation = _validation(scan.pixels, kept, group, settings)
@@ -118,14 +118,16 @@ def filtered(scan: Scan, settings: ScanSettings, buckets: Sequence[Bucket]) -> t
     return reasons, place
 
 
-def _groups(scan: Scan, kept: np.ndarray, settings: ScanSettings) -> tuple[np.ndarray, dict[int, int]]:
-    """The first item of each kept item's group, int64; and the same by item."""
-    pairs = duplicates.exact_pairs(scan.pixels[kept])
+def _groups(scan: Scan, kept: np.ndarray, settings: ScanSettings) -> np.ndarray:
+    """The first item of each kept item's group of duplicates, int64."""
+    root = duplicates.groups(len(kept), duplicates.exact_pairs(scan.pixels[kept]))
     if settings.dedupe == "perceptual":
-        near = duplicates.near_duplicates(scan.perceptual[kept], scan.colours[kept], settings.distance)
-        pairs = np.concatenate([pairs, near])
-    group = kept[duplicates.groups(len(kept), pairs)]
-    return group, dict(zip(kept.tolist(), group.tolist(), strict=True))
+        # One of those with the same pixels stands for all: copies of one picture are as many pairs as their square.
+        single = np.unique(root)
+        items = kept[single]
+        near = duplicates.near_duplicates(scan.perceptual[items], scan.colours[items], settings.distance)
+        root = single[duplicates.groups(len(single), near)[np.searchsorted(single, root)]]
+    return kept[root]
 
 
 def _validation(pixels: np.ndarray, kept: np.ndarray, group: np.ndarray, settings: ScanSettings) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -103,6 +104,11 @@ def _scan_entry(source: Source, entry: Entry) -> tuple[str, tuple[int, int], int
     except Unreadable as error:
         return str(error), (0, 0), 0, _NOTHING
     return "", (image.shape[0], image.shape[1]), content_hash(item), fingerprint(image)
+
+
+def without_places(scan: Scan) -> Scan:
+    """The same without what ``read`` needs, which is most of what a scan takes in memory: enough to plan with."""
+    return dataclasses.replace(scan, entries=[Entry(entry.key, {}) for entry in scan.entries])
 
 
 _ARRAYS = ("sizes", "content", "pixels", "perceptual", "colours")

@@ -38,8 +38,8 @@ class ScanSettings:
     """Buckets with fewer images give them to the nearest other one."""
     synthetic_share: float = 0.5
     """Of images with an original and a synthetic caption, those that get the synthetic one."""
-    validation: str = "0"
-    """Items ("2000") or share ("0.01", "1.0") of split validation."""
+    validation: str = "auto"
+    """Items ("2000") or share ("0.01", "1.0") of split validation; "auto": a hundredth, at least 1 and at most 2000."""
     dedupe: str = "exact"
     distance: int = duplicates.DISTANCE
     """Bits of 64 that perceptual hashes of near duplicates may differ."""
@@ -74,12 +74,14 @@ class ScanSettings:
             UserError: neither a number of items nor a share.
         """
         text = self.validation
+        if text == "auto":
+            return min(2000, -(-total // 100)) if total > 1 else 0
         try:
             items = round(float(text) * total) if "." in text else int(text)
             if items < 0 or ("." in text and float(text) > 1):
                 raise ValueError
         except (ValueError, OverflowError):
-            raise UserError(f"validation={text!r}: expected a number of items (2000) or a share (0.01)") from None
+            raise UserError(f"validation={text!r}: expected a number of items (2000), a share (0.01) or auto") from None
         return min(items, total)
 
 

@@ -24,7 +24,7 @@ class SourceOptions:
     caption_field: str | None = None
     synthetic_field: str | None = None
     class_names: str | None = None
-    """File of ImageNet's class names."""
+    """File of class names, for imagenet: and for TFDS sets whose labels are synsets."""
 
 
 def open_source(spec: str, options: SourceOptions) -> Source:
@@ -33,12 +33,12 @@ def open_source(spec: str, options: SourceOptions) -> Source:
     Raises:
         UserError: it isn't there, or isn't as expected.
     """
+    names = Path(options.class_names).expanduser() if options.class_names else None
     if spec.startswith("tfds:"):
         folder = Path(options.tfds_dir).expanduser()
         fields = (options.image_field, options.caption_field, options.synthetic_field)
-        return TfdsSource(spec.removeprefix("tfds:"), folder, options.tfds_split, *fields)
+        return TfdsSource(spec.removeprefix("tfds:"), folder, options.tfds_split, *fields, class_names=names)
     if spec.startswith("imagenet:"):
-        names = Path(options.class_names).expanduser() if options.class_names else None
         return ImageNetSource(Path(spec.removeprefix("imagenet:")).expanduser(), names)
     if spec.endswith(".tar"):
         return TarSource(str(Path(spec).expanduser()))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from mmdit_jax.data.sources.interface import Unreadable
 
@@ -21,11 +24,16 @@ def keyed_share(seed: int, purpose: str, key: str) -> float:
     return int.from_bytes(digest, "little") / 2**64
 
 
+def printable(path: str) -> str:
+    """A key that UTF-8 can hold: names of files, and of members of tar files, can be any bytes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def clean(value: Any, key: str) -> str | None:
     """A field's value as a caption, or None where there is none; of a list, one is chosen by the item's key.
 
     Args:
-        value: text, bytes in UTF-8, a list of these, or {"text": list}, as coco_captions has them.
+        value: text, bytes in UTF-8, a list or array of these, or {"text": list}, as coco_captions has them.
         key: of the item.
 
     Raises:
@@ -37,11 +45,13 @@ def clean(value: Any, key: str) -> str | None:
         return None
     if isinstance(value, bytes):
         try:
-            value = value.decode()
+            value = value.decode("utf-8-sig")  # some editors put a mark first
         except UnicodeDecodeError:
             raise Unreadable("its caption is not UTF-8") from None
     if isinstance(value, str):
         return value.encode(errors="replace").decode().strip() or None
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, Sequence):
         texts = [text for text in (clean(entry, key) for entry in value) if text]
         return texts[int(keyed_share(0, "caption", key) * len(texts))] if texts else None
@@ -49,23 +59,26 @@ def clean(value: Any, key: str) -> str | None:
 
 
 def from_json(data: bytes | str, key: str) -> tuple[str | None, str | None]:
-    """Caption and synthetic caption of a JSON object.
+    """Caption and synthetic caption of a JSON object; a text, or a list of texts, is the caption itself.
 
     Raises:
-        Unreadable: it is no JSON object.
+        Unreadable: it is none of these.
     """
     try:
         found = json.loads(data)
     except ValueError:
         found = None
+    if isinstance(found, str | list):
+        return clean(found, key), None
     if not isinstance(found, dict):
         raise Unreadable("its .json is no JSON object")
     return first(found, CAPTION_FIELDS, key), first(found, SYNTHETIC_FIELDS, key)
 
 
 def first(record: Mapping[str, Any], fields: Sequence[str], key: str) -> str | None:
-    """The caption in the first of ``fields`` that ``record`` has."""
-    return next((clean(record[field], key) for field in fields if field in record), None)
+    """The caption in the first of ``fields`` in which ``record`` has one; empty ones are passed over."""
+    found = (clean(record[field], key) for field in fields if field in record)
+    return next((caption for caption in found if caption is not None), None)
 
 
 def choose(seed: int, key: str, caption: str | None, synthetic: str | None, share: float) -> tuple[str | None, bool]:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmdit_jax.data.sources.captions import CAPTION_FIELDS, SYNTHETIC_FIELDS, first, from_json
+from mmdit_jax.data.sources.captions import CAPTION_FIELDS, SYNTHETIC_FIELDS, clean, first, from_json, printable
 from mmdit_jax.data.sources.images import SUFFIXES
 from mmdit_jax.data.sources.interface import PART, Entry, Item, Unreadable
 from mmdit_jax.errors import UserError
@@ -52,22 +52,32 @@ class FolderSource:
 
     def entries(self, part: int) -> list[Entry]:
         """The images of a part: keys are paths relative to the folder."""
-        return [Entry(_printable(path), {"path": path}) for path in self._paths[part * PART : (part + 1) * PART]]
+        return [Entry(printable(path), {"path": path}) for path in self._paths[part * PART : (part + 1) * PART]]
 
     def read(self, entry: Entry) -> Item:
         """The bytes of an image, and its captions."""
-        path = self._folder / entry.where["path"]
+        image = self.read_image(entry)
         try:
-            image = path.read_bytes()
-            captions = self._captions(entry.key, path)
+            return Item(image, *self._captions(entry.key, entry.where["path"]))
         except OSError as error:
-            raise Unreadable(f"cannot read {os.path.basename(error.filename or path)}: {error.strerror}") from None
-        return Item(image, *captions)
+            raise _cannot_read(error) from None
 
-    def _captions(self, key: str, path: Path) -> tuple[str | None, str | None]:
+    def read_image(self, entry: Entry) -> bytes:
+        """The bytes of an image alone.
+
+        Raises:
+            Unreadable: it can't be read.
+        """
+        try:
+            return (self._folder / entry.where["path"]).read_bytes()
+        except OSError as error:
+            raise _cannot_read(error) from None
+
+    def _captions(self, key: str, name: str) -> tuple[str | None, str | None]:
         if self._lines is not None:
-            line = self._lines[str(path.relative_to(self._folder).as_posix())]
+            line = self._lines[name]
             return first(line, CAPTION_FIELDS, key), first(line, SYNTHETIC_FIELDS, key)
+        path = self._folder / name
         return sidecar_captions(key, lambda suffix: _read_if_there(path.with_name(path.stem + suffix)))
 
 
@@ -79,30 +89,49 @@ def sidecar_captions(key: str, read: Any) -> tuple[str | None, str | None]:
         read: from a suffix (".txt", ".synthetic.txt", ".json") to that file's bytes, or None where there is none.
 
     Raises:
-        Unreadable: a file is no UTF-8, or no JSON object.
+        Unreadable: a file is no UTF-8, or the .json has no captions and is the only one.
     """
-    table = read(".json")
-    caption, synthetic = from_json(table, key) if table is not None else (None, None)
     # A text file wins: it is what a person edits.
-    text = first({"text": read(".txt")}, ("text",), key)
-    other = first({"text": read(".synthetic.txt")}, ("text",), key)
+    text, other = clean(read(".txt"), key), clean(read(".synthetic.txt"), key)
+    table = read(".json")
+    try:
+        caption, synthetic = from_json(table, key) if table is not None else (None, None)
+    except Unreadable:
+        if text is None and other is None:
+            raise
+        caption = synthetic = None  # it holds something else
     return text or caption, other or synthetic
 
 
 def image_paths(folder: Path) -> list[str]:
-    """Paths of all images below ``folder``, relative to it, "/" between folders, sorted; hidden ones left out."""
+    """Paths of all images below ``folder``, relative to it, "/" between folders, sorted; hidden ones left out.
+
+    Links to folders are followed, but for those that lead back to a folder on the way to them.
+    """
     found: list[str] = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    above: dict[str, tuple[str, ...]] = {str(folder): ()}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        way = (*above.pop(place), os.path.realpath(place))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not _leads_back(os.path.join(place, name), way)
+        )
+        above.update((os.path.join(place, name), way) for name in folders)
         base = Path(place).relative_to(folder).as_posix()
         prefix = "" if base == "." else base + "/"
         found += [prefix + name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
     return sorted(found)
 
 
-def _printable(path: str) -> str:
-    """A key that UTF-8 can hold: names of files can be any bytes."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+def _leads_back(path: str, way: tuple[str, ...]) -> bool:
+    """Whether ``path`` is a link to one of the folders of ``way``, or to one above them."""
+    if not os.path.islink(path):
+        return False
+    real = os.path.realpath(path)
+    return any(os.path.commonpath([real, folder]) == real for folder in way)
+
+
+def _cannot_read(error: OSError) -> Unreadable:
+    return Unreadable(f"cannot be read: {os.path.basename(error.filename or '')}: {error.strerror}")
 
 
 def _read_if_there(path: Path) -> bytes | None:
@@ -122,8 +151,9 @@ def _lines(path: Path) -> dict[str, dict[str, Any]]:
             try:
                 value = json.loads(line)
                 name = value["file_name"]
-                if not isinstance(name, str):
+                if not isinstance(name, str) or not name or "\0" in name:
                     raise TypeError
+                os.fsencode(name)
             except (ValueError, KeyError, TypeError):
                 raise UserError(f'{path}: line {number}: expected {{"file_name": …, "text": …}}') from None
             if name in found:

@@ -44,7 +44,7 @@ class ImageNetSource:
         )
         if path is None:
             raise UserError(f"class-names: none of {', '.join(NAMES)} in {folder} or above it; give --class-names FILE")
-        self._names = _read(path)
+        self._names = read_names(path)
         lacking = sorted(
             {Path(entry.key).parts[0] for part in range(self._inner.parts) for entry in self._inner.entries(part)}
             - set(self._names)
@@ -66,10 +66,15 @@ class ImageNetSource:
 
     def read(self, entry: Entry) -> Item:
         """An image, captioned by the folder that it is in."""
-        return Item(self._inner.read(entry).image, sentence(self._names[Path(entry.key).parts[0]]), None)
+        return Item(self._inner.read_image(entry), sentence(self._names[Path(entry.key).parts[0]]), None)
 
 
-def _read(path: Path) -> dict[str, str]:
+def read_names(path: Path) -> dict[str, str]:
+    """Names of classes by synset.
+
+    Raises:
+        UserError: the file isn't there, or has no such names.
+    """
     try:
         text = path.read_text()
         if path.suffix == ".json":

@@ -42,7 +42,7 @@ def _from_array(image: np.ndarray) -> np.ndarray:
         image = image[..., 0]
     channels = 1 if image.ndim == 2 else image.shape[-1]
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4) or image.size == 0:
-        raise Unreadable(f"image of {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
+        raise Unreadable(f"no image: {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
     if channels == 3:
         return image
     return np.asarray(_rgb(Image.fromarray(image)))

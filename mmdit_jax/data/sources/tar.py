@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmdit_jax.data.sources.captions import printable
 from mmdit_jax.data.sources.folder import sidecar_captions
 from mmdit_jax.data.sources.images import SUFFIXES
 from mmdit_jax.data.sources.interface import Entry, Item, Unreadable
@@ -60,7 +61,7 @@ class TarSource:
         # The folder's name tells shards of one name apart.
         label = f"{part:05d}-{path.stem}"
         return [
-            Entry(f"{label}/{stem}", {"part": part, "members": members})
+            Entry(printable(f"{label}/{stem}"), {"part": part, "members": members})
             for stem, members in samples.items()
             if any(suffix in SUFFIXES for suffix in members)
         ]
@@ -78,13 +79,13 @@ class TarSource:
                     start, length = members[name]
                     data = os.pread(file.fileno(), length, start)
                     if len(data) != length:
-                        raise Unreadable(f"{name} ends early in its tar file")
+                        raise Unreadable(f"ends early in its tar file: {name}")
                     return data
 
                 image = member(suffix)
                 captions = sidecar_captions(entry.key, member)
         except OSError as error:
-            raise Unreadable(f"cannot read its tar file: {error.strerror}") from None
+            raise Unreadable(f"cannot be read: its tar file: {error.strerror}") from None
         assert image is not None
         return Item(image, *captions)
 
@@ -101,11 +102,11 @@ def _expand(pattern: str) -> list[Path]:
     found: list[Path] = []
     for text in _ranges(pattern):
         path = Path(text)
-        if any(sign in text for sign in "*?["):
+        if path.is_file():
+            found.append(path)
+        elif any(sign in text for sign in "*?["):
             base = Path(path.anchor) if path.is_absolute() else Path()
             found += sorted(base.glob(str(path.relative_to(path.anchor) if path.is_absolute() else path)))
-        elif path.is_file():
-            found.append(path)
         else:
             raise UserError(f"source={pattern!r}: no file {text!r}")
     if not found:

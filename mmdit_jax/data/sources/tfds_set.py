@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmdit_jax.data.sources.captions import CAPTION_FIELDS, SYNTHETIC_FIELDS, clean
-from mmdit_jax.data.sources.imagenet import sentence
+from mmdit_jax.data.sources.imagenet import read_names, sentence
 from mmdit_jax.data.sources.interface import PART, Entry, Item, Unreadable
 from mmdit_jax.errors import UserError, unknown
 
 IMAGE_FIELDS = ("image", "jpg", "png", "webp")
+_SYNSET = re.compile(r"n\d{8}")
 
 
 class TfdsSource:
@@ -24,16 +27,17 @@ class TfdsSource:
 
     An image is an Image feature (its file is taken as it is) or a uint8 Tensor. A caption is a text, a list of texts,
     or coco_captions' ``captions/text``, of which one is chosen by the item's key; of a set with class labels only
-    (imagenet2012) it is "a photo of a …".
+    (imagenet2012) it is "a photo of a …". TFDS calls ImageNet's classes by their synsets, which ``class_names`` tells.
 
     Args:
         spec: NAME, NAME/CONFIG or NAME/CONFIG:VERSION.
         folder: of TFDS sets.
         split: one of the set's splits.
         image_field, caption_field, synthetic_field: names of features, "/" within nested ones; guessed where None.
+        class_names: file of names, as of ``ImageNetSource``.
 
     Raises:
-        UserError: it isn't there, has tfrecord files, or lacks the split or a field.
+        UserError: it isn't there, has tfrecord files, or lacks the split, a field, or names of its classes.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class TfdsSource:
         image_field: str | None = None,
         caption_field: str | None = None,
         synthetic_field: str | None = None,
+        class_names: Path | None = None,
     ) -> None:
         self.name = f"tfds:{spec}"
         place = _place(spec, folder)
@@ -57,7 +62,7 @@ class TfdsSource:
         self._synthetic = _field("synthetic-field", synthetic_field, features, SYNTHETIC_FIELDS, needed=False)
         label = caption_field is None and "label" in features and not any(f in features for f in CAPTION_FIELDS)
         self._caption = "label" if label else _field("caption-field", caption_field, features, CAPTION_FIELDS)
-        self._classes = getattr(_feature(features, self._caption), "names", None)
+        self._classes = _classes(getattr(_feature(features, self._caption), "names", None), class_names)
         self._lock = threading.Lock()
         what = [
             spec,
@@ -66,6 +71,7 @@ class TfdsSource:
             self._image,
             self._caption,
             self._synthetic,
+            self._classes,
             (place / "dataset_info.json").read_text(),
         ]
         self.fingerprint = hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()
@@ -93,6 +99,8 @@ class TfdsSource:
         if not isinstance(image, bytes | np.ndarray):
             raise Unreadable(f"its {self._image} is of type {type(image).__name__}, expected an image")
         caption = _value(record, self._caption)
+        if self._classes and int(caption) < 0:
+            raise Unreadable("no label")  # as test splits have it
         text = sentence(self._classes[int(caption)]) if self._classes else clean(caption, entry.key)
         synthetic = _value(record, self._synthetic) if self._synthetic else None
         return Item(image, text, clean(synthetic, entry.key))
@@ -145,6 +153,21 @@ def _builder(spec: str, place: Path) -> Any:
             "--out_file_format=array_record --out_dir=NEW/NAME/VERSION`"
         )
     return tfds.builder_from_directory(place)
+
+
+def _classes(labels: Sequence[str] | None, file: Path | None) -> list[str] | None:
+    """Names of a set's classes, in the order of its labels; None where it has none."""
+    if not labels:
+        return None
+    if file is None:
+        if _SYNSET.fullmatch(labels[0]):
+            raise UserError(f"class-names: the set calls its classes {labels[0]} and so on; give --class-names FILE")
+        return list(labels)
+    names = read_names(file)
+    lacking = [label for label in labels if label not in names]
+    if lacking:
+        raise UserError(f"class-names={file}: no name for {lacking[0]!r}, and {len(lacking) - 1} more")
+    return [names[label] for label in labels]
 
 
 def _field(option: str, given: str | None, features: Any, guesses: tuple[str, ...], needed: bool = True) -> str:
