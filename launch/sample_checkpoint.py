@@ -116,26 +116,19 @@ def sample_checkpoint(args: argparse.Namespace) -> int:
     row = {caption: i for i, caption in enumerate(asked)}
     with _timed("checkpoint"):
         model = load_sd3(checkpoint, dtype=dtype)
-    with _timed("sampling"):
-        latents = draw_latents(
-            model,
-            formulation("rf"),
-            conditioning,
-            [(row[caption], row[args.negative]) for caption in captions],
-            sampler,
-            seed=seed,
-            sides=sides,
-            batch=args.batch,
-            progress=lambda done: print(f"{done} of {len(captions)} sampled", file=sys.stderr),
-        )
-    del model
-    paths = []
-    for number, latent in enumerate(latents):
-        path = args.out / f"{number // args.count:05d}_{number % args.count:02d}.png"
-        save_png(autoencoder.decode(latent[None])[0], path)
-        paths.append(path)
-        if not args.json:
-            print(path)
+    pairs = [(row[caption], row[args.negative]) for caption in captions]
+    drawn = draw_latents(
+        model, formulation("rf"), conditioning, pairs, sampler, seed=seed, sides=sides, batch=args.batch
+    )
+    paths: list[Path] = []
+    for latents in drawn:  # each image is on disk before the next is begun
+        for image in autoencoder.decode(latents):
+            number, k = divmod(len(paths), args.count)
+            paths.append(args.out / f"{number:05d}_{k:02d}.png")
+            save_png(image, paths[-1])
+            if not args.json:
+                print(paths[-1], flush=True)
+        print(f"{len(paths)} of {len(captions)} drawn", file=sys.stderr)
     if args.json:
         images = [{"path": str(path), "prompt": caption} for path, caption in zip(paths, captions, strict=True)]
         print(json.dumps({"images": images, "sampler": sampler.label, "seed": seed, "encoders": list(states)}))

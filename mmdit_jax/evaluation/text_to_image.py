@@ -7,8 +7,7 @@ Noise of image i is a function of (seed, i).
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -175,9 +174,8 @@ def draw_latents(
     seed: int,
     sides: tuple[int, int],
     batch: int,
-    progress: Callable[[int], None] = lambda done: None,
-) -> np.ndarray:
-    """Latents of N images, float32 [N, h, w, C], ``batch`` at a time; the last batch repeats its last image.
+) -> Iterator[np.ndarray]:
+    """Latents of N images in their order, float32 [1 to batch, h, w, C] each time; see ``sample_latents``.
 
     Args:
         model, f, sampler: see ``sample_latents``.
@@ -185,17 +183,12 @@ def draw_latents(
         images: of each, the rows of its prompt and of what guidance leads away from.
         seed: of the noise.
         sides: height and width of the latents.
-        batch: 1 or more.
-        progress: is told how many are done.
+        batch: 1 or more; the last one repeats its last image, which is left out again.
     """
     count = len(images)
     batch = min(batch, count)
-    parts = []
-    for number in range(math.ceil(count / batch)):
-        rows = [min(row, count - 1) for row in range(number * batch, (number + 1) * batch)]
+    for first in range(0, count, batch):
+        rows = [min(row, count - 1) for row in range(first, first + batch)]
         noise = initial_noise(seed, np.array(rows, np.int32), (*sides, model.config.in_channels))
         prompts, negative = (take(conditioning, [images[row][side] for row in rows]) for side in (0, 1))
-        sampled = sample_latents(model, f, prompts, negative, sampler, noise)
-        parts.append(np.asarray(sampled))
-        progress(min((number + 1) * batch, count))
-    return np.concatenate(parts)[:count]
+        yield np.asarray(sample_latents(model, f, prompts, negative, sampler, noise))[: count - first]
