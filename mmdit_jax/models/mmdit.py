@@ -6,18 +6,16 @@ section 4 and figure 2.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmdit_jax.errors import UserError
 from mmdit_jax.models.attention import joint_attention
-from mmdit_jax.models.config import TIME_FEATURES, MMDiTConfig
-from mmdit_jax.models.layers import ConditionMLP, Dense, HeadNorm, gelu, modulated_norm
-from mmdit_jax.models.positions import patchify, sincos_positions, timestep_features, unpatchify
+from mmdit_jax.models.config import MMDiTConfig
+from mmdit_jax.models.frame import Frame, rematerialised, stacked
+from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
+from mmdit_jax.models.positions import patchify
 
 
 class Stream(nnx.Module):
@@ -119,7 +117,7 @@ class JointBlock(nnx.Module):
         return x, context
 
 
-class MMDiT(nnx.Module):
+class MMDiT(Frame):
     """The network: noisy latents, time and text in; the prediction (a velocity, for rectified flow) out.
 
     The parameters of all blocks but the last are stacked along a leading axis: ``dual`` those of the leading blocks
@@ -128,22 +126,15 @@ class MMDiT(nnx.Module):
     """
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
-        d, dtype = config.width, config.dtype
-        self.config = config
-        self.patch = Dense(config.patch_features, d, dtype=dtype, init="xavier", rngs=rngs)
-        self.context = Dense(config.context_dim, d, dtype=dtype, init="xavier", rngs=rngs)
-        self.time = ConditionMLP(TIME_FEATURES, d, dtype=dtype, rngs=rngs)
-        self.pooled = ConditionMLP(config.pooled_dim, d, dtype=dtype, rngs=rngs)
+        super().__init__(config, rngs=rngs)
         if config.depth > 1:
             keys = jax.random.split(rngs.params(), config.depth - 1)
             dual, plain = keys[: config.dual_attention], keys[config.dual_attention :]
             if len(dual):
-                self.dual = jax.vmap(lambda key: JointBlock(config, dual=True, rngs=nnx.Rngs(params=key)))(dual)
+                self.dual = stacked(lambda own: JointBlock(config, dual=True, rngs=own), dual)
             if len(plain):
-                self.blocks = jax.vmap(lambda key: JointBlock(config, rngs=nnx.Rngs(params=key)))(plain)
+                self.blocks = stacked(lambda own: JointBlock(config, rngs=own), plain)
         self.last = JointBlock(config, last=True, dual=config.dual_attention == config.depth, rngs=rngs)
-        self.final_modulation = Dense(d, 2 * d, dtype=dtype, init="zeros", rngs=rngs)
-        self.final = Dense(d, config.patch_features, dtype=dtype, init="zeros", rngs=rngs)
 
     def __call__(
         self,
@@ -162,16 +153,11 @@ class MMDiT(nnx.Module):
           UserError: the latents don't fit the patches or the position table, or a last axis is not the config's.
         """
         config = self.config
-        require_channels("latents", latents, config.in_channels)
-        require_channels("context", context, config.context_dim)
-        require_channels("pooled", pooled, config.pooled_dim)
+        self.check(latents, context, pooled)
         rows, columns = config.grid(latents.shape[1], latents.shape[2])
-
-        if positions is None:
-            positions = sincos_positions(rows, columns, config.width, config.position_table, config.position_base)
-        x = self.patch(patchify(latents, config.patch_size)) + positions.astype(config.dtype)
+        x = self.patch(patchify(latents, config.patch_size)) + self.placed(rows, columns, positions)
         text = self.context(context)
-        condition = jax.nn.silu(self.time(timestep_features(t)) + self.pooled(pooled))
+        condition = self.condition(t, pooled)
 
         def block(carry: tuple[jax.Array, jax.Array], weights: JointBlock) -> tuple[tuple[jax.Array, jax.Array], None]:
             return weights(*carry, condition), None
@@ -183,23 +169,4 @@ class MMDiT(nnx.Module):
                 carry, _ = jax.lax.scan(body, carry, vars(self)[name], unroll=not config.scan)
         (x, _), _ = body(carry, self.last)
 
-        shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
-        out = self.final(modulated_norm(x, shift, scale))
-        return unpatchify(out, rows, columns, config.patch_size).astype(jnp.float32)
-
-
-def rematerialised(function: Any, remat: str) -> Any:
-    """``function`` with the config's policy for what its backward pass recomputes."""
-    if remat == "none":
-        return function
-    policies = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }
-    return jax.checkpoint(function, policy=policies[remat], prevent_cse=False)
-
-
-def require_channels(field: str, array: jax.Array, channels: int) -> None:
-    """Raises UserError unless the last axis of ``array`` has so many channels."""
-    if array.shape[-1] != channels:
-        raise UserError(f"{field}={tuple(array.shape)}: expected {channels} channels along the last axis")
+        return self.output(x, condition, rows, columns)

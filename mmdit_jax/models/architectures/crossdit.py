@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmdit_jax.models.architectures.frame import Frame, scan, stacked
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
+from mmdit_jax.models.frame import Frame, scan, stacked
 from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
 from mmdit_jax.models.mmdit import Stream, merged
 from mmdit_jax.models.positions import patchify
@@ -68,7 +68,7 @@ class CrossDiT(Frame):
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
-        self.blocks = stacked(lambda own: Block(config, rngs=own), config.depth, rngs)
+        self.blocks = stacked(lambda own: Block(config, rngs=own), jax.random.split(rngs.params(), config.depth))
 
     def __call__(
         self,

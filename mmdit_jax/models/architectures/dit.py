@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmdit_jax.models.architectures.frame import Frame, scan, stacked
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
-from mmdit_jax.models.mmdit import Stream, rematerialised
+from mmdit_jax.models.frame import Frame, rematerialised, scan, stacked
+from mmdit_jax.models.mmdit import Stream
 from mmdit_jax.models.positions import patchify
 
 
@@ -46,7 +46,9 @@ class Trunk(nnx.Module):
     def grow(self, config: MMDiTConfig, rngs: nnx.Rngs) -> None:
         """Make the parameters of the blocks: all but the last are stacked."""
         if config.depth > 1:
-            self.blocks = stacked(lambda own: Block(config, rngs=own), config.depth - 1, rngs)
+            self.blocks = stacked(
+                lambda own: Block(config, rngs=own), jax.random.split(rngs.params(), config.depth - 1)
+            )
         self.last = Block(config, rngs=rngs)
 
     def through(

@@ -12,11 +12,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mmdit_jax.models.architectures.counts import split_text
-from mmdit_jax.models.architectures.frame import Frame, scan, stacked
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
+from mmdit_jax.models.frame import Frame, rematerialised, scan, stacked
 from mmdit_jax.models.layers import Dense
-from mmdit_jax.models.mmdit import Stream, rematerialised
+from mmdit_jax.models.mmdit import Stream
 from mmdit_jax.models.positions import patchify
 
 Streams = tuple[jax.Array, jax.Array, jax.Array]
@@ -56,7 +56,9 @@ class MMDiT3(Frame):
         super().__init__(config, rngs=rngs)
         self.second_context = Dense(config.context_dim, config.width, dtype=config.dtype, init="xavier", rngs=rngs)
         if config.depth > 1:
-            self.blocks = stacked(lambda own: Block(config, rngs=own), config.depth - 1, rngs)
+            self.blocks = stacked(
+                lambda own: Block(config, rngs=own), jax.random.split(rngs.params(), config.depth - 1)
+            )
         self.last = Block(config, last=True, rngs=rngs)
 
     def __call__(

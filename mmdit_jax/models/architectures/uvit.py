@@ -22,8 +22,8 @@ from jaxtyping import Array, Float
 
 from mmdit_jax.models.architectures.counts import UVIT_BLOCKS, grid
 from mmdit_jax.models.architectures.dit import Trunk
-from mmdit_jax.models.architectures.frame import Frame, scan, stacked
 from mmdit_jax.models.config import MMDiTConfig
+from mmdit_jax.models.frame import Frame, scan, stacked
 from mmdit_jax.models.layers import Dense, modulated_norm
 from mmdit_jax.models.positions import patchify, unpatchify
 
@@ -58,7 +58,9 @@ class Level(nnx.Module):
     """The residual blocks of one side, stacked."""
 
     def __init__(self, config: MMDiTConfig, *, skips: bool, rngs: nnx.Rngs) -> None:
-        self.blocks = stacked(lambda own: ResidualBlock(config, skips=skips, rngs=own), UVIT_BLOCKS, rngs)
+        self.blocks = stacked(
+            lambda own: ResidualBlock(config, skips=skips, rngs=own), jax.random.split(rngs.params(), UVIT_BLOCKS)
+        )
 
 
 class UViT(Frame, Trunk):

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mmdit_jax.errors import UserError
 from mmdit_jax.models.config import TIME_FEATURES, MMDiTConfig
 from mmdit_jax.models.layers import ConditionMLP, Dense, modulated_norm
-from mmdit_jax.models.mmdit import rematerialised, require_channels
 from mmdit_jax.models.positions import sincos_positions, timestep_features, unpatchify
 
 
 class Frame(nnx.Module):
-    """The layers before and after the blocks, named and initialised as the MMDiT's. A network subclasses it.
+    """The layers before and after the blocks, named alike in every network. A network subclasses it.
 
     Args:
       width: of a patch's token at the input and the output; None for the blocks' width.
@@ -31,8 +31,9 @@ class Frame(nnx.Module):
         self.context = Dense(config.context_dim, d, dtype=dtype, init="xavier", rngs=rngs)
         self.time = ConditionMLP(TIME_FEATURES, d, dtype=dtype, rngs=rngs)
         self.pooled = ConditionMLP(config.pooled_dim, d, dtype=dtype, rngs=rngs)
-        self.final_modulation = Dense(d, 2 * outer, dtype=dtype, init="zeros", rngs=rngs)
-        self.final = Dense(outer, config.patch_features, dtype=dtype, init="zeros", rngs=rngs)
+        zeros = nnx.Rngs(0)  # which need no randomness: what comes after in a network has the keys it always had
+        self.final_modulation = Dense(d, 2 * outer, dtype=dtype, init="zeros", rngs=zeros)
+        self.final = Dense(outer, config.patch_features, dtype=dtype, init="zeros", rngs=zeros)
 
     def check(self, latents: jax.Array, context: jax.Array, pooled: jax.Array) -> None:
         """Raises UserError where a last axis is not the config's."""
@@ -62,10 +63,9 @@ class Frame(nnx.Module):
         return unpatchify(out, rows, columns, self.config.patch_size).astype(jnp.float32)
 
 
-def stacked(make: Callable[[nnx.Rngs], Any], count: int, rngs: nnx.Rngs) -> Any:
-    """``count`` modules as one, each parameter with a leading axis. Keep it under the name ``blocks``: sharding never
-    cuts that axis, and Muon takes it as a batch of matrices."""
-    keys = jax.random.split(rngs.params(), count)
+def stacked(make: Callable[[nnx.Rngs], Any], keys: jax.Array) -> Any:
+    """A module for each key as one, each parameter with a leading axis. Keep it under the name ``blocks`` (``dual``):
+    sharding never cuts that axis, and Muon takes it as a batch of matrices."""
     return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
 
 
@@ -73,3 +73,20 @@ def scan(config: MMDiTConfig, block: Callable[[Any, Any], tuple[Any, Any]], carr
     """``jax.lax.scan`` of a block over ``count`` stacked modules, rematerialised and unrolled as the config says."""
     unroll = 1 if config.scan else count
     return jax.lax.scan(rematerialised(block, config.remat), carry, xs, unroll=unroll)
+
+
+def rematerialised(function: Any, remat: str) -> Any:
+    """``function`` with the config's policy for what its backward pass recomputes."""
+    if remat == "none":
+        return function
+    policies = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
+    return jax.checkpoint(function, policy=policies[remat], prevent_cse=False)
+
+
+def require_channels(field: str, array: jax.Array, channels: int) -> None:
+    """Raises UserError unless the last axis of ``array`` has so many channels."""
+    if array.shape[-1] != channels:
+        raise UserError(f"{field}={tuple(array.shape)}: expected {channels} channels along the last axis")
