@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.encode import SOURCES, add_source, data_dir_of, source_options
 from launch.runtime import add_places
-from mmdit_jax.data.duplicates import DISTANCE
+from mmdit_jax.data.duplicates import DISTANCE, check_distance
 from mmdit_jax.data.encode.progress import Progress
 from mmdit_jax.errors import UserError
 
@@ -34,13 +34,15 @@ def find_duplicates(args: argparse.Namespace) -> int:
     """Scan, look for duplicates, tell, and write a report if asked for."""
     from mmdit_jax.data import duplicates_report
     from mmdit_jax.data.encode.job import Job, Place
+    from mmdit_jax.data.encode.scan import scans_folder
     from mmdit_jax.data.encode.workers import stop_on_sigterm, threads_each
-    from mmdit_jax.data.sources import open_source
+    from mmdit_jax.data.sources import Unreadable, open_source
     from mmdit_jax.data.sources.images import decode
     from mmdit_jax.files import write_atomic, write_json
 
     if args.report and args.report.suffix not in (".html", ".json"):
         raise UserError(f"report={args.report}: expected a name that ends in .html or .json")
+    check_distance(args.distance)  # before the scan, which may take hours
     source = open_source(args.source, source_options(args))
     progress = Progress(args.quiet)
     folder = data_dir_of(args) / "_duplicates"
@@ -52,7 +54,12 @@ def find_duplicates(args: argparse.Namespace) -> int:
     elif args.report:
 
         def picture(item: int) -> Any:
-            return decode(source.read(scan.entries[item]).image)
+            try:
+                return decode(source.read(scan.entries[item]).image)
+            except Unreadable as error:
+                found_in = scans_folder(folder.parent, source)
+                told = f"source: {scan.entries[item].key} has changed since it was scanned ({error})"
+                raise UserError(f"{told}; delete {found_in} and run again") from None
 
         write_atomic(args.report, duplicates_report.page(found, scan, source.name, args.distance, picture))
     print(

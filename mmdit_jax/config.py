@@ -10,30 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmdit_jax.config_values import to_dict
+from mmdit_jax.config_values import is_whole, require, require_positive, require_seed, to_dict
 from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.errors import UserError, nearest, unknown
 from mmdit_jax.models import MMDiTConfig
 from mmdit_jax.models.text import LAYOUTS, TextShape, context_shape, text_encoder
-
-
-def _require(ok: bool, field_name: str, value: object, expected: str) -> None:
-    if not ok:
-        raise UserError(f"{field_name}={value!r}: expected {expected}")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require_positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = vars(owner)[name]
-        _require(_is_whole(value) and value >= 1, name, value, "a whole number, 1 or more")
-
-
-def _require_seed(name: str, value: Any) -> None:
-    _require(_is_whole(value) and 0 <= value < 2**32, name, value, "a whole number, 0 to 2**32 - 1")
 
 
 @dataclass(frozen=True)
@@ -59,14 +40,14 @@ class DataConfig:
     does not have in this shape."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "resolution", "examples", "validation_examples")
+        require_positive(self, "resolution", "examples", "validation_examples")
         object.__setattr__(self, "text_shapes", tuple(tuple(item) for item in self.text_shapes))
         for item in self.text_shapes:
-            well_formed = len(item) == 4 and all(_is_whole(value) and value >= 0 for value in item[1:])
-            _require(well_formed, "text_shapes", item, "(name, length, width, pooled width)")
-            _require(item[0] in self.text_encoders, "text_shapes", item, f"one of {self.text_encoders}")
-        _require(0 <= self.text_drop < 1, "text_drop", self.text_drop, "0 <= text_drop < 1")
-        _require(len(self.text_encoders) > 0, "text_encoders", self.text_encoders, "at least one encoder")
+            well_formed = len(item) == 4 and all(is_whole(value) and value >= 0 for value in item[1:])
+            require(well_formed, "text_shapes", item, "(name, length, width, pooled width)")
+            require(item[0] in self.text_encoders, "text_shapes", item, f"one of {self.text_encoders}")
+        require(0 <= self.text_drop < 1, "text_drop", self.text_drop, "0 <= text_drop < 1")
+        require(len(self.text_encoders) > 0, "text_encoders", self.text_encoders, "at least one encoder")
         if self.text_layout not in LAYOUTS:
             unknown("text_layout", self.text_layout, LAYOUTS)
 
@@ -102,14 +83,14 @@ class OptimizerConfig:
         given = () if self.adam_learning_rate is None else ("adam_learning_rate",)
         for name in ("learning_rate", "eps", "clip_norm", *given):
             value = vars(self)[name]
-            number = _is_whole(value) or isinstance(value, float)
-            _require(number and math.isfinite(value) and value > 0, f"optimizer.{name}", value, "a number above 0")
+            number = is_whole(value) or isinstance(value, float)
+            require(number and math.isfinite(value) and value > 0, f"optimizer.{name}", value, "a number above 0")
         for name in ("b1", "b2", "ema_decay"):
             value = vars(self)[name]
-            _require(0 <= value < 1, f"optimizer.{name}", value, f"0 <= {name} < 1")
-        _require_positive(self, "ema_every")
-        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+            require(0 <= value < 1, f"optimizer.{name}", value, f"0 <= {name} < 1")
+        require_positive(self, "ema_every")
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -136,22 +117,22 @@ class EvaluationConfig:
     of all encoders (SD3, Figure 9: how often images without T5 win)."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "prompts_per_task", "images_per_prompt", "settings_images")
+        require_positive(self, "prompts_per_task", "images_per_prompt", "settings_images")
         if self.at not in ("last", "best"):
             unknown("evaluation.at", self.at, ("last", "best"))
-        _require_seed("evaluation.seed", self.seed)
+        require_seed("evaluation.seed", self.seed)
         for name, items in (("sampler", (self.sampler,)), ("settings", tuple(self.settings))):
             for item in items:
-                _require(isinstance(item, SamplerConfig), f"evaluation.{name}", item, "a SamplerConfig(…)")
+                require(isinstance(item, SamplerConfig), f"evaluation.{name}", item, "a SamplerConfig(…)")
         object.__setattr__(self, "settings", tuple(self.settings))
         groups = tuple((group,) if isinstance(group, str) else tuple(group) for group in self.without)
         for group in groups:
-            _require(len(group) > 0, "evaluation.without", self.without, "names of encoders in each group")
-            _require(groups.count(group) == 1, "evaluation.without", group, "each group once")
+            require(len(group) > 0, "evaluation.without", self.without, "names of encoders in each group")
+            require(groups.count(group) == 1, "evaluation.without", group, "each group once")
         object.__setattr__(self, "without", groups)
         labels = [item.label for item in self.settings]
         for label in labels:
-            _require(labels.count(label) == 1, "evaluation.settings", label, "each sampler once")
+            require(labels.count(label) == 1, "evaluation.settings", label, "each sampler once")
 
 
 SD3_SETTINGS: tuple[SamplerConfig, ...] = (
@@ -175,7 +156,7 @@ class HardwareConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        _require_positive(self, "fsdp", "checkpoint_every", "keep_checkpoints")
+        require_positive(self, "fsdp", "checkpoint_every", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -198,9 +179,9 @@ class Run:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     def __post_init__(self) -> None:
-        _require(bool(self.name.strip()), "name", self.name, "a name that is not empty")
-        _require_positive(self, "steps", "batch", "validate_every")
-        _require_seed("seed", self.seed)
+        require(bool(self.name.strip()), "name", self.name, "a name that is not empty")
+        require_positive(self, "steps", "batch", "validate_every")
+        require_seed("seed", self.seed)
         object.__setattr__(self, "formulation", formulation(self.formulation).name)
         for group in self.evaluation.without:
             for encoder in group:
@@ -210,7 +191,7 @@ class Run:
         for field_name, value, expected in zip(
             ("context_dim", "pooled_dim"), (self.model.context_dim, self.model.pooled_dim), widths, strict=True
         ):
-            _require(value == expected, f"model.{field_name}", value, f"{expected}, as data.text_encoders give")
+            require(value == expected, f"model.{field_name}", value, f"{expected}, as data.text_encoders give")
 
     @property
     def run_id(self) -> str:
@@ -290,16 +271,16 @@ class Study:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(self.runs))
-        _require(
+        require(
             bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name)),
             "study name",
             self.name,
             "letters, digits, . _ -",
         )
-        _require(len(self.runs) > 0, "runs", self.runs, "at least one run")
+        require(len(self.runs) > 0, "runs", self.runs, "at least one run")
         seen: set[str] = set()
         for run in self.runs:
-            _require(run.name not in seen, "name", run.name, "each run of a study to have its own name")
+            require(run.name not in seen, "name", run.name, "each run of a study to have its own name")
             seen.add(run.name)
 
     def find(self, key: str) -> Run:

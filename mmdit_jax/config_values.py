@@ -1,4 +1,4 @@
-"""Trees of frozen dataclasses as plain values and back, and a field of one changed from the command line."""
+"""Values of configs: checked, as plain JSON and back, and one changed from the command line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,29 @@ from typing import Any, TypeVar
 from mmdit_jax.errors import UserError, nearest
 
 T = TypeVar("T")
+
+
+def require(ok: bool, field_name: str, value: object, expected: str) -> None:
+    """Refuse a field's value unless it is ``ok``, saying what is expected."""
+    if not ok:
+        raise UserError(f"{field_name}={value!r}: expected {expected}")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is an int, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def require_positive(owner: object, *names: str) -> None:
+    """Refuse fields of a config that are no whole numbers from 1 on."""
+    for name in names:
+        value = vars(owner)[name]
+        require(is_whole(value) and value >= 1, name, value, "a whole number, 1 or more")
+
+
+def require_seed(name: str, value: Any) -> None:
+    """Refuse what JAX does not take for a seed."""
+    require(is_whole(value) and 0 <= value < 2**32, name, value, "a whole number, 0 to 2**32 - 1")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -153,6 +153,12 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], originals: 
     capsys.readouterr()
     assert cli.main([*given, "--report", str(tmp_path / "page.pdf")]) == 2
     assert ".html or .json" in capsys.readouterr().err
+    assert cli.main([*given[:2], "nowhere", "--distance", "12"]) == 2  # said before anything is looked at
+    assert "distance=12: expected 0 to 11" in capsys.readouterr().err
+    (tmp_path / "in" / "same.bmp").write_bytes(b"torn since")
+    assert cli.main([*given, "--report", str(tmp_path / "page.html")]) == 2
+    err = capsys.readouterr().err
+    assert "same.bmp has changed since it was scanned" in err and "_scans" in err and len(err.splitlines()) == 1
 
 
 def test_icons_are_often_alike() -> None:

@@ -91,7 +91,8 @@ def test_builder_gives_back_the_assets(tmp_path: Path) -> None:
 def test_no_tensorflow() -> None:
     code = (
         "import sys, tempfile;"
-        "from mmdit_jax.data.pipeline import batches, load, prepare; d = tempfile.mkdtemp();"
+        "from mmdit_jax.data.batches import batches; from mmdit_jax.data.pipeline import load, prepare;"
+        "d = tempfile.mkdtemp();"
         "prepare('emoji', d, resolution=16); s = load('emoji', d, resolution=16).split('train');"
         "print(next(batches(s, batch=4, seed=0))['image'].shape, 'tensorflow' in sys.modules)"
     )

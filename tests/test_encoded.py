@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from tiny_encoded import SIZES, TEXT, example, same, write_set
 
+from mmdit_jax.data.batches import encoded_batches
 from mmdit_jax.data.encoded import EncodedSet, EncodedSplit
-from mmdit_jax.data.pipeline import encoded_batches, open_encoded
+from mmdit_jax.data.pipeline import open_encoded
 from mmdit_jax.data.schedule import bucket_batch
 from mmdit_jax.errors import UserError
 

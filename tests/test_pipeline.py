@@ -16,7 +16,9 @@ import pytest
 from scipy import stats
 
 from mmdit_jax.data import order, store
-from mmdit_jax.data.pipeline import Split, batch_indices, batches, load, prepare
+from mmdit_jax.data.batches import batches
+from mmdit_jax.data.order import batch_indices
+from mmdit_jax.data.pipeline import Split, load, prepare
 from mmdit_jax.errors import UserError
 
 SIZES: dict[str, Any] = {"resolution": 24, "examples": 700, "validation_examples": 40, "seed": 3}

@@ -201,7 +201,8 @@ def test_pixels_of_every_kind() -> None:
     exif[0x0112] = 6
     assert decode(file(Image.new("RGB", (5, 3)), "JPEG", exif=exif.tobytes())).shape == (5, 3, 3)
     assert decode(np.zeros((2, 3, 1), np.uint8)).shape == (2, 3, 3)
-    for bad in (b"", b"no image", file(Image.effect_noise((64, 64), 50))[:900]):
+    floats = file(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF")
+    for bad in (b"", b"no image", floats, file(Image.effect_noise((64, 64), 50))[:900]):
         with pytest.raises(Unreadable, match="damaged image"):
             decode(bad)
     with pytest.raises(Unreadable, match="expected uint8"):

@@ -67,6 +67,12 @@ def _cosines() -> np.ndarray:
     return np.cos(np.pi * np.arange(_KEPT)[:, None] * (2 * np.arange(_SIDE) + 1) / (2 * _SIDE))
 
 
+def check_distance(distance: int) -> None:
+    """Refuse a distance that ``near_pairs`` does not take."""
+    if not 0 <= distance <= MOST:
+        raise UserError(f"distance={distance}: expected 0 to {MOST} bits of 64")
+
+
 def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Bits that differ, elementwise on uint64."""
     return np.bitwise_count(a ^ b)
@@ -86,8 +92,7 @@ def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
     Raises:
         UserError: another distance.
     """
-    if not 0 <= distance <= MOST:
-        raise UserError(f"distance={distance}: expected 0 to {MOST} bits of 64")
+    check_distance(distance)
     width = 64 // _BANDS
     found = [np.zeros((0, 2), np.int64)]
     for number in range(_BANDS):
@@ -144,11 +149,16 @@ def near_duplicates(
         colour: levels that colours may differ, root mean square; 255 leaves colour out.
     """
     pairs = near_pairs(hashes, distance)
+    return pairs[same_colours(pairs, colours, colour)]
+
+
+def same_colours(pairs: np.ndarray, colours: np.ndarray, colour: float = COLOUR) -> np.ndarray:
+    """Which pairs' colours differ by no more than ``colour``, bool [P]; arguments as of ``near_duplicates``."""
     keep = [np.zeros(0, bool)]
     for start in range(0, len(pairs), _BLOCK):
         left, right = pairs[start : start + _BLOCK].T
         keep.append(colour_difference(colours[left], colours[right]) <= colour)
-    return pairs[np.concatenate(keep)]
+    return np.concatenate(keep)
 
 
 def exact_pairs(pixels: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ def find(scan: Scan, distance: int, colour: float = duplicates.COLOUR) -> Duplic
     exact_root = duplicates.groups(len(usable), duplicates.exact_pairs(scan.pixels[usable]))
     single = usable[np.unique(exact_root)]
     candidates = duplicates.near_pairs(scan.perceptual[single], distance)
-    close = duplicates.near_duplicates(scan.perceptual[single], scan.colours[single], distance, colour)
+    close = candidates[duplicates.same_colours(candidates, scan.colours[single], colour)]
     hashes = scan.perceptual[single]
     return Duplicates(
         images=len(scan),

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 import mmdit_jax.data.pipeline as pipeline
 from mmdit_jax.config import DataConfig, Run, context_tokens, text_shapes
+from mmdit_jax.data.batches import batches, encoded_batches
 from mmdit_jax.data.encoded import EncodedSet, EncodedSplit
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text import TextStates, encode_all, text_encoder
@@ -34,7 +35,7 @@ class ImageData:
 
     def batches(self, batch: int, seed: int, start_step: int) -> Iterator[dict[str, Any]]:
         """This process's part of the batches from ``start_step`` on, as ``step_function`` takes them."""
-        for found in pipeline.batches(self.train, batch=batch, seed=seed, start_step=start_step, **_process()):
+        for found in batches(self.train, batch=batch, seed=seed, start_step=start_step, **_process()):
             index = found["index"]
             text = {name: (states.tokens[index], states.pooled[index]) for name, states in self.train_text.items()}
             yield {"image": found["image"], "text": text}
@@ -51,7 +52,7 @@ class LatentData:
 
     def batches(self, batch: int, seed: int, start_step: int) -> Iterator[dict[str, Any]]:
         """As of ``ImageData``; a batch is of one bucket."""
-        stream = pipeline.encoded_batches(self.train, batch=batch, seed=seed, start_step=start_step, **_process())
+        stream = encoded_batches(self.train, batch=batch, seed=seed, start_step=start_step, **_process())
         for _, found in stream:
             text = {name: tuple(states) for name, states in found.text.items()}
             yield {"latents": latents_of(found, self.source.latents), "text": text}

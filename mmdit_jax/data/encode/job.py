@@ -40,7 +40,8 @@ from mmdit_jax.files import write_atomic, write_json
 
 _POLL = 0.5
 """Seconds between looks at what other processes have done."""
-_SCANS_KEPT = 64
+_SCANS_KEPT = 8
+"""Parts in memory: of tars, each is a dozen megabytes. Shards are in the source's order, and come by few at a time."""
 
 Report = Callable[[str, int, int], None]
 """Told (what, how many more, of how many): parts "scan"ned, images "found" encoded at the start, images "encode"d."""

@@ -56,12 +56,10 @@ class ScanSettings:
             ("max-upsample", self.max_upsample, 0.01),
             ("min-bucket", self.min_bucket, 1),
             ("shard-examples", self.shard_examples, 1),
-            ("distance", self.distance, 0),
         ):
             if not value >= least:
                 raise UserError(f"{field}={value:g}: expected {least:g} or more")
-        if self.distance > duplicates.MOST:
-            raise UserError(f"distance={self.distance}: expected 0 to {duplicates.MOST} bits of 64")
+        duplicates.check_distance(self.distance)
         bucket_list(self.size, self.multiple, self.bucket_aspect)
         if not 0 <= self.synthetic_share <= 1:
             raise UserError(f"synthetic-share={self.synthetic_share:g}: expected 0 to 1")
