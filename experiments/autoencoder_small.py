@@ -17,15 +17,16 @@ import itertools
 import json
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmdit_jax.data.pipeline import load, prepare
-from mmdit_jax.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_OK, EXIT_PREEMPTED, Diverged, UserError
+from mmdit_jax.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_OK, EXIT_PREEMPTED, Diverged, Preempted, UserError
 from mmdit_jax.evaluation.grids import grid_png
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.evaluation.reconstruction import psnr, ssim
@@ -54,7 +55,9 @@ def recipe(channels: int, seed: int, steps: int | None = None) -> AutoencoderRec
     return made if steps is None else dataclasses.replace(made, steps=steps)
 
 
-def trained(wanted: AutoencoderRecipe, images: np.ndarray, data: str, folder: Path) -> KLAutoencoder:
+def trained(
+    wanted: AutoencoderRecipe, images: np.ndarray, data: str, folder: Path, stop: Callable[[], bool]
+) -> KLAutoencoder:
     """The autoencoder in ``folder`` if this recipe and these images made it; else it is trained, and then written.
 
     A training that is stopped leaves nothing and starts anew: it takes minutes. training.json is written last.
@@ -68,7 +71,7 @@ def trained(wanted: AutoencoderRecipe, images: np.ndarray, data: str, folder: Pa
         seconds = time.perf_counter() - start
         print(f"{name}  step {step}  l1 {parts['l1']:.4f}  kl {parts['kl']:.2f}  {seconds:.0f} s", file=sys.stderr)
 
-    made = train(wanted, images, report)
+    made = train(wanted, images, report, stop)
     record.unlink(missing_ok=True)
     save_autoencoder(folder, made)
     write_json(record, {**told, "seconds": round(time.perf_counter() - start, 1)})
@@ -140,7 +143,9 @@ def rows_of(values: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, An
     ]
 
 
-def run(out: Path, data_dir: Path, channels: Sequence[int], seeds: int, steps: int | None) -> dict[str, Any]:
+def run(
+    out: Path, data_dir: Path, channels: Sequence[int], seeds: int, steps: int | None, stop: Callable[[], bool]
+) -> dict[str, Any]:
     """Train what is not there, measure all, write table.csv, reconstructions.png and result.json, which is returned."""
     prepare("emoji", data_dir, resolution=RESOLUTION)
     data = load("emoji", data_dir, resolution=RESOLUTION)
@@ -149,7 +154,7 @@ def run(out: Path, data_dir: Path, channels: Sequence[int], seeds: int, steps: i
     # One of each number of channels first.
     made_by = {
         (number, seed): trained(
-            recipe(number, seed, steps), split.images, split.fingerprint, out / f"d{number}-s{seed}"
+            recipe(number, seed, steps), split.images, split.fingerprint, out / f"d{number}-s{seed}", stop
         )
         for seed in range(seeds)
         for number in channels
@@ -196,16 +201,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     arguments = parser.parse_args(argv)
 
-    def stop(*_: object) -> None:
-        print("stopped by SIGTERM; finished trainings are kept, run again to go on", file=sys.stderr)
-        sys.exit(EXIT_PREEMPTED)
-
-    signal.signal(signal.SIGTERM, stop)
+    asked = threading.Event()
+    # Noted, not raised: an exception would be swallowed if the signal came while a library's callback runs.
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
     prepare_host()
     try:
         if arguments.seeds < 1:
             raise UserError(f"seeds={arguments.seeds}: expected 1 or more")
-        result = run(arguments.out, arguments.data_dir, arguments.channels, arguments.seeds, arguments.steps)
+        result = run(
+            arguments.out, arguments.data_dir, arguments.channels, arguments.seeds, arguments.steps, asked.is_set
+        )
+    except Preempted as error:
+        print(f"{error}; finished trainings are kept", file=sys.stderr)
+        return EXIT_PREEMPTED
     except (UserError, Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_DIVERGED if isinstance(error, Diverged) else EXIT_BAD_INPUT

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers, muon
 
 from mmdit_jax.data.order import batch_indices
-from mmdit_jax.errors import Diverged, UserError
+from mmdit_jax.errors import Diverged, Preempted, UserError
 from mmdit_jax.models.autoencoder.config import AutoencoderConfig
 from mmdit_jax.models.autoencoder.interface import sample_posterior
 from mmdit_jax.models.autoencoder.kl import KLAutoencoder
@@ -74,7 +74,10 @@ def loss_of(
 
 
 def train(
-    recipe: AutoencoderRecipe, images: np.ndarray, report: Callable[[int, dict[str, float]], None] | None = None
+    recipe: AutoencoderRecipe,
+    images: np.ndarray,
+    report: Callable[[int, dict[str, float]], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> KLAutoencoder:
     """An autoencoder trained on images, with the shift and scale that give its latents mean 0 and deviation 1.
 
@@ -84,10 +87,12 @@ def train(
         recipe: shift and scale of its config are replaced.
         images: uint8 [N, R, R, 3].
         report: called every 50 steps and at the end with the number of steps and the last one's "l1" and "kl".
+        stop: asked before every step whether to stop there.
 
     Raises:
         UserError: images of another kind, or too few for a batch.
         Diverged: the loss is not finite.
+        Preempted: ``stop`` said so; nothing of the training is kept.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) < recipe.batch:
         raise UserError(
@@ -97,6 +102,8 @@ def train(
     optimizer, step = _make_step(graph)
     state = jax.jit(optimizer.init)(params)
     for number in range(recipe.steps):
+        if stop():
+            raise Preempted(f"autoencoder: stopped before step {number + 1}; run again to begin anew")
         rows = batch_indices(len(images), recipe.batch, recipe.seed, number)
         key = jax.random.fold_in(jax.random.key(recipe.seed), number)
         rate = _rate(recipe, number)
