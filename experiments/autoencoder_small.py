@@ -15,9 +15,7 @@ import dataclasses
 import io
 import itertools
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +29,7 @@ from mmdit_jax.evaluation.grids import grid_png
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.evaluation.reconstruction import psnr, ssim
 from mmdit_jax.files import write_atomic, write_json
-from mmdit_jax.host import prepare_host
+from mmdit_jax.host import prepare_host, stop_on_sigterm
 from mmdit_jax.models.autoencoder import AutoencoderConfig, KLAutoencoder, load_autoencoder, save_autoencoder
 from mmdit_jax.training.autoencoder import AutoencoderRecipe, reconstruct, train
 from scaling import frechet
@@ -201,16 +199,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     arguments = parser.parse_args(argv)
 
-    asked = threading.Event()
-    # Noted, not raised: an exception would be swallowed if the signal came while a library's callback runs.
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    stop = stop_on_sigterm()
     prepare_host()
     try:
         if arguments.seeds < 1:
             raise UserError(f"seeds={arguments.seeds}: expected 1 or more")
-        result = run(
-            arguments.out, arguments.data_dir, arguments.channels, arguments.seeds, arguments.steps, asked.is_set
-        )
+        result = run(arguments.out, arguments.data_dir, arguments.channels, arguments.seeds, arguments.steps, stop)
     except Preempted as error:
         print(f"{error}; finished trainings are kept", file=sys.stderr)
         return EXIT_PREEMPTED

@@ -35,10 +35,11 @@ def find_duplicates(args: argparse.Namespace) -> int:
     from mmdit_jax.data import duplicates_report
     from mmdit_jax.data.encode.job import Job, Place
     from mmdit_jax.data.encode.scan import scans_folder
-    from mmdit_jax.data.encode.workers import stop_on_sigterm, threads_each
+    from mmdit_jax.data.encode.workers import threads_each
     from mmdit_jax.data.sources import Unreadable, open_source
     from mmdit_jax.data.sources.images import decode
     from mmdit_jax.files import write_atomic, write_json
+    from mmdit_jax.host import stop_on_sigterm
 
     if args.report and args.report.suffix not in (".html", ".json"):
         raise UserError(f"report={args.report}: expected a name that ends in .html or .json")

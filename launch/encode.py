@@ -145,9 +145,9 @@ def encode(args: argparse.Namespace) -> int:
         WorkerDied,
         encode_here,
         encode_in_processes,
-        stop_on_sigterm,
         threads_each,
     )
+    from mmdit_jax.host import stop_on_sigterm
 
     if not args.name or "/" in args.name or args.name[0] in "._" or args.name in BUILDERS:
         raise UserError(

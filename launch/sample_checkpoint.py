@@ -26,11 +26,10 @@ from mmdit_jax.evaluation.text_to_image import (
     encode_prompts,
     expected_shapes,
     latent_sides,
-    shapes_of,
 )
 from mmdit_jax.models.autoencoder import holds_autoencoder, load_autoencoder
 from mmdit_jax.models.sd3 import load_sd3, open_checkpoint
-from mmdit_jax.models.text import TextEncoder
+from mmdit_jax.models.text import TextEncoder, shapes_of
 from mmdit_jax.models.text.places import find_encoder
 from mmdit_jax.models.text.pretrained import load_text_encoder
 from mmdit_jax.models.text.tokenizer import SD3_FOLDERS

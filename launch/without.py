@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,10 +10,11 @@ import pandas as pd
 from launch.execute import Places
 from launch.settings import held_out
 from mmdit_jax.config import Run
+from mmdit_jax.evaluation.battles import write_battles
 from mmdit_jax.evaluation.geneval import read_geneval_tree
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.evaluation.realism import Realism
-from mmdit_jax.evaluation.removal import compare, label, tree, write_comparisons
+from mmdit_jax.evaluation.removal import Comparison, compare, label, tree
 from mmdit_jax.files import write_atomic
 
 BATTLES, SCORES = "without_battles.csv", "without.csv"
@@ -36,5 +36,5 @@ def write_without_tables(finished: Sequence[tuple[Run, dict[str, Any]]], places:
         known = {"run_id": run.run_id, "name": run.name, "dataset": run.data.name}
         rows += [{**known, "without": "", **row} for row in result["geneval"]]
         rows += [{**known, **row} for row in result["without"]]
-    write_comparisons(battles, Path(places.study_dir) / BATTLES)
+    write_battles(battles, places.study_dir / BATTLES, Comparison)
     write_atomic(places.study_dir / SCORES, pd.DataFrame(rows).to_csv(index=False) if rows else "")

@@ -8,7 +8,10 @@ import mmap
 import os
 import platform
 import resource
+import signal
 import sys
+import threading
+from collections.abc import Callable
 
 # glibc's names (malloc.h) for the parameters of mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
@@ -36,6 +39,16 @@ def prepare_host() -> None:
     present = os.environ.get("XLA_FLAGS", "")
     if _SEQUENTIAL.split("=")[0] not in present:
         os.environ["XLA_FLAGS"] = f"{_SEQUENTIAL} {present}".strip()
+
+
+def stop_on_sigterm() -> Callable[[], bool]:
+    """From now on SIGTERM ends nothing at once; the function returned says whether it came.
+
+    Noted, not raised: an exception would be swallowed where the signal comes while a library's callback runs.
+    """
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    return asked.is_set
 
 
 def allow_open_files(count: int) -> bool:

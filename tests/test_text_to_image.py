@@ -27,7 +27,6 @@ from mmdit_jax.evaluation.text_to_image import (
     expected_shapes,
     latent_sides,
     sample_latents,
-    shapes_of,
     take,
 )
 from mmdit_jax.models import MMDiTConfig
@@ -35,7 +34,7 @@ from mmdit_jax.models.autoencoder import AutoencoderConfig, load_autoencoder
 from mmdit_jax.models.autoencoder.names import shapes as autoencoder_shapes
 from mmdit_jax.models.sd3 import load_sd3, table
 from mmdit_jax.models.sd3.names import entries
-from mmdit_jax.models.text import TextShape
+from mmdit_jax.models.text import TextShape, shapes_of
 from mmdit_jax.models.text.pretrained import load_text_encoder
 
 GOLDEN = Path(__file__).parent / "goldens" / "pipeline.npz"

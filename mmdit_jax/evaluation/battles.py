@@ -14,6 +14,7 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def battles(images_by_run: Mapping[str, np.ndarray], prompts: Sequence[Prompt], 
     scores = {"contrastive": {name: _similarities(images_by_run[name], prompts, judge) for name in names}}
     ties = {"contrastive": judge.tie, "scorer": 0.0}
     if all(prompt.include for prompt in prompts):
-        scores["scorer"] = {name: _graded(images_by_run[name], prompts) for name in names}
+        scores["scorer"] = {name: graded(images_by_run[name], prompts) for name in names}
 
     rows = []
     for asked, (first, second) in itertools.product(sorted(scores), itertools.combinations(names, 2)):
@@ -79,16 +80,21 @@ def battles(images_by_run: Mapping[str, np.ndarray], prompts: Sequence[Prompt], 
             for seed in range(shape[1]):
                 left, right = (second, first) if _flip(first, second, prompt.prompt, number, seed) else (first, second)
                 lead = float(scores[asked][left][number, seed] - scores[asked][right][number, seed])
-                outcome = "tie" if abs(lead) <= ties[asked] else "left" if lead > 0 else "right"
+                outcome = verdict(lead, ties[asked])
                 rows.append(Battle(prompt.prompt, left, right, outcome, QUESTION, asked, seed))
     return rows
 
 
-def write_battles(rows: Sequence[Battle], path: Path) -> None:
-    """Write rows as CSV, in their order; the file appears whole or not at all."""
+def verdict(lead: float, tie: float) -> str:
+    """Outcome of a battle: "left" or "right" by the sign of left's lead, a "tie" where it is within ``tie``."""
+    return "tie" if abs(lead) <= tie else "left" if lead > 0 else "right"
+
+
+def write_battles(rows: Sequence[Any], path: Path, kind: type = Battle) -> None:
+    """Write rows, dataclasses of that ``kind``, as CSV in their order; the file appears whole or not at all."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in dataclasses.fields(Battle)])
+    writer.writerow([field.name for field in dataclasses.fields(kind)])
     writer.writerows(dataclasses.astuple(row) for row in rows)
     write_atomic(path, text.getvalue())
 
@@ -99,7 +105,8 @@ def _similarities(images: np.ndarray, prompts: Sequence[Prompt], judge: Judge) -
     return judge.similarity(flat, texts).reshape(images.shape[:2])
 
 
-def _graded(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+def graded(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+    """The scorer's graded score of each image [P, K, H, W, 3]: float64 [P, K]."""
     flat = images.reshape(-1, *images.shape[2:])
     asked = [prompt for prompt in prompts for _ in range(images.shape[1])]
     return np.array([score.graded for score in score_all(flat, asked)]).reshape(images.shape[:2])

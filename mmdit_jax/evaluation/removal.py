@@ -5,10 +5,8 @@ Whatever is removed, prompts and noise are the same, so that image stands agains
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,12 @@ import numpy as np
 
 from mmdit_jax.config import Run
 from mmdit_jax.data.scenes.prompts import Prompt
-from mmdit_jax.data.scenes.scorer import score_all
+from mmdit_jax.evaluation.battles import graded, verdict
 from mmdit_jax.evaluation.evaluate import evaluation_prompts, generate
 from mmdit_jax.evaluation.geneval import geneval, write_geneval_tree
 from mmdit_jax.evaluation.judge import Judge
 from mmdit_jax.evaluation.latent import Latent, for_judge
 from mmdit_jax.evaluation.realism import Realism
-from mmdit_jax.files import write_atomic
 
 ALL = "all encoders"
 AESTHETICS, PROMPT = "aesthetics (realism)", "prompt following"
@@ -104,7 +101,7 @@ def compare(
             (PROMPT, "contrastive"): np.sum(features * texts, axis=1),
         }
         if all(prompt.include for prompt in prompts):
-            found[PROMPT, "scorer"] = np.array([score.graded for score in score_all(flat, asked)])
+            found[PROMPT, "scorer"] = graded(images, prompts).reshape(-1)
         return found
 
     reference = scores(whole)
@@ -113,17 +110,8 @@ def compare(
         for (question, by), own in scores(images).items():
             margin = judge.tie if by == "contrastive" else 0.0
             for number, lead in enumerate(own - reference[question, by]):
-                outcome = "tie" if abs(lead) <= margin else "left" if lead > 0 else "right"
+                outcome = verdict(lead, margin)
                 place, seed = divmod(number, count)
                 prompt = prompts[place]
                 rows.append(Comparison(run, prompt.prompt, prompt.task, name, ALL, outcome, question, by, seed))
     return rows
-
-
-def write_comparisons(rows: Sequence[Comparison], path: Path) -> None:
-    """Write rows as CSV; the file appears whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [field.name for field in fields(Comparison)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_atomic(path, text.getvalue())

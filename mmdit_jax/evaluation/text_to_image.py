@@ -44,15 +44,6 @@ def encode_prompts(load: Mapping[str, Callable[[], TextEncoder]], captions: Sequ
     return {name: make().encode(captions) for name, make in load.items()}
 
 
-def shapes_of(states: Mapping[str, TextStates]) -> dict[str, TextShape]:
-    """The shape of each encoder's states."""
-    found = {}
-    for name, (tokens, pooled) in states.items():
-        _, length, width = tokens.shape
-        found[name] = TextShape(length, width, pooled.shape[1])
-    return found
-
-
 def expected_shapes(config: MMDiTConfig, found: Mapping[str, TextShape], t5_length: int) -> dict[str, TextShape]:
     """The shapes of all three encoders' states that a model of this config was trained with.
 

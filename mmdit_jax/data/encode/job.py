@@ -3,7 +3,7 @@
     FOLDER/manifest.json       written last: its presence means finished
     FOLDER/*.array_record      shards
     FOLDER/dropped.jsonl       items left out, and why
-    FOLDER/work/               settings, plan, finished shards' accounts, claims: what a re-run goes on from
+    FOLDER/work                settings, plan, finished shards' accounts, claims: what a re-run goes on from
     FOLDER/../_scans/…         what was found in the source; other sets of the same source use it, too
 
 Every file is renamed into place when it is whole, and has the same bytes whoever writes it.

@@ -172,16 +172,9 @@ def _judge(number: int, worker: subprocess.Popen[str]) -> None:
     raise WorkerDied(f"{name} ended with {code}; {kept}", code)
 
 
-def stop_on_sigterm() -> Callable[[], bool]:
-    """From now on SIGTERM ends nothing at once; the function returned says whether it came."""
-    asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    return asked.is_set
-
-
 def main() -> int:
     """A worker: its orders come as one line on stdin, its reports go to stdout, one JSON object a line."""
-    from mmdit_jax.host import prepare_host
+    from mmdit_jax.host import prepare_host, stop_on_sigterm
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     asked = stop_on_sigterm()

@@ -19,6 +19,7 @@ from mmdit_jax.models.text.interface import (
     context_shape,
     encode_all,
     encoder_order,
+    shapes_of,
 )
 from mmdit_jax.models.text.pre_encoded import PRE_ENCODED
 from mmdit_jax.models.text.pretrained import PretrainedEncoder, load_text_encoder
@@ -37,6 +38,7 @@ __all__ = [
     "encode_all",
     "encoder_order",
     "load_text_encoder",
+    "shapes_of",
     "text_encoder",
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,13 @@ class TextShape(NamedTuple):
     length: int
     width: int
     pooled_width: int
+
+
+def shapes_of(states: Mapping[str, tuple[Any, Any]]) -> dict[str, TextShape]:
+    """The shape of each encoder's states, given as arrays tokens [B, L, width] and pooled [B, pooled_width]."""
+    return {
+        name: TextShape(tokens.shape[1], tokens.shape[2], pooled.shape[1]) for name, (tokens, pooled) in states.items()
+    }
 
 
 LAYOUTS = ("channels", "sd3")
