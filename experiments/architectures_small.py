@@ -1,7 +1,7 @@
 """The architectures of SD3's figure 4, small: DiT, CrossDiT, UViT, MMDiT and MMDiT with three streams, on scenes.
 
 mmdit study run architectures_small --replicas 4
-python -m experiments.architectures_figure studies/architectures_small --out docs/results/architectures_small
+mmdit compare studies/architectures_small/results.csv --by architecture --baseline mmdit
 
 Held: the training FLOPs of a run (within 1 %), and with them nearly the FLOPs of an image and the number of steps. Not
 held: parameters, since at equal FLOPs a network has the more of them the more sets of weights share its tokens (0.33M

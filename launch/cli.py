@@ -25,6 +25,7 @@ COMMANDS = {
     "elo": ("launch.stats", "ratings with intervals, from any table of battles"),
     "correlate": ("launch.stats", "correlation of two columns with intervals"),
     "winrate": ("launch.winrate", "win rates against one player with intervals, from any table of battles"),
+    "compare": ("launch.compare", "groups of runs against one of them, seed by seed, from any table of results"),
     "rank": ("launch.rank", "average Pareto fronts with intervals, from any table of two scores"),
     "efficiency": ("launch.rank", "score lost with fewer sampling steps, from any table of scores"),
 }

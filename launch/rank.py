@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.tables import EXIT_OK, command_parser, resampling_options, text_table
+from launch.tables import EXIT_OK, check_out, command_parser, out_option, resampling_options, text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     rank.add_argument(
         "--complete", action="store_true", help="rank the names, settings and seeds that are complete; say what is not"
     )
-    _out(rank)
+    out_option(rank)
     resampling_options(rank)
     rank.set_defaults(run=run_rank)
 
@@ -65,7 +65,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     efficiency.add_argument("--steps", metavar="COL", default="steps", help="sampling steps (%(default)s)")
     efficiency.add_argument("--score", metavar="COL", default="clip", help="score to be high (%(default)s)")
     efficiency.add_argument("--path", metavar="COL", help="path length (path_length, where there is such a column)")
-    _out(efficiency)
+    out_option(efficiency)
     resampling_options(efficiency)
     efficiency.set_defaults(run=run_efficiency)
 
@@ -79,7 +79,7 @@ def run_rank(args: argparse.Namespace) -> int:
     from scaling.reference import among
     from scaling.tables import read_table, where
 
-    _check_out(args.out)
+    check_out(args.out)
     rows = where(scores() if args.table == SCORES else read_table(args.table), args.where)
     if args.among is not None:
         rows = among(rows, _reference(args.among), args.among, args.name)
@@ -117,7 +117,7 @@ def run_efficiency(args: argparse.Namespace) -> int:
     from scaling.efficiency_tables import losses_frame, losses_text
     from scaling.tables import read_table, where
 
-    _check_out(args.out)
+    check_out(args.out)
     rows = where(read_table(args.table), args.where)
     path = args.path if args.path is not None else "path_length" if "path_length" in rows.columns else None
     table = efficiency(
@@ -141,17 +141,6 @@ def run_efficiency(args: argparse.Namespace) -> int:
         print(text_table(losses_text(table, args.group)))
         print(f"loss of {args.score} in % of that at {table.steps[-1]} steps; {table.how}")
     return EXIT_OK
-
-
-def _out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", type=Path, help="write figures (PNG, PDF) and tables (CSV) there")
-
-
-def _check_out(folder: Path | None) -> None:
-    from scaling.errors import TableError
-
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise TableError(f"out={str(folder)!r}: is a file; expected a folder, or a path to make one at")
 
 
 def _compare(table: RankTable, name: str, seed: int) -> Agreement:

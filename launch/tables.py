@@ -1,10 +1,13 @@
-"""What the statistics commands share: how they are declared, the options of a resampling, tables as text."""
+"""What the statistics commands share: how they are declared, their options, tables as text."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pandas as pd
+
+from scaling.errors import TableError
 
 EXIT_OK = 0
 
@@ -22,14 +25,30 @@ def command_parser(
     )
 
 
-def resampling_options(parser: argparse.ArgumentParser, default: int = 1000) -> None:
-    """The options --where, --bootstrap, --seed and --json."""
+def table_options(parser: argparse.ArgumentParser) -> None:
+    """The options --where and --json."""
     parser.add_argument("--where", metavar="COL=VALUE", action="append", default=[], help="only these rows; repeatable")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def resampling_options(parser: argparse.ArgumentParser, default: int = 1000) -> None:
+    """The same, and --bootstrap and --seed."""
+    table_options(parser)
     parser.add_argument(
         "--bootstrap", metavar="N", type=natural, default=default, help="resamples (%(default)s); 0: none"
     )
     parser.add_argument("--seed", metavar="N", type=natural, default=0, help="of the resampling (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def out_option(parser: argparse.ArgumentParser) -> None:
+    """The option --out; see ``check_out``."""
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write figures (PNG, PDF) and tables (CSV) there")
+
+
+def check_out(folder: Path | None) -> None:
+    """Raises TableError where figures and tables can't go to ``folder``."""
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise TableError(f"out={str(folder)!r}: is a file; expected a folder, or a path to make one at")
 
 
 def natural(text: str) -> int:

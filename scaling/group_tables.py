@@ -1,0 +1,135 @@
+"""A comparison of groups of runs as a table of ready strings, as rows of numbers and as a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scaling.figures import flops_axis, loss_axis
+from scaling.groups import Curve, Place, interval
+from scaling.look import HUES, MARKERS, legend_above, panels
+from scaling.tables import labels, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIGNIFICANT = 2
+"""Figures of the narrowest interval that a table shows."""
+
+
+def compared_frame(places: Mapping[str, Sequence[Place]]) -> pd.DataFrame:
+    """A row a score and group with Place's columns, for CSV and JSON."""
+    return pd.DataFrame(
+        [{"score": score, **dataclasses.asdict(place)} for score, found in places.items() for place in found]
+    )
+
+
+def compared_text(
+    results: pd.DataFrame, by: str, places: Mapping[str, Sequence[Place]], baseline: str, held: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Ready strings: groups in the order of the first score; of each score mean, difference with interval, and p.
+
+    ``held`` are columns of ``results`` to show as they are, as parameters; those that vary in a group are left out.
+    """
+    order = [place.name for place in next(iter(places.values()))]
+    names = labels(results, by)
+    columns: dict[str, list[str]] = {by: order}
+    for name in held:
+        of_group = {group: numbers(results[names == group], name) for group in order}
+        if all((own == own[0]).all() for own in of_group.values()):
+            columns[name] = [_count(own[0]) for own in of_group.values()]
+    for score, found in places.items():
+        digits = _digits([place.high - place.difference for place in found if place.name != baseline])
+        known = {place.name: place for place in found}
+        columns[score] = [f"{known[group].mean:.{digits}f}" for group in order]
+        columns[f"{score}: difference (95 %)"] = [_difference(known[group], baseline, digits) for group in order]
+        columns[f"{score}: p"] = ["" if group == baseline else _probability(known[group].p) for group in order]
+    return pd.DataFrame(columns)
+
+
+def compared_figure(
+    results: pd.DataFrame, by: str, order: Sequence[str], scores: Sequence[str], curves: Mapping[str, Curve], x: str
+) -> Figure:
+    """Left, where there are curves, the first score against ``x``: thin lines are runs, bands 95 % of their mean. Then
+    a panel a score of finished runs, each a point, with 95 % of their mean beside them.
+    """
+    from matplotlib.lines import Line2D
+
+    count = len(scores) + bool(curves)
+    with panels(1, count, (max(5.4, 4.2 * count), 4.0)) as (drawn, grid):
+        axes = list(grid[0])
+        if curves:
+            _curves(axes.pop(0), {name: curves[name] for name in order if name in curves}, order, scores[0], x)
+        for score, own in zip(scores, axes, strict=True):
+            _points(own, {name: numbers(results[labels(results, by) == name], score) for name in order})
+            own.set_ylabel(f"{score} of the finished run")
+        look = enumerate(order)
+        legend_above(drawn, [Line2D([], [], color=_hue(i), marker=_marker(i), label=name) for i, name in look])
+        return drawn
+
+
+def _curves(axes: Axes, found: Mapping[str, Curve], order: Sequence[str], score: str, x: str) -> None:
+    for name, curve in found.items():
+        index = order.index(name)
+        seen = curve.x > 0
+        axes.fill_between(curve.x[seen], curve.low[seen], curve.high[seen], color=_hue(index), alpha=0.15, lw=0)
+        for run in curve.runs:
+            axes.plot(curve.x[seen], run[seen], color=_hue(index), lw=0.4, alpha=0.6)
+        axes.plot(
+            curve.x[seen], curve.mean[seen], color=_hue(index), lw=1.5, marker=_marker(index), markersize=4, zorder=3
+        )
+    if all((curve.mean > 0).all() for curve in found.values()):
+        axes.set_yscale("log")
+        loss_axis(axes.yaxis)
+    axes.set_ylabel(score)
+    if x == "train_flops":
+        flops_axis(axes)
+    else:
+        axes.set_xlabel(x)
+
+
+def _points(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
+    for index, own in enumerate(values.values()):
+        place = index + 0.05 * (np.arange(len(own)) - (len(own) - 1) / 2)
+        axes.scatter(place, own, color=_hue(index), marker=_marker(index), s=18, lw=0, alpha=0.7)
+        if len(own) > 1:
+            low, high = interval(own)
+            middle = own.mean()
+            axes.errorbar(index + 0.3, middle, [[middle - low], [high - middle]], color=_hue(index), capsize=3)
+    axes.set_xticks(range(len(values)), list(values), rotation=20, ha="right")
+    axes.grid(axis="x", visible=False)
+
+
+def _hue(index: int) -> str:
+    return HUES[index % len(HUES)]
+
+
+def _marker(index: int) -> str:
+    return MARKERS[index % len(MARKERS)]
+
+
+def _digits(reaches: Sequence[float]) -> int:
+    """Decimals that show the narrowest interval with two figures; between 0 and 8."""
+    narrow = min((reach for reach in reaches if reach > 0), default=0.01)
+    return int(np.clip(SIGNIFICANT - 1 - np.floor(np.log10(narrow)), 0, 8))
+
+
+def _difference(place: Place, baseline: str, digits: int) -> str:
+    if place.name == baseline:
+        return "(baseline)"
+    texts = (f"{value:+.{digits}f}".replace("-", "−") for value in (place.difference, place.low, place.high))
+    return "{} ({} to {})".format(*texts)
+
+
+def _probability(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def _count(value: float) -> str:
+    """Whole numbers with commas, huge and broken ones in scientific notation."""
+    return f"{int(value):,}" if value == int(value) and abs(value) < 1e11 else f"{value:.4g}"
