@@ -1,4 +1,4 @@
-"""``mmdit data build | inspect NAME``; ``encode`` and ``duplicates`` have files of their own."""
+"""``mmdit data build | inspect NAME``; ``encode``, ``duplicates`` and ``autoencoder`` have files of their own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import mmdit_jax.data.pipeline as pipeline
+from launch.autoencoder import add_autoencoder
 from launch.duplicates import add_duplicates
 from launch.encode import add_encode
 from launch.inspect_encoded import inspect_encoded
@@ -44,6 +45,7 @@ def add_parsers(commands: Any) -> None:
         action.set_defaults(run=run)
     add_encode(actions)
     add_duplicates(actions)
+    add_autoencoder(actions)
 
 
 def _open(args: argparse.Namespace) -> Any:

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from deterministic import values
 from flax import nnx
+from scipy import stats
 
-from experiments import autoencoder_small as experiment
 from mmdit_jax.errors import Diverged, UserError
 from mmdit_jax.evaluation.reconstruction import psnr, ssim
 from mmdit_jax.models.autoencoder import AutoencoderConfig, load_autoencoder, sample_posterior
 from mmdit_jax.training.autoencoder import AutoencoderRecipe, initial, loss_of, reconstruct, train
+from scaling.reconstructions import COLUMNS, Measured, reconstruction_rows
 
 CONFIG = AutoencoderConfig(channels=4, widths=(4, 8), layers=1, groups=2, attention=False, image_size=8)
 RECIPE = AutoencoderRecipe(CONFIG, steps=130, batch=8, learning_rate=0.05)
@@ -112,31 +113,45 @@ def test_ssim_is_its_formula() -> None:
         psnr(first, second[:, 1:])
 
 
-def test_intervals_hold_the_value_and_pair_the_images() -> None:
+def test_intervals_are_of_images_and_trainings() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(40, 3))
 
-    def measured(shift: float) -> experiment.Measured:
-        psnrs = np.linspace(10, 30, 40) + shift
-        columns = {"perceptual": psnrs, "ssim": psnrs, "psnr": psnrs}
-        return experiment.Measured(columns, features + rng.normal(size=features.shape) * 0.1)
+    def measured(*shifts: float) -> list[Measured]:
+        columns = [dict.fromkeys(COLUMNS[1:], np.linspace(10, 30, 40) + shift) for shift in shifts]
+        return [Measured(own, features + 0.1 * rng.normal(size=features.shape)) for own in columns]
 
-    less = experiment.resampled([measured(0), measured(1)], features, 200, np.random.default_rng(0))
-    more = experiment.resampled([measured(2), measured(3)], features, 200, np.random.default_rng(0))
-    assert less["psnr"][0] == pytest.approx(20.5)
-    assert less["frechet"].shape == (201,) and (less["frechet"] >= 0).all()
-    # The same images and seeds are drawn for both, so that a difference has none of their spread.
-    assert more["psnr"] - less["psnr"] == pytest.approx(2.0)
-    (row,) = [row for row in experiment.rows_of({"4": less}) if row["column"] == "psnr"]
-    assert row["low"] < row["value"] < row["high"]
-    # Normal theory: ±1.96 · 5.92 / √40 from images, and a half from two seeds.
-    assert 3.0 < row["high"] - row["low"] < 5.5
+    rows = reconstruction_rows({"4": measured(0, 1), "8": measured(2, 3), "16": measured(5)}, features, 400)
+    found = {(row["what"], row["column"]): row for row in rows}
+    assert len(rows) == 5 * len(COLUMNS) and all(row["low"] < row["value"] < row["high"] for row in rows)
+    assert found["4", "psnr"]["value"] == pytest.approx(20.5) and found["8 - 4", "psnr"]["value"] == pytest.approx(2.0)
+    images = np.linspace(10, 30, 40).std() / np.sqrt(40)
+    alone = found["16", "psnr"]
+    assert alone["high"] - alone["value"] == pytest.approx(1.96 * images, rel=0.1)  # one training: images alone
+    # Differences are of the same images, whose spread goes; left are two pairs of trainings half apart: Welch's test.
+    test = stats.ttest_ind([2, 3], [0, 1], equal_var=False).confidence_interval(0.95)
+    ours = found["8 - 4", "psnr"]
+    assert (ours["low"], ours["high"]) == pytest.approx((test.low, test.high))
+
+
+def test_intervals_hold_what_they_say() -> None:
+    """Over fresh images and fresh trainings, the true mean is inside 95 % of the time."""
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(300):
+        images = rng.normal(size=50)
+        own = [images + 0.2 * rng.normal() + 0.5 * rng.normal(size=50) for _ in range(3)]
+        features = rng.normal(size=(50, 1))
+        measured = [Measured(dict.fromkeys(COLUMNS[1:], values), features) for values in own]
+        row = next(r for r in reconstruction_rows({"4": measured}, features, 60) if r["column"] == "psnr")
+        inside += row["low"] <= 0 <= row["high"]
+    assert 0.92 < inside / 300 < 0.985
 
 
 @pytest.mark.slow
 def test_experiment_end_to_end_and_killed(tmp_path: Path, compile_cache: Path) -> None:
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compile_cache)}
-    command = [sys.executable, "-m", "experiments.autoencoder_small", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "launch.cli", "data", "autoencoder", "emoji", "--out", str(tmp_path / "out")]
     command += ["--data-dir", str(tmp_path / "data"), "--channels", "2", "--seeds", "2", "--steps", "1", "--json"]
     process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     first = tmp_path / "out" / "d2-s0" / "training.json"
@@ -154,7 +169,7 @@ def test_experiment_end_to_end_and_killed(tmp_path: Path, compile_cache: Path) -
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert first.stat().st_mtime_ns == written  # not trained again
-    assert {row["column"] for row in result["rows"]} == set(experiment.COLUMNS)
+    assert {row["column"] for row in result["rows"]} == set(COLUMNS)
     assert [(one["channels"], one["seed"]) for one in result["runs"]] == [(2, 0), (2, 1)]
     assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 5
     assert (tmp_path / "out" / "reconstructions.png").stat().st_size > 1000
@@ -163,4 +178,4 @@ def test_experiment_end_to_end_and_killed(tmp_path: Path, compile_cache: Path) -
     assert read.shift == result["runs"][1]["shift"]
 
     bad = subprocess.run([*command, "--seeds", "0"], text=True, capture_output=True, timeout=100)
-    assert (bad.returncode, bad.stderr) == (2, "error: seeds=0: expected 1 or more\n")
+    assert (bad.returncode, bad.stderr) == (2, "mmdit: seeds=0: expected 1 or more\n")

@@ -1,0 +1,75 @@
+"""Table 3's columns for autoencoders: values, and intervals over images and trainings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from scaling import frechet
+
+COLUMNS = ("frechet", "perceptual", "ssim", "psnr")
+"""Fréchet distance of an embedding's features, mean squared distance of an image's features from its reconstruction's
+(both 1000-fold, lower is better), SSIM, PSNR in dB."""
+THOUSAND = 1000.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One training's reconstructions of N images: float64 [N] for each of COLUMNS but the first; features [N, F]."""
+
+    images: Mapping[str, np.ndarray]
+    features: np.ndarray
+
+
+def reconstruction_rows(
+    measured: Mapping[str, Sequence[Measured]], features: np.ndarray, resamples: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Rows (what, column, value, low, high): each label of ``measured``, then each less the one before.
+
+    Args:
+      measured: of each training, by label; labels in the order in which differences are taken.
+      features: [N, F], of the originals.
+      resamples: of images, the same ones for all labels, so that differences compare the same images.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(features)
+    chosen = np.concatenate([np.arange(count)[None], rng.integers(count, size=(resamples, count))])
+    references = [frechet.fit_gaussian(features[rows]) for rows in chosen]
+    found = {label: [_columns(one, chosen, references) for one in own] for label, own in measured.items()}
+    rows = []
+    for label, own in found.items():
+        rows += [_row(label, column, [np.stack([one[column] for one in own])]) for column in COLUMNS]
+    for less, more in itertools.pairwise(found):
+        for column in COLUMNS:
+            parts = [np.stack([one[column] for one in found[label]]) for label in (more, less)]
+            rows.append(_row(f"{more} - {less}", column, parts))
+    return rows
+
+
+def _columns(one: Measured, chosen: np.ndarray, references: Sequence[frechet.Gaussian]) -> dict[str, np.ndarray]:
+    """Each column of one training: the value, then one a resample; float64 [1 + resamples]."""
+    distances = [frechet.distance(one.features[rows], own) for rows, own in zip(chosen, references, strict=True)]
+    means = {name: values[chosen].mean(axis=1) for name, values in one.images.items()}
+    return {**means, "frechet": THOUSAND * np.array(distances)}
+
+
+def _row(what: str, column: str, parts: Sequence[np.ndarray]) -> dict[str, Any]:
+    """``parts`` [trainings, 1 + resamples]: of one, the mean of its trainings; of two, the first's less the second's.
+
+    Student's t with Satterthwaite's degrees of freedom, from the variance over resampled images and the trainings'
+    own; with one training a part, of images alone.
+    """
+    means = [part.mean(axis=0) for part in parts]
+    together = means[0] - means[1] if len(means) == 2 else means[0]
+    of_images = together[1:].var(ddof=1)
+    of_trainings = [(part[:, 0].var(ddof=1) / len(part), len(part) - 1) for part in parts if len(part) > 1]
+    variance = of_images + sum(own for own, _ in of_trainings)
+    doubt = sum(own**2 / free for own, free in of_trainings)
+    quantile = stats.t.ppf(0.975, variance**2 / doubt) if doubt else stats.norm.ppf(0.975)
+    value, reach = float(together[0]), float(quantile * np.sqrt(variance))
+    return {"what": what, "column": column, "value": value, "low": value - reach, "high": value + reach}
