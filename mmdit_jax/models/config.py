@@ -142,7 +142,8 @@ class MMDiTConfig:
           height, width: in latent pixels.
 
         Raises:
-          UserError: a side is no multiple of the patch size, or the grid is larger than the position table.
+          UserError: a side is no multiple of the patch size, or the grid is larger than the position table, or one
+            side of a UViT's is odd, which it halves.
         """
         for field, size in (("height", height), ("width", width)):
             if size < 1 or size % self.patch_size:
@@ -152,6 +153,8 @@ class MMDiTConfig:
                 raise UserError(
                     f"{field}={size}: expected at most {largest} (position_table={self.position_table} patches)"
                 )
+            if self.architecture == "uvit" and size // self.patch_size % 2:
+                raise UserError(f"{field}={size}: a uvit needs a multiple of 2 x patch_size={2 * self.patch_size}")
         return height // self.patch_size, width // self.patch_size
 
     def num_params(self) -> int:

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.config import TIME_FEATURES, MMDiTConfig
 from mmdit_jax.models.layers import ConditionMLP, Dense, modulated_norm
-from mmdit_jax.models.positions import sincos_positions, timestep_features, unpatchify
+from mmdit_jax.models.positions import patchify, sincos_positions, timestep_features, unpatchify
 
 
 class Frame(nnx.Module):
-    """The layers before and after the blocks, named alike in every network. A network subclasses it.
+    """The layers before and after the blocks, named alike in every network. A network adds its blocks and ``through``.
 
     Args:
       width: of a patch's token at the input and the output; None for the blocks' width.
@@ -35,17 +35,54 @@ class Frame(nnx.Module):
         self.final_modulation = Dense(d, 2 * outer, dtype=dtype, init="zeros", rngs=zeros)
         self.final = Dense(outer, config.patch_features, dtype=dtype, init="zeros", rngs=zeros)
 
-    def check(self, latents: jax.Array, context: jax.Array, pooled: jax.Array) -> None:
-        """Raises UserError where a last axis is not the config's."""
-        require_channels("latents", latents, self.config.in_channels)
-        require_channels("context", context, self.config.context_dim)
-        require_channels("pooled", pooled, self.config.pooled_dim)
+    def __call__(
+        self,
+        latents: Float[Array, "batch height width channels"],
+        t: Float[Array, " batch"],
+        context: Float[Array, "batch text context_dim"],
+        pooled: Float[Array, "batch pooled_dim"],
+        positions: Float[Array, "tokens width"] | None = None,
+    ) -> Float[Array, "batch height width channels"]:
+        """The raw prediction (a velocity, for rectified flow), float32, shaped as ``latents``; t in (0, 1), 0 is data.
 
-    def condition(
-        self, t: Float[Array, " batch"], pooled: Float[Array, "batch pooled_dim"]
-    ) -> Float[Array, "batch width"]:
-        """What modulates every layer: SiLU of the embeddings of time and pooled text."""
-        return jax.nn.silu(self.time(timestep_features(t)) + self.pooled(pooled))
+        Args:
+          positions: of the tokens, row-major; by default those of the config's sin-cos table.
+
+        Raises:
+          UserError: the latents don't fit the patches or the position table, a last axis is not the config's, or the
+            text has no tokens for the second of two text streams.
+        """
+        config = self.config
+        require_channels("latents", latents, config.in_channels)
+        require_channels("context", context, config.context_dim)
+        require_channels("pooled", pooled, config.pooled_dim)
+        rows, columns = config.grid(latents.shape[1], latents.shape[2])
+        x = self.patch(patchify(latents, config.patch_size))
+        condition = jax.nn.silu(self.time(timestep_features(t)) + self.pooled(pooled))
+        x = self.through(x, context, condition, rows, columns, positions)
+        shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
+        out = self.final(modulated_norm(x, shift, scale))
+        return unpatchify(out, rows, columns, config.patch_size).astype(jnp.float32)
+
+    def through(
+        self,
+        x: Float[Array, "batch patches width"],
+        context: Float[Array, "batch text context_dim"],
+        condition: Float[Array, "batch width"],
+        rows: int,
+        columns: int,
+        positions: jax.Array | None,
+    ) -> Float[Array, "batch patches width"]:
+        """The patches after all blocks: what a network is, besides its frame.
+
+        Args:
+          x: patches as tokens, of the frame's outer width, not placed yet.
+          context: text states, not embedded yet.
+          condition: SiLU of the embeddings of time and pooled text, which modulates every layer.
+          rows, columns: of patches.
+          positions: as given to the network.
+        """
+        raise NotImplementedError
 
     def placed(self, rows: int, columns: int, positions: jax.Array | None) -> Float[Array, "tokens width"]:
         """``positions``, or the config's fixed features of where a token is, in the blocks' dtype."""
@@ -53,14 +90,6 @@ class Frame(nnx.Module):
         if positions is None:
             positions = sincos_positions(rows, columns, config.width, config.position_table, config.position_base)
         return positions.astype(config.dtype)
-
-    def output(
-        self, x: Float[Array, "batch patches width"], condition: jax.Array, rows: int, columns: int
-    ) -> Float[Array, "batch height width channels"]:
-        """The prediction, float32, from the patches' last states."""
-        shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
-        out = self.final(modulated_norm(x, shift, scale))
-        return unpatchify(out, rows, columns, self.config.patch_size).astype(jnp.float32)
 
 
 def stacked(make: Callable[[nnx.Rngs], Any], keys: jax.Array) -> Any:

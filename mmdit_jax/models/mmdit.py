@@ -15,7 +15,6 @@ from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, rematerialised, stacked
 from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
-from mmdit_jax.models.positions import patchify
 
 
 class Stream(nnx.Module):
@@ -136,37 +135,24 @@ class MMDiT(Frame):
                 self.blocks = stacked(lambda own: JointBlock(config, rngs=own), plain)
         self.last = JointBlock(config, last=True, dual=config.dual_attention == config.depth, rngs=rngs)
 
-    def __call__(
+    def through(
         self,
-        latents: Float[Array, "batch height width channels"],
-        t: Float[Array, " batch"],
+        x: Float[Array, "batch patches width"],
         context: Float[Array, "batch text context_dim"],
-        pooled: Float[Array, "batch pooled_dim"],
-        positions: Float[Array, "tokens width"] | None = None,
-    ) -> Float[Array, "batch height width channels"]:
-        """The raw prediction, float32, shaped as ``latents``; t in (0, 1), 0 is data.
-
-        Args:
-          positions: of the patches, row-major; by default those of the config's sin-cos table.
-
-        Raises:
-          UserError: the latents don't fit the patches or the position table, or a last axis is not the config's.
-        """
-        config = self.config
-        self.check(latents, context, pooled)
-        rows, columns = config.grid(latents.shape[1], latents.shape[2])
-        x = self.patch(patchify(latents, config.patch_size)) + self.placed(rows, columns, positions)
-        text = self.context(context)
-        condition = self.condition(t, pooled)
+        condition: Float[Array, "batch width"],
+        rows: int,
+        columns: int,
+        positions: jax.Array | None,
+    ) -> Float[Array, "batch patches width"]:
+        """As ``Frame.through``; the text becomes a stream of its own, which the last block only reads."""
 
         def block(carry: tuple[jax.Array, jax.Array], weights: JointBlock) -> tuple[tuple[jax.Array, jax.Array], None]:
             return weights(*carry, condition), None
 
-        body = rematerialised(block, config.remat)
-        carry = (x, text)
+        body = rematerialised(block, self.config.remat)
+        carry = (x + self.placed(rows, columns, positions), self.context(context))
         for name in ("dual", "blocks"):
             if name in vars(self):
-                carry, _ = jax.lax.scan(body, carry, vars(self)[name], unroll=not config.scan)
+                carry, _ = jax.lax.scan(body, carry, vars(self)[name], unroll=not self.config.scan)
         (x, _), _ = body(carry, self.last)
-
-        return self.output(x, condition, rows, columns)
+        return x

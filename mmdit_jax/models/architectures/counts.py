@@ -24,7 +24,7 @@ def flops_per_image(config: MMDiTConfig, height: int, width: int, context_tokens
     Raises:
       UserError: the latent does not fit the patches, or the text is too short for two streams.
     """
-    rows, columns = grid(config, height, width)
+    rows, columns = config.grid(height, width)
     if config.architecture == "mmdit3":
         split_text(config, context_tokens)
     return 2 * _PRODUCTS[config.architecture](config, rows * columns, context_tokens)
@@ -35,23 +35,9 @@ def sequence(config: MMDiTConfig, height: int, width: int, context_tokens: int) 
 
     A CrossDiT's text passes through none; a UViT's sequence has a quarter of its patches, and the text.
     """
-    rows, columns = grid(config, height, width)
+    rows, columns = config.grid(height, width)
     image = rows * columns // (4 if config.architecture == "uvit" else 1)
     return image if config.architecture == "crossdit" else image + context_tokens
-
-
-def grid(config: MMDiTConfig, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of patches of a latent, which a UViT halves once.
-
-    Raises:
-      UserError: as ``MMDiTConfig.grid``, or a UViT's grid has an odd side.
-    """
-    rows, columns = config.grid(height, width)
-    if config.architecture == "uvit":
-        for field, size, patches in (("height", height, rows), ("width", width, columns)):
-            if patches % 2:
-                raise UserError(f"{field}={size}: a uvit needs a multiple of 2 x patch_size={2 * config.patch_size}")
-    return rows, columns
 
 
 def split_text(config: MMDiTConfig, context_tokens: int) -> tuple[int, int]:

@@ -17,7 +17,6 @@ from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, scan, stacked
 from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
 from mmdit_jax.models.mmdit import Stream, merged
-from mmdit_jax.models.positions import patchify
 
 
 class CrossAttention(nnx.Module):
@@ -70,23 +69,20 @@ class CrossDiT(Frame):
         super().__init__(config, rngs=rngs)
         self.blocks = stacked(lambda own: Block(config, rngs=own), jax.random.split(rngs.params(), config.depth))
 
-    def __call__(
+    def through(
         self,
-        latents: Float[Array, "batch height width channels"],
-        t: Float[Array, " batch"],
+        x: Float[Array, "batch patches width"],
         context: Float[Array, "batch text context_dim"],
-        pooled: Float[Array, "batch pooled_dim"],
-        positions: Float[Array, "tokens width"] | None = None,
-    ) -> Float[Array, "batch height width channels"]:
-        """As ``MMDiT.__call__``."""
-        self.check(latents, context, pooled)
-        config = self.config
-        rows, columns = config.grid(latents.shape[1], latents.shape[2])
-        x = self.patch(patchify(latents, config.patch_size)) + self.placed(rows, columns, positions)
-        text, condition = self.context(context), self.condition(t, pooled)
+        condition: Float[Array, "batch width"],
+        rows: int,
+        columns: int,
+        positions: jax.Array | None,
+    ) -> Float[Array, "batch patches width"]:
+        """As ``Frame.through``; the embedded text goes to every block as it is."""
+        text = self.context(context)
 
         def block(carry: jax.Array, weights: Block) -> tuple[jax.Array, None]:
             return weights(carry, text, condition), None
 
-        x, _ = scan(config, block, x, self.blocks, config.depth)
-        return self.output(x, condition, rows, columns)
+        x, _ = scan(self.config, block, x + self.placed(rows, columns, positions), self.blocks, self.config.depth)
+        return x

@@ -15,7 +15,6 @@ from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, rematerialised, scan, stacked
 from mmdit_jax.models.mmdit import Stream
-from mmdit_jax.models.positions import patchify
 
 
 class Block(nnx.Module):
@@ -33,34 +32,34 @@ class Block(nnx.Module):
         return self.tokens.residuals(x[:, :keep], joint_attention(q[:, :, :keep], k, v), rest)
 
 
-class Trunk(nnx.Module):
-    """``depth`` blocks over text and image tokens, of which the image's come out.
+class SingleStream(Frame):
+    """A frame with ``depth`` blocks over text and image tokens in one sequence.
 
-    A subclass of ``Frame`` calls ``grow`` for the parameters and ``through`` for the blocks; the last block is apart,
-    since nothing reads what its text tokens would become.
+    A subclass calls ``grow`` for their parameters. The last block is apart, since nothing reads what its text tokens
+    would become.
     """
 
     blocks: Block
     last: Block
 
-    def grow(self, config: MMDiTConfig, rngs: nnx.Rngs) -> None:
+    def grow(self, rngs: nnx.Rngs) -> None:
         """Make the parameters of the blocks: all but the last are stacked."""
+        config = self.config
         if config.depth > 1:
             self.blocks = stacked(
                 lambda own: Block(config, rngs=own), jax.random.split(rngs.params(), config.depth - 1)
             )
         self.last = Block(config, rngs=rngs)
 
-    def through(
+    def transformed(
         self,
-        config: MMDiTConfig,
         x: Float[Array, "batch image width"],
-        text: Float[Array, "batch text width"],
+        context: Float[Array, "batch text context_dim"],
         condition: Float[Array, "batch width"],
     ) -> Float[Array, "batch image width"]:
         """The image tokens after all blocks."""
-        image = x.shape[1]
-        tokens = jnp.concatenate([x, text], axis=1)
+        config, image = self.config, x.shape[1]
+        tokens = jnp.concatenate([x, self.context(context)], axis=1)
         if config.depth > 1:
             block = lambda carry, weights: (weights(carry, condition), None)  # noqa: E731
             tokens, _ = scan(config, block, tokens, self.blocks, config.depth - 1)
@@ -69,25 +68,21 @@ class Trunk(nnx.Module):
         return out
 
 
-class DiT(Frame, Trunk):
+class DiT(SingleStream):
     """The network: noisy latents, time and text in; the prediction out."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
-        self.grow(config, rngs)
+        self.grow(rngs)
 
-    def __call__(
+    def through(
         self,
-        latents: Float[Array, "batch height width channels"],
-        t: Float[Array, " batch"],
+        x: Float[Array, "batch patches width"],
         context: Float[Array, "batch text context_dim"],
-        pooled: Float[Array, "batch pooled_dim"],
-        positions: Float[Array, "tokens width"] | None = None,
-    ) -> Float[Array, "batch height width channels"]:
-        """As ``MMDiT.__call__``."""
-        self.check(latents, context, pooled)
-        rows, columns = self.config.grid(latents.shape[1], latents.shape[2])
-        x = self.patch(patchify(latents, self.config.patch_size)) + self.placed(rows, columns, positions)
-        condition = self.condition(t, pooled)
-        x = self.through(self.config, x, self.context(context), condition)
-        return self.output(x, condition, rows, columns)
+        condition: Float[Array, "batch width"],
+        rows: int,
+        columns: int,
+        positions: jax.Array | None,
+    ) -> Float[Array, "batch patches width"]:
+        """As ``Frame.through``."""
+        return self.transformed(x + self.placed(rows, columns, positions), context, condition)

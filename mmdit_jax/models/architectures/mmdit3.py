@@ -17,7 +17,6 @@ from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, rematerialised, scan, stacked
 from mmdit_jax.models.layers import Dense
 from mmdit_jax.models.mmdit import Stream
-from mmdit_jax.models.positions import patchify
 
 Streams = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -61,28 +60,22 @@ class MMDiT3(Frame):
             )
         self.last = Block(config, last=True, rngs=rngs)
 
-    def __call__(
+    def through(
         self,
-        latents: Float[Array, "batch height width channels"],
-        t: Float[Array, " batch"],
+        x: Float[Array, "batch patches width"],
         context: Float[Array, "batch text context_dim"],
-        pooled: Float[Array, "batch pooled_dim"],
-        positions: Float[Array, "tokens width"] | None = None,
-    ) -> Float[Array, "batch height width channels"]:
-        """As ``MMDiT.__call__``.
-
-        Raises:
-          UserError: also where the text has no tokens after the split.
-        """
-        self.check(latents, context, pooled)
+        condition: Float[Array, "batch width"],
+        rows: int,
+        columns: int,
+        positions: jax.Array | None,
+    ) -> Float[Array, "batch patches width"]:
+        """As ``Frame.through``; the text is split in two streams."""
         config = self.config
         first, _ = split_text(config, context.shape[1])
-        rows, columns = config.grid(latents.shape[1], latents.shape[2])
-        x = self.patch(patchify(latents, config.patch_size)) + self.placed(rows, columns, positions)
-        condition = self.condition(t, pooled)
+        x = x + self.placed(rows, columns, positions)
         tokens: Streams = (x, self.context(context[:, :first]), self.second_context(context[:, first:]))
         if config.depth > 1:
             block = lambda carry, weights: (weights(carry, condition), None)  # noqa: E731
             tokens, _ = scan(config, block, tokens, self.blocks, config.depth - 1)
         x, *_ = rematerialised(lambda carry, weights: weights(carry, condition), config.remat)(tokens, self.last)
-        return self.output(x, condition, rows, columns)
+        return x

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmdit_jax.models.architectures.counts import UVIT_BLOCKS, grid
-from mmdit_jax.models.architectures.dit import Trunk
+from mmdit_jax.models.architectures.counts import UVIT_BLOCKS
+from mmdit_jax.models.architectures.dit import SingleStream
 from mmdit_jax.models.config import MMDiTConfig
-from mmdit_jax.models.frame import Frame, scan, stacked
+from mmdit_jax.models.frame import scan, stacked
 from mmdit_jax.models.layers import Dense, modulated_norm
 from mmdit_jax.models.positions import patchify, unpatchify
 
@@ -63,7 +63,7 @@ class Level(nnx.Module):
         )
 
 
-class UViT(Frame, Trunk):
+class UViT(SingleStream):
     """The network: noisy latents, time and text in; the prediction out."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
@@ -71,27 +71,21 @@ class UViT(Frame, Trunk):
         super().__init__(config, rngs=rngs, width=outer)
         self.descent = Level(config, skips=False, rngs=rngs)
         self.merge = Dense(4 * outer, d, dtype=dtype, init="xavier", rngs=rngs)
-        self.grow(config, rngs)
+        self.grow(rngs)
         self.split = Dense(d, 4 * outer, dtype=dtype, init="xavier", rngs=rngs)
         self.ascent = Level(config, skips=True, rngs=rngs)
 
-    def __call__(
+    def through(
         self,
-        latents: Float[Array, "batch height width channels"],
-        t: Float[Array, " batch"],
+        x: Float[Array, "batch patches width"],
         context: Float[Array, "batch text context_dim"],
-        pooled: Float[Array, "batch pooled_dim"],
-        positions: Float[Array, "tokens width"] | None = None,
-    ) -> Float[Array, "batch height width channels"]:
-        """As ``MMDiT.__call__``; ``positions`` are of the tokens in the middle.
-
-        Raises:
-          UserError: also where a side of the grid of patches is odd.
-        """
-        self.check(latents, context, pooled)
+        condition: Float[Array, "batch width"],
+        rows: int,
+        columns: int,
+        positions: jax.Array | None,
+    ) -> Float[Array, "batch patches width"]:
+        """As ``Frame.through``; ``positions`` are of the tokens in the middle."""
         config = self.config
-        rows, columns = grid(config, latents.shape[1], latents.shape[2])
-        condition = self.condition(t, pooled)
 
         def down(carry: jax.Array, weights: ResidualBlock) -> tuple[jax.Array, jax.Array]:
             after = weights(carry, condition, rows)
@@ -101,14 +95,13 @@ class UViT(Frame, Trunk):
             weights, skip = xs
             return weights(jnp.concatenate([carry, skip], axis=-1), condition, rows), None
 
-        x = self.patch(patchify(latents, config.patch_size))
         x, skips = scan(config, down, x, self.descent.blocks, UVIT_BLOCKS)
         middle = self.merge(patchify(x.reshape(len(x), rows, columns, -1), 2))
         middle = middle + self.placed(rows // 2, columns // 2, positions)
-        middle = self.through(config, middle, self.context(context), condition)
+        middle = self.transformed(middle, context, condition)
         x = unpatchify(self.split(middle), rows // 2, columns // 2, 2).reshape(x.shape)
         x, _ = scan(config, up, x, (self.ascent.blocks, skips[::-1]), UVIT_BLOCKS)
-        return self.output(x, condition, rows, columns)
+        return x
 
 
 def neighbours(x: Float[Array, "batch patches channels"], rows: int) -> Float[Array, "batch patches nine_channels"]:
