@@ -6,7 +6,7 @@ mmdit compare studies/architectures_small/results.csv --by architecture --baseli
 Held: the training FLOPs of a run (within 1 %), and with them nearly the FLOPs of an image and the number of steps. Not
 held: parameters, since at equal FLOPs a network has the more of them the more sets of weights share its tokens (0.33M
 for the UViT, 0.6M for the DiT, 1.4M for three streams). The text has SD3's layout: `tower` in the part of the CLIPs,
-`words` behind it in that of T5. Twenty runs, about half an hour on two idle cores (four replicas at once; kill it and
+`words` behind it in that of T5. Twenty runs, about an hour on two idle cores (four replicas at once; kill it and
 start it again as often as you like). The paper's order is DiT < UViT < CrossDiT < MMDiT, with little gained by a third
 stream; expect the differences here to be small beside those of seeds.
 """
@@ -29,7 +29,7 @@ from mmdit_jax.diffusion import SamplerConfig
 from mmdit_jax.models import MMDiTConfig
 
 SEEDS = (0, 1, 2, 3)
-STEPS = 800
+STEPS = 1500
 """Of the MMDiT; the others get what its training FLOPs pay for."""
 POINTS = 8
 """Validations of a run, at equal FLOPs in all."""
@@ -57,15 +57,21 @@ def study() -> Study:
         name="base",
         model=networks["mmdit"],
         data=DATA,
-        # A constant rate keeps every point of a curve comparable; the average of the weights stands in for its fall.
+        # All decay to zero over the same budget, so that equal shares of it compare, and the end has little noise.
         optimizer=OptimizerConfig(
-            name="muon", learning_rate=2e-2, adam_learning_rate=4e-3, warmup_steps=20, b2=0.99, ema_decay=0.99
+            name="muon",
+            learning_rate=2e-2,
+            adam_learning_rate=4e-3,
+            warmup_steps=20,
+            schedule="cosine",
+            b2=0.99,
+            ema_decay=0.99,
         ),
         formulation="rf/lognorm(0.00,1.00)",
         batch=32,
         steps=STEPS,
         evaluation=EvaluationConfig(prompts_per_task=40, sampler=SamplerConfig(steps=16, guidance=4.0)),
-        hardware=HardwareConfig(onednn=True, checkpoint_every=200),
+        hardware=HardwareConfig(onednn=True, checkpoint_every=250),
     )
     budget = base.train_flops()
     runs = []

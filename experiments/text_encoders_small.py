@@ -1,6 +1,6 @@
 """What an image loses when a text encoder is removed at inference, small (SD3's Figure 9: 50, 46 and 38 % without T5).
 
-mmdit study run text_encoders_small
+mmdit study run text_encoders_small --replicas 3
 
 `tower` has the part of SD3's CLIPs (contrastive, with a pooled state), `words` that of T5 (token states alone, behind
 the others along the sequence). Each is dropped in 46.4 % of training, independently, as in the paper. Three seeds of

@@ -22,7 +22,7 @@ from mmdit_jax.evaluation.grids import grid_png
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.evaluation.reconstruction import psnr, ssim
 from mmdit_jax.files import write_atomic, write_json
-from mmdit_jax.host import stop_on_sigterm
+from mmdit_jax.host import sigterm_noted
 from mmdit_jax.models.autoencoder import KLAutoencoder, load_autoencoder, save_autoencoder
 from mmdit_jax.training.autoencoder import AutoencoderRecipe, reconstruct, train
 from scaling.reconstructions import THOUSAND, Measured, reconstruction_rows
@@ -61,15 +61,15 @@ def autoencoder(args: argparse.Namespace) -> int:
         for seed in range(args.seeds)
         for number in args.channels
     }
-    stop = stop_on_sigterm()
     folder = args.data_dir or args.root / "_data"
     pipeline.prepare(args.name, folder, resolution=args.resolution)
     data = pipeline.load(args.name, folder, resolution=args.resolution)
     split, held = data.split("train"), data.split("validation").images
-    made = {
-        place: trained(own, split.images, split.fingerprint, args.out / "d{}-s{}".format(*place), stop)
-        for place, own in wanted.items()
-    }
+    with sigterm_noted() as stop:
+        made = {
+            place: trained(own, split.images, split.fingerprint, args.out / "d{}-s{}".format(*place), stop)
+            for place, own in wanted.items()
+        }
     result = compared(made, held, args.out)
     if args.json:
         print(json.dumps(result))

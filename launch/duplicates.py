@@ -39,7 +39,7 @@ def find_duplicates(args: argparse.Namespace) -> int:
     from mmdit_jax.data.sources import Unreadable, open_source
     from mmdit_jax.data.sources.images import decode
     from mmdit_jax.files import write_atomic, write_json
-    from mmdit_jax.host import stop_on_sigterm
+    from mmdit_jax.host import sigterm_noted
 
     if args.report and args.report.suffix not in (".html", ".json"):
         raise UserError(f"report={args.report}: expected a name that ends in .html or .json")
@@ -47,7 +47,8 @@ def find_duplicates(args: argparse.Namespace) -> int:
     source = open_source(args.source, source_options(args))
     progress = Progress(args.quiet)
     folder = data_dir_of(args) / "_duplicates"
-    scan = Job(folder, source, Place(threads=threads_each(1)), stop_on_sigterm(), progress.report).scan()
+    with sigterm_noted() as stop:
+        scan = Job(folder, source, Place(threads=threads_each(1)), stop, progress.report).scan()
     found = duplicates_report.find(scan, args.distance)
     told = duplicates_report.as_json(found, scan, args.distance)
     if args.report and args.report.suffix == ".json":

@@ -140,14 +140,7 @@ def data_dir_of(args: argparse.Namespace) -> Path:
 
 def encode(args: argparse.Namespace) -> int:
     """Encode a set, or say what that would take."""
-    from mmdit_jax.data.encode.job import Place
-    from mmdit_jax.data.encode.workers import (
-        WorkerDied,
-        encode_here,
-        encode_in_processes,
-        threads_each,
-    )
-    from mmdit_jax.host import stop_on_sigterm
+    from mmdit_jax.host import sigterm_noted
 
     if not args.name or "/" in args.name or args.name[0] in "._" or args.name in BUILDERS:
         raise UserError(
@@ -161,10 +154,20 @@ def encode(args: argparse.Namespace) -> int:
     settings = _settings(args)
     folder = data_dir_of(args) / args.name
     progress = Progress(args.quiet)
-    stop = stop_on_sigterm()
+    with sigterm_noted() as stop:
+        if args.dry_run:
+            return _dry_run(settings, folder, args.json, stop, progress)
+        return _encode(args, settings, folder, stop, progress)
+
+
+def _encode(
+    args: argparse.Namespace, settings: Settings, folder: Path, stop: Callable[[], bool], progress: Progress
+) -> int:
+    """Encode in as many processes as asked for, and tell what came of it."""
+    from mmdit_jax.data.encode.job import Place
+    from mmdit_jax.data.encode.workers import WorkerDied, encode_here, encode_in_processes, threads_each
+
     begun = time.monotonic()
-    if args.dry_run:
-        return _dry_run(settings, folder, args.json, stop, progress)
     place = Place(args.process_index, args.process_count, threads_each(args.processes))
     try:
         if args.processes == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
@@ -11,7 +12,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # glibc's names (malloc.h) for the parameters of mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
@@ -41,14 +42,22 @@ def prepare_host() -> None:
         os.environ["XLA_FLAGS"] = f"{_SEQUENTIAL} {present}".strip()
 
 
-def stop_on_sigterm() -> Callable[[], bool]:
-    """From now on SIGTERM ends nothing at once; the function returned says whether it came.
+@contextlib.contextmanager
+def sigterm_noted() -> Iterator[Callable[[], bool]]:
+    """Until the block ends SIGTERM ends nothing at once; what it gives says whether the signal came.
 
-    Noted, not raised: an exception would be swallowed where the signal comes while a library's callback runs.
+    Noted, not raised: an exception would be swallowed where the signal comes while a library's callback runs. Outside
+    the main thread nothing is noted: whoever started the thread handles signals.
     """
     asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    return asked.is_set
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def allow_open_files(count: int) -> bool:

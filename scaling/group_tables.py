@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -61,28 +61,29 @@ def compared_figure(
     from matplotlib.lines import Line2D
 
     count = len(scores) + bool(curves)
+    # By name, not by rank: a group looks the same in figures of other scores.
+    looks: dict[str, dict[str, Any]] = {
+        name: {"color": HUES[i % len(HUES)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, name in enumerate(sorted(order))
+    }
     with panels(1, count, (max(5.4, 4.2 * count), 4.0)) as (drawn, grid):
         axes = list(grid[0])
         if curves:
-            _curves(axes.pop(0), {name: curves[name] for name in order if name in curves}, order, scores[0], x)
+            _curves(axes.pop(0), {name: curves[name] for name in order if name in curves}, looks, scores[0], x)
         for score, own in zip(scores, axes, strict=True):
-            _points(own, {name: numbers(results[labels(results, by) == name], score) for name in order})
+            _points(own, {name: numbers(results[labels(results, by) == name], score) for name in order}, looks)
             own.set_ylabel(f"{score} of the finished run")
-        look = enumerate(order)
-        legend_above(drawn, [Line2D([], [], color=_hue(i), marker=_marker(i), label=name) for i, name in look])
+        legend_above(drawn, [Line2D([], [], label=name, **looks[name]) for name in order])
         return drawn
 
 
-def _curves(axes: Axes, found: Mapping[str, Curve], order: Sequence[str], score: str, x: str) -> None:
+def _curves(axes: Axes, found: Mapping[str, Curve], looks: Mapping[str, Any], score: str, x: str) -> None:
     for name, curve in found.items():
-        index = order.index(name)
-        seen = curve.x > 0
-        axes.fill_between(curve.x[seen], curve.low[seen], curve.high[seen], color=_hue(index), alpha=0.15, lw=0)
+        seen, hue = curve.x > 0, looks[name]["color"]
+        axes.fill_between(curve.x[seen], curve.low[seen], curve.high[seen], color=hue, alpha=0.15, lw=0)
         for run in curve.runs:
-            axes.plot(curve.x[seen], run[seen], color=_hue(index), lw=0.4, alpha=0.6)
-        axes.plot(
-            curve.x[seen], curve.mean[seen], color=_hue(index), lw=1.5, marker=_marker(index), markersize=4, zorder=3
-        )
+            axes.plot(curve.x[seen], run[seen], color=hue, lw=0.4, alpha=0.6)
+        axes.plot(curve.x[seen], curve.mean[seen], lw=1.5, markersize=4, zorder=3, **looks[name])
     if all((curve.mean > 0).all() for curve in found.values()):
         axes.set_yscale("log")
         loss_axis(axes.yaxis)
@@ -93,24 +94,16 @@ def _curves(axes: Axes, found: Mapping[str, Curve], order: Sequence[str], score:
         axes.set_xlabel(x)
 
 
-def _points(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
-    for index, own in enumerate(values.values()):
+def _points(axes: Axes, values: Mapping[str, np.ndarray], looks: Mapping[str, Any]) -> None:
+    for index, (name, own) in enumerate(values.items()):
         place = index + 0.05 * (np.arange(len(own)) - (len(own) - 1) / 2)
-        axes.scatter(place, own, color=_hue(index), marker=_marker(index), s=18, lw=0, alpha=0.7)
+        axes.scatter(place, own, s=18, lw=0, alpha=0.7, **looks[name])
         if len(own) > 1:
             low, high = interval(own)
-            middle = own.mean()
-            axes.errorbar(index + 0.3, middle, [[middle - low], [high - middle]], color=_hue(index), capsize=3)
+            middle, hue = own.mean(), looks[name]["color"]
+            axes.errorbar(index + 0.3, middle, [[middle - low], [high - middle]], color=hue, capsize=3)
     axes.set_xticks(range(len(values)), list(values), rotation=20, ha="right")
     axes.grid(axis="x", visible=False)
-
-
-def _hue(index: int) -> str:
-    return HUES[index % len(HUES)]
-
-
-def _marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
 
 
 def _digits(reaches: Sequence[float]) -> int:

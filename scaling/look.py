@@ -149,8 +149,8 @@ class Look:
 
 
 def baseline(formulations: Sequence[str]) -> str:
-    """What formulations are compared with: plain rectified flow, or else the first by name."""
-    return PLAIN if PLAIN in formulations else sorted(formulations)[0]
+    """What formulations are compared with: plain rectified flow, else the first of an MMDiT, else the first by name."""
+    return min(formulations, key=lambda name: (name != PLAIN, not name.startswith("mmdit "), name))
 
 
 @contextmanager

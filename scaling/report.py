@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scaling import sections
 from scaling.analysis import DRAWS, analyse
+from scaling.architecture_section import architecture_section
 from scaling.look import Look
 from scaling.page import Section, render
 from scaling.rank_sections import efficiency_section, rank_section
@@ -33,6 +34,7 @@ def write_report(
     runs = sections.runs_section(tables, analysis)
     results = [
         sections.loss_section(tables, look, folder_of_figures),
+        *architecture_section(tables, folder_of_figures),
         sections.law_section(tables, analysis, look, folder_of_figures),
         sections.level_section(tables, look, folder_of_figures),
         sections.task_section(tables, look, folder_of_figures),

@@ -12,6 +12,8 @@ from scaling.errors import TableError
 from scaling.tables import read_table, require
 
 RUN_COLUMNS = ("run_id", "name", "formulation", "depth", "dataset")
+ARCHITECTURE = "architecture"
+"""Column of results and curves; where a study has several, formulations are told apart by it too."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def load_study(folder: Path) -> StudyTables:
 
     Raises TableError where neither results nor curves exist, or a table lacks the columns that name its runs.
     """
-    results, curves = _optional(folder / "results.csv"), _optional(folder / "curves.csv")
+    results, curves = _by_architecture(_optional(folder / "results.csv"), _optional(folder / "curves.csv"))
     geneval, battles = _optional(folder / "geneval.csv"), _optional(folder / "battles.csv")
     scores = _optional(folder / "scores.parquet")
     scores = _optional(folder / "scores.csv") if scores.empty else scores
@@ -125,6 +127,20 @@ def _optional(path: Path) -> pd.DataFrame:
         if column in frame.columns:
             frame[column] = frame[column].astype(str)
     return frame
+
+
+def _by_architecture(results: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both with the architecture in front of the formulation, where there are several."""
+    frames = (results, curves)
+    if len({name for frame in frames if ARCHITECTURE in frame for name in frame[ARCHITECTURE]}) < 2:
+        return frames
+    first, second = (
+        frame.assign(formulation=frame[ARCHITECTURE] + " " + frame["formulation"])
+        if {ARCHITECTURE, "formulation"} <= set(frame.columns)
+        else frame
+        for frame in frames
+    )
+    return first, second
 
 
 def _where(frame: pd.DataFrame, column: str, allowed: set) -> pd.DataFrame:

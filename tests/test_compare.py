@@ -11,8 +11,10 @@ import pytest
 from scipy import stats
 
 from launch.cli import main
+from scaling.architecture_section import comparison_finding
 from scaling.errors import TableError
-from scaling.groups import compare, curves, holm, interval
+from scaling.groups import Place, compare, curves, holm, interval
+from scaling.report import write_report
 
 MEANS = {"mmdit": 0.10, "mmdit3": 0.099, "crossdit": 0.11, "uvit": 0.12, "dit": 0.13}
 
@@ -142,6 +144,39 @@ def test_command_prints_a_table_and_draws_the_same_figure_again(folder: Path, ca
     written = pd.read_csv(folder / "a" / "compare.csv")
     again = written[written["score"] == "geneval_graded"]
     assert list(again["low"]) == pytest.approx([row["low"] for row in found["rows"]])
+
+
+def test_report_compares_architectures_and_tells_them_apart(folder: Path) -> None:
+    for name in ("results.csv", "curves.csv"):
+        table = pd.read_csv(folder / name)
+        table = table.assign(
+            name=table["run_id"], formulation="rf", depth=3, dataset="scenes", step=table["train_flops"]
+        )
+        table.to_csv(folder / name, index=False)
+    page = write_report(folder, title="Study", draws=20).read_text()
+    assert (folder / "figures" / "architectures.png").stat().st_size > 1000
+    assert "Architectures</h2>" in page and "Holm" in page and "uvit rf" in page
+    assert "dit above it by 0.03" in page and "none is shown for mmdit3, which may" in page
+    for name in ("results.csv", "curves.csv"):
+        table = pd.read_csv(folder / name)
+        table[table["architecture"] == "mmdit"].to_csv(folder / name, index=False)
+    page = write_report(folder, title="Study", draws=20).read_text()
+    assert "Architectures</h2>" not in page and "mmdit rf" not in page
+
+
+def test_finding_says_no_more_than_is_shown() -> None:
+    baseline = Place("a", 1.0, 0.0, 0.0, 0.0, 1.0, 4)
+    below = Place("b", 0.8, -0.2, -0.3, -0.1, 0.01, 4)
+    unsure = Place("c", 1.1, 0.1, -0.1, 0.3, 0.3, 4)
+    assert comparison_finding([below, baseline], "y", "a") == "y against a's: b below it by 0.2."
+    assert (
+        comparison_finding([below, baseline, unsure], "y", "a")
+        == "y against a's: b below it by 0.2; none is shown for c, which may still be up to 0.3."
+    )
+    assert (
+        comparison_finding([baseline, unsure], "y", "a")
+        == "y against a's: no difference is shown, which may still be up to 0.3."
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from mmdit_jax.config import Run
 from mmdit_jax.config_values import to_dict
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import Diverged, Preempted, UserError
+from mmdit_jax.host import sigterm_noted
 from mmdit_jax.training.best import Best
 from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.data import TrainingData
@@ -35,25 +35,6 @@ from mmdit_jax.training.wandb_log import WandbLog
 
 class Apart(UserError):
     """Runs that were to train together have no step in common that all of them can go on from."""
-
-
-class _Terminated:
-    """Notes SIGTERM between ``with`` and its end, instead of dying of it."""
-
-    def __enter__(self) -> _Terminated:
-        self.seen = False
-        try:
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not the main thread: whoever started it handles signals
-            self._before = None
-        return self
-
-    def _note(self, *_: object) -> None:
-        self.seen = True
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
 
 
 def train(run: Run, run_dir: Path, data: TrainingData, *, project: str, quiet: bool = False) -> TrainState:
@@ -124,7 +105,7 @@ def _train(
                 if any(told):
                     progress.show(number, [item for item in told if item])
 
-        with _Terminated() as terminated:
+        with sigterm_noted() as terminated:
             for step in range(start, first.steps):
                 batch = next(batches)
                 # Metrics of a step come from the weights before its update.
@@ -144,13 +125,13 @@ def _train(
                         member.validate(done, state, data)
                     for member in members:
                         member.meter.pause()
-                if last or terminated.seen or done % first.hardware.checkpoint_every == 0:
+                if last or terminated() or done % first.hardware.checkpoint_every == 0:
                     read(everything=True)  # never save a state whose loss was not looked at
                     for member in _alive(members):
                         member.save(done, state)
                 if not _alive(members):
                     break
-                if terminated.seen and not last:
+                if terminated() and not last:
                     for member in _alive(members):
                         member.preempted(done)
                     raise Preempted(f"{_names(program)}: stopped by SIGTERM at step {done}, saved; run again to go on")

@@ -174,10 +174,17 @@ def _judge(number: int, worker: subprocess.Popen[str]) -> None:
 
 def main() -> int:
     """A worker: its orders come as one line on stdin, its reports go to stdout, one JSON object a line."""
-    from mmdit_jax.host import prepare_host, stop_on_sigterm
+    from mmdit_jax.host import sigterm_noted
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    asked = stop_on_sigterm()
+    with sigterm_noted() as asked:
+        return _obey(asked)
+
+
+def _obey(asked: Callable[[], bool]) -> int:
+    """Do what the orders say until it is done, ``asked`` to stop, or the parent has gone."""
+    from mmdit_jax.host import prepare_host
+
     orphaned = threading.Event()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no report
