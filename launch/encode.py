@@ -19,6 +19,7 @@ from mmdit_jax.data.sources import SourceOptions
 from mmdit_jax.data.store import BUILDERS
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text import ENCODERS
+from mmdit_jax.models.text.tokenizer import SD3_FOLDERS
 
 EXAMPLE = (
     "example: mmdit data encode 'shards/{000..099}.tar' --name cc --size 256 --vae sd3 --clip-l sd3 --clip-g sd3 "
@@ -39,7 +40,15 @@ def add_encode(actions: Any) -> None:
     models = action.add_argument_group("models")
     models.add_argument("--vae", required=True, metavar="FOLDER", help="autoencoder (diffusers folder or safetensors)")
     for name in ("clip-l", "clip-g", "t5"):
-        models.add_argument(f"--{name}", metavar="FOLDER", help="Hugging Face folder")
+        models.add_argument(
+            f"--{name}", metavar="PATH", help="Hugging Face folder, SD3 repository, or Stability's file"
+        )
+    models.add_argument(
+        "--tokenizers",
+        type=Path,
+        metavar="FOLDER",
+        help="with tokenizer, tokenizer_2, tokenizer_3, for encoders that have none beside them",
+    )
     models.add_argument("--t5-length", type=int, default=77, help="tokens of a caption (default: %(default)s)")
     models.add_argument("--encoders", default="", metavar="NAMES", help=f"embedded ones: {','.join(sorted(ENCODERS))}")
     models.add_argument("--dtype", choices=DTYPES, default="float32", help="of matrix products (default: %(default)s)")
@@ -123,7 +132,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         args.shard_examples,
     )
     folders = (("clip_l", args.clip_l, None), ("clip_g", args.clip_g, None), ("t5", args.t5, args.t5_length))
-    given = [EncoderSpec(name, folder, length) for name, folder, length in folders if folder]
+    tokenizers = {name: args.tokenizers and str(args.tokenizers / SD3_FOLDERS[name][1]) for name, *_ in folders}
+    given = [EncoderSpec(name, folder, length, tokenizers[name]) for name, folder, length in folders if folder]
     embedded = [EncoderSpec(name.strip()) for name in args.encoders.split(",") if name.strip()]
     return Settings(scan, args.vae, tuple(given + embedded), args.batch, args.dtype)
 

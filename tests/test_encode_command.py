@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 from encode_sets import emoji, png, write_folder, write_vae
 from PIL import Image
+from tiny_encoders import write_encoders
 
 from launch import cli
+from mmdit_jax.data.pipeline import open_encoded
+from mmdit_jax.evaluation.latent import open_text_encoder
 from mmdit_jax.models.autoencoder import AutoencoderConfig, load_autoencoder
 
 Capture = pytest.CaptureFixture[str]
@@ -169,6 +172,25 @@ def refused(capsys: Capture, *words: str) -> None:
 def test_bad_input_is_one_line(place: Path, capsys: Capture, more: tuple[str, ...], words: str) -> None:
     assert cli.main(encode(place, *more)) == 2
     refused(capsys, words)
+
+
+def test_tokenizers_may_lie_elsewhere(place: Path, capsys: Capture) -> None:
+    """As with Stability's files; and the set tells where, for whoever draws from a run on it."""
+    write_encoders(place / "sd3", ["clip_l"])
+    (place / "words").mkdir()
+    (place / "sd3" / "tokenizer").rename(place / "words" / "tokenizer")
+    asked = encode(place, "--clip-l", str(place / "sd3"), "--encoders", "")
+    assert cli.main(asked) == 2
+    refused(capsys, "tokenizer")
+    assert cli.main([*asked, "--tokenizers", str(place / "in")]) == 2
+    refused(capsys, str(place / "in" / "tokenizer"))
+    assert cli.main([*asked, "--tokenizers", str(place / "words")]) == 0
+    found = open_encoded("set", place / "out")
+    assert found is not None and found.text["clip_l"].tokenizer == str(place / "words" / "tokenizer")
+    again = open_text_encoder(found, "clip_l", None)
+    assert again.fingerprint == found.text["clip_l"].fingerprint
+    (place / "words" / "tokenizer").rename(place / "sd3" / "tokenizer")
+    assert open_text_encoder(found, "clip_l", None).fingerprint == again.fingerprint
 
 
 def test_a_source_that_changes_meanwhile(place: Path, capsys: Capture) -> None:

@@ -50,6 +50,8 @@ class TextSource:
     fingerprint: str
     folder: str
     """Where its weights lay when the set was made; empty for those that ship with the package."""
+    tokenizer: str | None
+    """Where its tokenizer lay, if that was told apart; sets made before it could be have none."""
 
 
 class Shard(NamedTuple):
@@ -261,7 +263,7 @@ def damaged(folder: Path, error: Exception, remedy: Path | None = None) -> UserE
 
 def _text_source(told: Mapping[str, Any]) -> TextSource:
     shape = TextShape(int(told["length"]), int(told["width"]), int(told["pooled_width"]))
-    return TextSource(shape, told["fingerprint"], told["folder"])
+    return TextSource(shape, told["fingerprint"], told["folder"], told.get("tokenizer"))
 
 
 def _shards(told: Sequence[Mapping[str, Any]]) -> list[Shard]:

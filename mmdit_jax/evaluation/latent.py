@@ -106,7 +106,8 @@ def open_text_encoder(source: EncodedSet, name: str, given: Path | None) -> Text
         if not folder.exists():
             raise UserError(f"{name}={folder}: not there; give the encoder of {source.folder} by {option} FOLDER")
         length = told.shape.length if name == "t5" else None
-        found: TextEncoder = load_text_encoder(name, folder, length=length, dtype=source.dtype)
+        apart = told.tokenizer if told.tokenizer and Path(told.tokenizer).exists() else None
+        found: TextEncoder = load_text_encoder(name, folder, length=length, dtype=source.dtype, tokenizer=apart)
     else:
         folder, found = Path("the package"), text_encoder(name)
     if found.fingerprint != told.fingerprint:

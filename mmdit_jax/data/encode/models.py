@@ -39,7 +39,7 @@ def _load(spec: EncoderSpec, dtype: str) -> TextEncoder:
         return text_encoder(spec.name)
     from mmdit_jax.models.text import load_text_encoder
 
-    return load_text_encoder(spec.name, spec.folder, length=spec.length, dtype=dtype)
+    return load_text_encoder(spec.name, spec.folder, length=spec.length, dtype=dtype, tokenizer=spec.tokenizer)
 
 
 def identity(settings: Settings, source: Source, models: Models) -> dict[str, Any]:
@@ -54,14 +54,14 @@ def identity(settings: Settings, source: Source, models: Models) -> dict[str, An
     }
 
 
-def _absolute(folder: str) -> str:
-    return str(Path(folder).expanduser().absolute())
+def _absolute(folder: str | None) -> str | None:
+    return folder and str(Path(folder).expanduser().absolute())
 
 
 def describe(settings: Settings, models: Models) -> dict[str, Any]:
     """The manifest's account of the models."""
     vae = models.vae
-    folders = {spec.name: spec.folder and _absolute(spec.folder) for spec in settings.encoders}
+    specs = {spec.name: spec for spec in settings.encoders}
     latents = {
         "channels": vae.channels,
         "factor": vae.factor,
@@ -76,7 +76,8 @@ def describe(settings: Settings, models: Models) -> dict[str, Any]:
             "width": encoder.width,
             "pooled_width": encoder.pooled_width,
             "fingerprint": encoder.fingerprint,
-            "folder": folders[name],
+            "folder": _absolute(specs[name].folder),
+            "tokenizer": _absolute(specs[name].tokenizer),
         }
         for name, encoder in models.text.items()
     }

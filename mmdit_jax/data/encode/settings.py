@@ -92,6 +92,8 @@ class EncoderSpec:
     """None for the embedded ones."""
     length: int | None = None
     """Tokens of a caption, where it can be chosen (T5)."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer, of weights that have none beside them."""
 
 
 @dataclasses.dataclass(frozen=True)

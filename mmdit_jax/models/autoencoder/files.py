@@ -114,7 +114,7 @@ def _infer(
     if not known and (shift is None or scale is None):
         raise UserError(
             f"vae={path}: a file of {config.channels} channels under {prefix or 'no prefix'!r} does not tell its shift "
-            "and scale; give both, or a diffusers folder, whose config.json has them"
+            "and scale; put it into a diffusers folder, whose config.json has them (in Python: shift= and scale=)"
         )
     return config
 
