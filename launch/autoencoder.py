@@ -17,7 +17,8 @@ import numpy as np
 from experiments.autoencoder_small import CHANNELS, recipe
 from launch.runtime import add_places
 from mmdit_jax.data import pipeline
-from mmdit_jax.errors import UserError
+from mmdit_jax.data.store import BUILDERS
+from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.evaluation.grids import grid_png
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.evaluation.reconstruction import psnr, ssim
@@ -52,6 +53,12 @@ def autoencoder(args: argparse.Namespace) -> int:
 
     OUT/d16-s0 and the like are then autoencoders for ``--vae``, and diffusers' folders too.
     """
+    if args.name not in BUILDERS:
+        unknown("data", args.name, BUILDERS)
+    if args.resolution < 12 or args.resolution % 4:
+        raise UserError(
+            f"resolution={args.resolution}: expected a multiple of 4 (the autoencoders' factor), 12 or more"
+        )
     if args.seeds < 1:
         raise UserError(f"seeds={args.seeds}: expected 1 or more")
     if len(set(args.channels)) < len(args.channels):

@@ -19,6 +19,7 @@ from deterministic import values
 from flax import nnx
 from scipy import stats
 
+from launch.cli import main
 from mmdit_jax.errors import Diverged, UserError
 from mmdit_jax.evaluation.reconstruction import psnr, ssim
 from mmdit_jax.models.autoencoder import AutoencoderConfig, load_autoencoder, sample_posterior
@@ -76,6 +77,8 @@ def test_bad_recipes_and_images(images: np.ndarray) -> None:
         dataclasses.replace(RECIPE, steps=0)
     with pytest.raises(UserError, match=r"images=uint8\[4, 8, 8, 3\]: .*N at least 8"):
         train(RECIPE, images[:4])
+    with pytest.raises(UserError, match="sides that the autoencoder's factor 2 divides"):
+        train(RECIPE, images[:, :7])
     with pytest.raises(Diverged, match="not finite at step 2"):
         train(dataclasses.replace(RECIPE, steps=2, learning_rate=1e38), images)
 
@@ -177,5 +180,20 @@ def test_experiment_end_to_end_and_killed(tmp_path: Path, compile_cache: Path) -
     assert (read.channels, read.factor) == (2, 4)
     assert read.shift == result["runs"][1]["shift"]
 
-    bad = subprocess.run([*command, "--seeds", "0"], text=True, capture_output=True, timeout=100)
-    assert (bad.returncode, bad.stderr) == (2, "mmdit: seeds=0: expected 1 or more\n")
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--seeds", "0"], "seeds=0: expected 1 or more"),
+        (["--resolution", "30"], "resolution=30: expected a multiple of 4"),
+        (["--channels", "4", "4"], "channels=[4, 4]: one is there twice"),
+        (["--channels", "0"], "channels=0: expected 1 or more"),
+        (["photos"], "data='photos'"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, capsys, more: list[str], told: str) -> None:
+    name = [] if more[0] == "photos" else ["emoji"]
+    assert main(["data", "autoencoder", *name, *more, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -98,6 +98,11 @@ def train(
         raise UserError(
             f"images={images.dtype}{list(images.shape)}: expected uint8 [N, R, R, 3], N at least {recipe.batch}"
         )
+    if any(side % recipe.config.factor for side in images.shape[1:3]):
+        factor = recipe.config.factor
+        raise UserError(
+            f"images=uint8{list(images.shape)}: expected sides that the autoencoder's factor {factor} divides"
+        )
     graph, params = nnx.split(initial(recipe.config, recipe.seed))
     optimizer, step = _make_step(graph)
     state = jax.jit(optimizer.init)(params)
