@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
@@ -16,6 +17,7 @@ import numpy as np
 
 from experiments.autoencoder_small import CHANNELS, recipe
 from launch.runtime import add_places
+from launch.tables import check_out
 from mmdit_jax.data import pipeline
 from mmdit_jax.data.store import BUILDERS
 from mmdit_jax.errors import UserError, unknown
@@ -30,6 +32,9 @@ from scaling.reconstructions import THOUSAND, Measured, reconstruction_rows
 
 EXAMPLE = "example: mmdit data autoencoder emoji --channels 4 8 16 --seeds 3 --out studies/autoencoder_small"
 RESAMPLES = 300
+JUDGED = 32
+MOST_PSNR = 99.0
+"""In dB: what an image that comes back without any difference counts."""
 _SHOWN = 10
 
 
@@ -55,10 +60,9 @@ def autoencoder(args: argparse.Namespace) -> int:
     """
     if args.name not in BUILDERS:
         unknown("data", args.name, BUILDERS)
-    if args.resolution < 12 or args.resolution % 4:
-        raise UserError(
-            f"resolution={args.resolution}: expected a multiple of 4 (the autoencoders' factor), 12 or more"
-        )
+    if args.resolution < 1 or args.resolution % JUDGED:
+        raise UserError(f"resolution={args.resolution}: expected a multiple of {JUDGED}, which the judge needs")
+    check_out(args.out)
     if args.seeds < 1:
         raise UserError(f"seeds={args.seeds}: expected 1 or more")
     if len(set(args.channels)) < len(args.channels):
@@ -72,12 +76,13 @@ def autoencoder(args: argparse.Namespace) -> int:
     pipeline.prepare(args.name, folder, resolution=args.resolution)
     data = pipeline.load(args.name, folder, resolution=args.resolution)
     split, held = data.split("train"), data.split("validation").images
+    features = packaged_judge().embed_images(held)
     with sigterm_noted() as stop:
         made = {
             place: trained(own, split.images, split.fingerprint, args.out / "d{}-s{}".format(*place), stop)
             for place, own in wanted.items()
         }
-    result = compared(made, held, args.out)
+    result = compared(made, held, features, args.out)
     if args.json:
         print(json.dumps(result))
     else:
@@ -94,8 +99,10 @@ def trained(
     A training that is stopped leaves nothing and starts anew: it takes minutes. training.json is written last.
     """
     told, record = {"recipe": wanted.to_json(), "data": data}, folder / "training.json"
-    if record.is_file() and told.items() <= json.loads(record.read_text()).items():
-        return load_autoencoder(folder)
+    if record.is_file():
+        with contextlib.suppress(json.JSONDecodeError):  # a damaged record is of a training to do again
+            if told.items() <= json.loads(record.read_text()).items():
+                return load_autoencoder(folder)
     start, name = time.perf_counter(), folder.name
 
     def report(step: int, parts: dict[str, float]) -> None:
@@ -109,9 +116,13 @@ def trained(
     return load_autoencoder(folder)
 
 
-def compared(made: dict[tuple[int, int], KLAutoencoder], held: np.ndarray, out: Path) -> dict[str, Any]:
-    """Scores of (channels, seed)'s autoencoders on ``held`` uint8 [N, R, R, 3], written to ``out`` and returned."""
-    features = packaged_judge().embed_images(held)
+def compared(
+    made: dict[tuple[int, int], KLAutoencoder], held: np.ndarray, features: np.ndarray, out: Path
+) -> dict[str, Any]:
+    """Scores of (channels, seed)'s autoencoders on ``held`` uint8 [N, R, R, 3], written to ``out`` and returned.
+
+    ``features``: the judge's of ``held``, float32 [N, 64].
+    """
     measured: dict[str, list[Measured]] = {}
     pictures, runs = {"original": held[:_SHOWN]}, []
     for (number, seed), own in sorted(made.items()):
@@ -137,4 +148,7 @@ def measure(images: np.ndarray, features: np.ndarray, others: np.ndarray) -> Mea
     """Scores of reconstructions ``others`` of ``images``, both uint8 [N, R, R, 3]; ``features`` [N, 64] of images."""
     found = packaged_judge().embed_images(others)
     distance = THOUSAND * ((found - features).astype(np.float64) ** 2).sum(axis=1)
-    return Measured({"perceptual": distance, "ssim": ssim(images, others), "psnr": psnr(images, others)}, found)
+    return Measured(
+        {"perceptual": distance, "ssim": ssim(images, others), "psnr": np.minimum(psnr(images, others), MOST_PSNR)},
+        found,
+    )

@@ -33,7 +33,7 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
     """
     folder = places.study_dir
     finished = [(run, result) for run in study.runs if (result := read_result(places.run_dir(run))) is not None]
-    results = [_result_row(result) for _, result in finished]
+    results = [_result_row(run, result) for run, result in finished]
     curves = [row for run, result in finished for row in _curve_rows(run, result)]
     scores = [
         {"run_id": result["run_id"], "name": result["name"], **row}
@@ -60,8 +60,9 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
     return pd.DataFrame(results)
 
 
-def _result_row(result: dict[str, Any]) -> dict[str, Any]:
+def _result_row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     row = {key: value for key, value in result.items() if not isinstance(value, (list, dict))}
+    row["architecture"] = run.model.architecture  # which results from before there were several do not tell
     row |= {f"val_loss_{i}": value for i, value in enumerate(result["val_loss_levels"])}
     for item in result["geneval"]:
         name = "geneval" if item["task"] == "overall" else f"geneval_{item['task']}"

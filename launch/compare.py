@@ -50,30 +50,37 @@ def run_compare(args: argparse.Namespace) -> int:
     if args.curves is not None and args.out is None:
         raise TableError(f"curves={args.curves!r}: are only drawn; say where with --out")
     results = where(read_table(args.table), args.where)
-    down, up = (args.down, args.up) if args.down or args.up else SCORES
-    found = {score: compare(results, args.by, score, args.baseline, pair=args.pair) for score in (*down, *up)}
+    down, up = args.down, args.up
+    if not down and not up:
+        down, up = ([score for score in scores if score in results.columns] for scores in SCORES)
+    scores = [*down, *up]
+    twice = sorted({score for score in scores if scores.count(score) > 1})
+    if twice or not scores:
+        raise TableError(f"score={twice[0]!r}: asked for twice" if twice else "scores: none given; say --down or --up")
+    found = {score: compare(results, args.by, score, args.baseline, pair=args.pair) for score in scores}
     for score in up:
-        found[score] = found[score][::-1]
+        found[score].reverse()
+    order = [place.name for place in found[scores[0]]]
+    text = compared_text(results, args.by, found, args.baseline, HELD)
     if args.out is not None:
         from scaling.look import save
 
-        first = next(iter(found))
         way = {}
         if args.curves is not None:
-            way = curves(where(read_table(args.curves), args.where), args.by, args.x, first)
-        order = [place.name for place in found[first]]
-        save(compared_figure(results, args.by, order, list(found), way, args.x), args.out, "compare")
+            way = curves(where(read_table(args.curves), args.where), args.by, args.x, scores[0])
+            if not set(way) & set(order):
+                raise TableError(f"curves={args.curves!r}: {args.by} is none of {', '.join(order)} there")
+        save(compared_figure(results, args.by, order, scores, way, args.x), args.out, "compare")
         compared_frame(found).to_csv(args.out / "compare.csv", index=False)
     if args.json:
-        rows = compared_frame(found).to_dict("records")
+        frame = compared_frame(found).astype(object)
+        rows = frame.where(frame.notna(), None).to_dict("records")
         print(json.dumps({"by": args.by, "baseline": args.baseline, "pair": args.pair, "rows": rows}))
         return EXIT_OK
-    held = [name for name in HELD if name in results.columns]
-    print(text_table(compared_text(results, args.by, found, args.baseline, held)))
-    places = next(iter(found.values()))
-    pairs = sorted({place.pairs for place in places})
+    print(text_table(text))
+    pairs = sorted({place.pairs for place in found[scores[0]] if place.name != args.baseline})
     print(
-        f"difference to {args.baseline} of the same {args.pair}, {' to '.join(map(str, pairs))} pairs, Student's t; "
-        f"p by Holm's rule for {len(places) - 1} at once"
+        f"differences to {args.baseline} of the same {args.pair}, {' to '.join(map(str, pairs))} pairs; Student's t, "
+        f"each interval alone; p by Holm's rule for the {len(order) - 1} of a score"
     )
     return EXIT_OK

@@ -19,7 +19,7 @@ from mmdit_jax.data.sources import SourceOptions
 from mmdit_jax.data.store import BUILDERS
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text import ENCODERS
-from mmdit_jax.models.text.tokenizer import SD3_FOLDERS
+from mmdit_jax.models.text.tokenizer import given_tokenizer
 
 EXAMPLE = (
     "example: mmdit data encode 'shards/{000..099}.tar' --name cc --size 256 --vae sd3 --clip-l sd3 --clip-g sd3 "
@@ -47,7 +47,7 @@ def add_encode(actions: Any) -> None:
         "--tokenizers",
         type=Path,
         metavar="FOLDER",
-        help="with tokenizer, tokenizer_2, tokenizer_3, for encoders that have none beside them",
+        help="with tokenizer, tokenizer_2, tokenizer_3: those that it has are taken",
     )
     models.add_argument("--t5-length", type=int, default=77, help="tokens of a caption (default: %(default)s)")
     models.add_argument("--encoders", default="", metavar="NAMES", help=f"embedded ones: {','.join(sorted(ENCODERS))}")
@@ -132,10 +132,17 @@ def _settings(args: argparse.Namespace) -> Settings:
         args.shard_examples,
     )
     folders = (("clip_l", args.clip_l, None), ("clip_g", args.clip_g, None), ("t5", args.t5, args.t5_length))
-    tokenizers = {name: args.tokenizers and str(args.tokenizers / SD3_FOLDERS[name][1]) for name, *_ in folders}
-    given = [EncoderSpec(name, folder, length, tokenizers[name]) for name, folder, length in folders if folder]
+    given = [
+        EncoderSpec(name, folder, length, _text(given_tokenizer(args.tokenizers, name)))
+        for name, folder, length in folders
+        if folder
+    ]
     embedded = [EncoderSpec(name.strip()) for name in args.encoders.split(",") if name.strip()]
     return Settings(scan, args.vae, tuple(given + embedded), args.batch, args.dtype)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def data_dir_of(args: argparse.Namespace) -> Path:

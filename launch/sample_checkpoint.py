@@ -32,7 +32,7 @@ from mmdit_jax.models.sd3 import load_sd3, open_checkpoint
 from mmdit_jax.models.text import TextEncoder, shapes_of
 from mmdit_jax.models.text.places import find_encoder
 from mmdit_jax.models.text.pretrained import load_text_encoder
-from mmdit_jax.models.text.tokenizer import SD3_FOLDERS
+from mmdit_jax.models.text.tokenizer import given_tokenizer
 
 STEPS, GUIDANCE, SHIFT = 50, 5.0, 3.0
 """Of SD3's samples: 50 steps (section 5.3.3), guidance 5 (section 5.1), α = 3 at 1024² px (section 5.3.2)."""
@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        "text_encoder_3 and tokenizers, folder of clip_l.safetensors and so on, or a checkpoint that "
                        "includes encoders (default: the checkpoint's)")  # fmt: skip
     group.add_argument("--tokenizers", type=Path, metavar="PATH", help="folder with tokenizer, tokenizer_2, "
-                       "tokenizer_3, of encoders that have none beside them")  # fmt: skip
+                       "tokenizer_3: those that it has are taken")  # fmt: skip
     for name in ENCODERS:
         option = f"--{name.replace('_', '-')}"
         group.add_argument(option, dest=name, type=Path, metavar="PATH", help=f"folder or file of {name} alone")
@@ -157,7 +157,7 @@ def _encoders(args: argparse.Namespace, dtype: str) -> dict[str, Callable[[], Te
             place,
             length=args.t5_length if name == "t5" else None,
             dtype=dtype,
-            tokenizer=None if args.tokenizers is None else args.tokenizers / SD3_FOLDERS[name][1],
+            tokenizer=given_tokenizer(args.tokenizers, name),
         )
     return found
 

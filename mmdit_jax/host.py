@@ -57,7 +57,7 @@ def sigterm_noted() -> Iterator[Callable[[], bool]]:
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not set by Python
 
 
 def allow_open_files(count: int) -> bool:

@@ -11,7 +11,7 @@ from scaling.elo import EloTable, rate
 from scaling.envelope import fit_frontier, frontier
 from scaling.errors import TableError
 from scaling.laws import PowerLaw, fit_power_law
-from scaling.study import StudyTables, values
+from scaling.study import ARCHITECTURE, StudyTables, values
 
 POOLED = "all formulations"
 """Name of the law fitted to every formulation's frontier at once."""
@@ -33,10 +33,9 @@ def analyse(tables: StudyTables, *, draws: int = DRAWS, seed: int = 0) -> Analys
     """Laws per formulation and pooled, Elo over all judges and per judge, correlations of loss with each score."""
     out = Analysis()
     if one_budget(tables):
-        depth = tables.curves["depth"].iloc[0]
         out.why["law"] = (
-            f"no law, since all runs have depth {depth:g} and one length: losses on the way show how one model trains, "
-            "not what more compute is worth"
+            "no law, since all runs were trained with one budget: losses on the way show how a model trains, not what "
+            "more compute is worth"
         )
     elif len(tables.curves):
         parts = {str(kind): part for kind, part in tables.curves.groupby("formulation", sort=True)}
@@ -76,9 +75,13 @@ def analyse(tables: StudyTables, *, draws: int = DRAWS, seed: int = 0) -> Analys
 
 
 def one_budget(tables: StudyTables) -> bool:
-    """Whether several runs have one depth and one length: a comparison of recipes, in which no law can be seen."""
+    """Whether several runs have one depth and one length, or several architectures one compute (within 2 %): a
+    comparison of recipes, in which no law can be seen."""
     if tables.curves.empty or tables.results.empty or tables.curves["run_id"].nunique() < 2:
         return False
+    flops = values(tables.results, "train_flops")
+    if ARCHITECTURE in tables.results and tables.results[ARCHITECTURE].nunique() > 1 and flops.notna().all():
+        return bool(flops.max() <= 1.02 * flops.min())
     return tables.curves["depth"].nunique() == 1 and values(tables.results, "steps").nunique() == 1
 
 

@@ -51,7 +51,7 @@ def listed(names: list[str]) -> str:
 def depth_finding(results: pd.DataFrame) -> str:
     """Does the final loss fall with depth, for each formulation?"""
     loss = values(results, "val_loss")
-    usable = results[loss.notna()].assign(val_loss=loss)
+    usable = results.assign(val_loss=loss).dropna(subset=["val_loss"])  # assigning to no rows would bring them back
     if usable.empty:
         return "No run has a final validation loss yet."
     best = usable.loc[usable["val_loss"].idxmin()]

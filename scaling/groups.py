@@ -15,9 +15,11 @@ from scaling.tables import labels, numbers, require
 
 @dataclass(frozen=True)
 class Place:
-    """One group in a comparison: its mean, and its difference to the baseline with a t interval over pairs.
+    """One group in a comparison: the mean of its runs, and its difference to the baseline over pairs.
 
-    ``p`` is of the paired t test that the difference is 0, by Holm's rule for all groups compared at once.
+    ``low`` and ``high`` are Student's t interval of the difference, alone. ``p`` is of the paired t test that it is 0,
+    by Holm's rule for all groups compared at once. All three are NaN where every pair has the same difference: there
+    is no spread to judge it by.
     """
 
     name: str
@@ -43,14 +45,16 @@ class Curve:
 def compare(
     results: pd.DataFrame, by: str, value: str, baseline: str, *, pair: str = "seed", level: float = 0.95
 ) -> list[Place]:
-    """Groups of ``results`` (columns ``by``, ``pair``, ``value``; one row a run) from the lowest mean to the highest.
+    """Groups of ``results`` (columns ``by``, ``pair``, ``value``; one row a run) from the lowest difference on.
 
-    A group's difference is the mean over pairs of its run less the baseline's run of the same seed, with Student's t
-    interval; of the seeds that both have. The baseline's own difference is 0, and its p is 1.
+    A group's difference is the mean over pairs of its run less the baseline's run with the same ``pair`` (a seed), of
+    those that both have. The baseline's own is 0, with an interval of 0 to 0 and a p of 1.
 
-    Raises TableError for an absent column or baseline, nothing beside the baseline, a seed twice in a group, or a group
-    with fewer than 2 pairs.
+    Raises TableError for an absent column or baseline, nothing beside the baseline, a pair's run twice in a group, or
+    a group with fewer than 2 pairs.
     """
+    if value in (by, pair):
+        raise TableError(f"score={value!r}: is what runs are grouped or paired by; expected another column")
     require(results, [by, pair, value])
     table = pd.DataFrame({"group": labels(results, by), "pair": labels(results, pair), "y": numbers(results, value)})
     names = sorted(set(table["group"]))
@@ -61,51 +65,60 @@ def compare(
     twice = table[table.duplicated(["group", "pair"])]
     if len(twice):
         group, which = twice["group"].iloc[0], twice["pair"].iloc[0]
-        raise TableError(f"{by}={group!r}: {pair} {which} is there twice; expected once (leave rows out with where)")
+        raise TableError(f"{by}={group!r}: {pair} {which} is there twice; expected runs that differ in {by} and {pair}")
     wide = table.pivot(index="pair", columns="group", values="y")
-    differences = {name: (wide[name] - wide[baseline]).dropna().to_numpy() for name in names}
+    differences = {name: (wide[name] - wide[baseline]).dropna().to_numpy() for name in names if name != baseline}
     for name, pairs in differences.items():
         if len(pairs) < 2:
             raise TableError(f"{by}={name!r}: {len(pairs)} {pair}s in common with {baseline}; expected 2 or more")
-    found = holm({name: _p(pairs) for name, pairs in differences.items() if name != baseline})
-    places = []
+    found = holm({name: _p(pairs) for name, pairs in differences.items()})
+    places = [Place(baseline, float(wide[baseline].mean()), 0.0, 0.0, 0.0, 1.0, int(wide[baseline].count()))]
     for name, pairs in differences.items():
-        low, high = interval(pairs, level)
-        mean, difference = float(wide[name].mean()), float(pairs.mean())
-        places.append(Place(name, mean, difference, low, high, found.get(name, 1.0), len(pairs)))
-    return sorted(places, key=lambda place: place.mean)
+        low, high = interval(pairs, level) if np.ptp(pairs) else (np.nan, np.nan)
+        places.append(Place(name, float(wide[name].mean()), float(pairs.mean()), low, high, found[name], len(pairs)))
+    return sorted(places, key=lambda place: place.difference)
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values: to reject all below a level errs in any with at most that probability (Holm 1979)."""
-    adjusted, most = {}, 0.0
-    for place, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+    """Adjusted p-values: to reject all below a level errs in any with at most that probability (Holm 1979).
+
+    NaN stays, and counts among those tested.
+    """
+    adjusted, most = dict(p), 0.0
+    known = sorted((value, name) for name, value in p.items() if np.isfinite(value))
+    for place, (value, name) in enumerate(known):
         most = max(most, min(1.0, (len(p) - place) * value))
         adjusted[name] = most
     return adjusted
 
 
 def _p(pairs: np.ndarray) -> float:
-    """Two-sided p of Student's t test that the mean is 0; equal differences leave no doubt."""
-    spread = pairs.std(ddof=1) / np.sqrt(len(pairs))
-    if spread == 0:
-        return float(pairs.mean() == 0)
-    return float(2 * stats.t.sf(abs(pairs.mean()) / spread, len(pairs) - 1))
+    """Two-sided p of Student's t test that the mean is 0; NaN without spread, as in scores that are counts."""
+    if not np.ptp(pairs):
+        return float("nan")
+    return float(2 * stats.t.sf(abs(pairs.mean()) / (pairs.std(ddof=1) / np.sqrt(len(pairs))), len(pairs) - 1))
 
 
 def curves(table: pd.DataFrame, by: str, x: str, value: str, *, level: float = 0.95) -> dict[str, Curve]:
-    """Each group's curve over its runs (columns ``by``, run_id, ``x``, ``value``), at the points that all have.
+    """Each group's curve over its runs (columns ``by``, run_id, ``x``, ``value``).
 
-    Raises TableError where runs of a group have different points.
+    Raises TableError for an absent column or a blank cell, or where runs of a group have different points.
     """
-    require(table, [by, "run_id", x, value])
+    clean = pd.DataFrame(
+        {
+            "group": labels(table, by),
+            "run": labels(table, "run_id"),
+            "x": numbers(table, x),
+            "y": numbers(table, value),
+        }
+    )
     found = {}
-    for name, part in table.groupby(by, sort=False):
-        runs = [run.sort_values(x) for _, run in part.groupby("run_id", sort=False)]
-        xs = [numbers(run, x) for run in runs]
+    for name, part in clean.groupby("group", sort=False):
+        runs = [run.sort_values("x") for _, run in part.groupby("run", sort=False)]
+        xs = [run["x"].to_numpy() for run in runs]
         if any(len(other) != len(xs[0]) or (other != xs[0]).any() for other in xs):
             raise TableError(f"{by}={str(name)!r}: its runs have different {x}; expected the same points in each")
-        ys = np.stack([numbers(run, value) for run in runs])
+        ys = np.stack([run["y"].to_numpy() for run in runs])
         band = [interval(column, level) if len(runs) > 1 else (column[0], column[0]) for column in ys.T]
         low, high = np.array(band).T
         found[str(name)] = Curve(xs[0], ys.mean(axis=0), low, high, list(ys))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scaling.study import values
+from scaling.study import FIRST_ARCHITECTURE, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,8 +149,10 @@ class Look:
 
 
 def baseline(formulations: Sequence[str]) -> str:
-    """What formulations are compared with: plain rectified flow, else the first of an MMDiT, else the first by name."""
-    return min(formulations, key=lambda name: (name != PLAIN, not name.startswith("mmdit "), name))
+    """What formulations are compared with: plain rectified flow, of an MMDiT where several architectures are told
+    apart; else the first of an MMDiT, else the first by name."""
+    plain = (PLAIN, f"{FIRST_ARCHITECTURE} {PLAIN}")
+    return min(formulations, key=lambda name: (name not in plain, not name.startswith(f"{FIRST_ARCHITECTURE} "), name))
 
 
 @contextmanager

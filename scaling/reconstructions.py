@@ -61,15 +61,14 @@ def _columns(one: Measured, chosen: np.ndarray, references: Sequence[frechet.Gau
 def _row(what: str, column: str, parts: Sequence[np.ndarray]) -> dict[str, Any]:
     """``parts`` [trainings, 1 + resamples]: of one, the mean of its trainings; of two, the first's less the second's.
 
-    Student's t with Satterthwaite's degrees of freedom, from the variance over resampled images and the trainings'
-    own; with one training a part, of images alone.
+    The squared reach is that of images (normal, by their resamples) and of trainings (Student's t, for how few there
+    are) together: 95 % or more whichever is larger. Of a part with one training, images alone.
     """
     means = [part.mean(axis=0) for part in parts]
     together = means[0] - means[1] if len(means) == 2 else means[0]
-    of_images = together[1:].var(ddof=1)
-    of_trainings = [(part[:, 0].var(ddof=1) / len(part), len(part) - 1) for part in parts if len(part) > 1]
-    variance = of_images + sum(own for own, _ in of_trainings)
-    doubt = sum(own**2 / free for own, free in of_trainings)
-    quantile = stats.t.ppf(0.975, variance**2 / doubt) if doubt else stats.norm.ppf(0.975)
-    value, reach = float(together[0]), float(quantile * np.sqrt(variance))
+    squares = stats.norm.ppf(0.975) ** 2 * together[1:].var(ddof=1)
+    for part in parts:
+        if len(part) > 1:
+            squares += stats.t.ppf(0.975, len(part) - 1) ** 2 * part[:, 0].var(ddof=1) / len(part)
+    value, reach = float(together[0]), float(np.sqrt(squares))
     return {"what": what, "column": column, "value": value, "low": value - reach, "high": value + reach}

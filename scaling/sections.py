@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 
 from scaling import figures, findings
-from scaling.analysis import POOLED, Analysis
+from scaling.analysis import POOLED, Analysis, one_budget
 from scaling.envelope import BURN_IN, frontier
 from scaling.laws import MIN_GROUPS, PowerLaw
 from scaling.look import Look, baseline, save
 from scaling.page import Section
 from scaling.study import StudyTables, levels, values
 
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
+"""Of a training, where its loss is told."""
 MOST_PAIRS = 16
 """Of more runs than this, the table of expected scores of each pair is left out: it has a column a run."""
 
@@ -67,23 +69,31 @@ def loss_section(tables: StudyTables, look: Look, folder: Path) -> Section:
     part = Section("Validation loss")
     if len(tables.results):
         part.findings.append(findings.depth_finding(tables.results))
-    if tables.curves.empty:
+    last = tables.curves.assign(val_loss=values(tables.curves, "val_loss")).dropna(subset=["val_loss"])
+    if last.empty:
         part.missing.append("curves.csv has no validation yet")
         return part
-    if tables.curves["depth"].nunique() > 1:
+    if tables.curves["depth"].nunique() > 1 and not one_budget(tables):
         part.findings.append(findings.compute_finding(tables.curves, frontier(tables.curves)))
     for x, caption in (("step", "against training steps"), ("train_flops", "against training compute")):
         png = save(figures.loss_curves(tables.curves, look, x), folder, f"loss_{x.removeprefix('train_')}")
         part.figures.append((png, f"Validation loss {caption}, a line a run, a point a validation{look.told_apart}"))
-    last = tables.curves.assign(val_loss=values(tables.curves, "val_loss")).dropna(subset=["val_loss"])
     steps = np.unique(last["step"])
-    marks = [int(step) for step in np.unique(steps[[int(np.ceil(len(steps) * q)) - 1 for q in (0.25, 0.5, 0.75, 1.0)]])]
+    alike = last.groupby("name")["step"].max().nunique() == 1
     rows = []
     for name, run in last.groupby("name", sort=False):
         at = run.set_index("step")["val_loss"]
-        rows.append({"run": name, **{f"step {m:,}": f"{at[m]:.4f}" if m in at.index else "–" for m in marks}})
+        shown = _quarters(steps if alike else np.sort(at.index.to_numpy()))
+        labels = [f"step {m:,}" for m in shown] if alike else [f"{q:.0%} of its steps" for q in QUARTERS]
+        cells = [f"{at[m]:.4f}" if m in at.index else "–" for m in shown]
+        rows.append({"run": name, **dict(zip(labels, cells, strict=True))})
     part.tables.append((pd.DataFrame(rows), "Validation loss on the way"))
     return part
+
+
+def _quarters(steps: np.ndarray) -> list[int]:
+    """Of sorted steps those at or next after each of QUARTERS."""
+    return [int(steps[int(np.ceil(len(steps) * quarter)) - 1]) for quarter in QUARTERS]
 
 
 def law_section(tables: StudyTables, analysis: Analysis, look: Look, folder: Path) -> Section:

@@ -14,6 +14,8 @@ from scaling.tables import read_table, require
 RUN_COLUMNS = ("run_id", "name", "formulation", "depth", "dataset")
 ARCHITECTURE = "architecture"
 """Column of results and curves; where a study has several, formulations are told apart by it too."""
+FIRST_ARCHITECTURE = "mmdit"
+"""What a blank one is: of runs from before there were others."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def load_study(folder: Path) -> StudyTables:
 
     Raises TableError where neither results nor curves exist, or a table lacks the columns that name its runs.
     """
-    results, curves = _by_architecture(_optional(folder / "results.csv"), _optional(folder / "curves.csv"))
+    results, curves = _optional(folder / "results.csv"), _optional(folder / "curves.csv")
     geneval, battles = _optional(folder / "geneval.csv"), _optional(folder / "battles.csv")
     scores = _optional(folder / "scores.parquet")
     scores = _optional(folder / "scores.csv") if scores.empty else scores
@@ -80,6 +82,8 @@ def load_study(folder: Path) -> StudyTables:
     dataset = next((name for name in most if fought & set(runs.loc[runs["dataset"] == name, "name"])), most[0])
     names = set(runs.loc[runs["dataset"] == dataset, "name"])
     main_results, main_curves = (_where(frame, "dataset", {dataset}) for frame in (results, curves))
+    others, other_curves = results.drop(main_results.index), curves.drop(main_curves.index)
+    main_results, main_curves = _by_architecture(main_results, main_curves)
     grids = {name: folder / "figures" / f"samples_{name}.png" for name in sorted(set(runs["dataset"]))}
     grids = {name: path for name, path in grids.items() if path.exists()}
     plain = folder / "figures" / "samples.png"
@@ -94,8 +98,8 @@ def load_study(folder: Path) -> StudyTables:
         real=real,
         without=without,
         without_battles=without_battles,
-        others=_ordered(results.drop(main_results.index)),
-        other_curves=curves.drop(main_curves.index),
+        others=_ordered(others),
+        other_curves=other_curves,
         samples=grids.get(dataset, plain if plain.exists() else None),
         other_samples={name: path for name, path in grids.items() if name != dataset},
     )
@@ -123,6 +127,8 @@ def _optional(path: Path) -> pd.DataFrame:
         if "no rows" in str(error):
             return pd.DataFrame()
         raise
+    if ARCHITECTURE in frame.columns:
+        frame[ARCHITECTURE] = frame[ARCHITECTURE].fillna(FIRST_ARCHITECTURE).astype(str)
     for column in ("run_id", "name", "formulation", "dataset", "left", "right", "task"):
         if column in frame.columns:
             frame[column] = frame[column].astype(str)
@@ -131,14 +137,12 @@ def _optional(path: Path) -> pd.DataFrame:
 
 def _by_architecture(results: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both with the architecture in front of the formulation, where there are several."""
-    frames = (results, curves)
-    if len({name for frame in frames if ARCHITECTURE in frame for name in frame[ARCHITECTURE]}) < 2:
-        return frames
+    frames = [frame for frame in (results, curves) if ARCHITECTURE in frame]
+    if len({name for frame in frames for name in frame[ARCHITECTURE]}) < 2:
+        return results, curves
     first, second = (
-        frame.assign(formulation=frame[ARCHITECTURE] + " " + frame["formulation"])
-        if {ARCHITECTURE, "formulation"} <= set(frame.columns)
-        else frame
-        for frame in frames
+        frame.assign(formulation=frame[ARCHITECTURE] + " " + frame["formulation"]) if ARCHITECTURE in frame else frame
+        for frame in (results, curves)
     )
     return first, second
 

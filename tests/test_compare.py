@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,11 +70,23 @@ def test_holm_keeps_the_chance_of_any_false_difference() -> None:
     assert wrong / 600 < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 600)
 
 
-def test_equal_differences_leave_no_doubt() -> None:
+def test_no_spread_is_no_proof() -> None:
+    """Scores that are counts often differ by the same in every pair: two such pairs settle nothing."""
     table = pd.DataFrame(
         [{"k": name, "seed": seed, "y": seed + gap} for name, gap in (("a", 0), ("b", 1), ("c", 0)) for seed in (0, 1)]
     )
-    assert {place.name: place.p for place in compare(table, "k", "y", "a")} == {"a": 1.0, "b": 0.0, "c": 1.0}
+    found = {place.name: place for place in compare(table, "k", "y", "a")}
+    assert found["b"].difference == 1 and found["a"].p == 1
+    assert all(np.isnan([found[k].low, found[k].high, found[k].p]).all() for k in "bc")
+    assert holm({"a": 0.04, "b": float("nan")})["a"] == pytest.approx(0.08)
+
+
+def test_order_is_by_pairs() -> None:
+    """A group with runs of lucky seeds that the baseline has not does not lead for it."""
+    rows = [("a", 0, 1.0), ("a", 1, 1.1), ("b", 0, 1.05), ("b", 1, 1.2), ("b", 2, 0.1)]
+    places = compare(pd.DataFrame(rows, columns=["k", "seed", "y"]), "k", "y", "a")
+    assert [place.name for place in places] == ["a", "b"] and places[1].mean < places[0].mean
+    assert [place.pairs for place in places] == [2, 2]
 
 
 def test_what_can_not_be_compared_is_named() -> None:
@@ -86,6 +99,8 @@ def test_what_can_not_be_compared_is_named() -> None:
         compare(table[:-3], "architecture", "val_loss", "mmdit")
     with pytest.raises(TableError, match="architecture='mmdit': the only one in the table"):
         compare(table[:4], "architecture", "val_loss", "mmdit")
+    with pytest.raises(TableError, match="score='seed': is what runs are grouped or paired by"):
+        compare(table, "architecture", "seed", "mmdit")
 
 
 def curve_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -108,6 +123,8 @@ def test_curves_have_the_interval_of_their_seeds() -> None:
     assert len(curve.runs) == 4
     with pytest.raises(TableError, match="architecture='mmdit': its runs have different train_flops"):
         curves(curve_rows(table)[1:], "architecture", "train_flops", "val_loss")
+    with pytest.raises(TableError, match="run_id=blank"):
+        curves(curve_rows(table).assign(run_id=None), "architecture", "train_flops", "val_loss")
 
 
 @pytest.fixture
@@ -132,7 +149,10 @@ def test_command_prints_a_table_and_draws_the_same_figure_again(folder: Path, ca
     ]  # steps vary: left out
     assert [row.split()[0] for row in rows] == ["mmdit3", "mmdit", "crossdit", "uvit", "dit"]
     assert rows[1].count("(baseline)") == 2 and "−0." in rows[0] and "<.001" in rows[4]
-    assert how == "difference to mmdit of the same seed, 4 pairs, Student's t; p by Holm's rule for 4 at once"
+    assert how == (
+        "differences to mmdit of the same seed, 4 pairs; Student's t, each interval alone; "
+        "p by Holm's rule for the 4 of a score"
+    )
     first = (folder / "a" / "compare.png").read_bytes()
     assert main([*drawn, str(folder / "b")]) == 0 and (folder / "b" / "compare.png").read_bytes() == first
     capsys.readouterr()
@@ -146,22 +166,65 @@ def test_command_prints_a_table_and_draws_the_same_figure_again(folder: Path, ca
     assert list(again["low"]) == pytest.approx([row["low"] for row in found["rows"]])
 
 
-def test_report_compares_architectures_and_tells_them_apart(folder: Path) -> None:
+def changed(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     for name in ("results.csv", "curves.csv"):
-        table = pd.read_csv(folder / name)
-        table = table.assign(
-            name=table["run_id"], formulation="rf", depth=3, dataset="scenes", step=table["train_flops"]
-        )
-        table.to_csv(folder / name, index=False)
+        change(pd.read_csv(folder / name)).to_csv(folder / name, index=False)
+
+
+@pytest.fixture
+def study(folder: Path) -> Path:
+    """The same as a study's folder, the UViT's runs of another depth."""
+    known = {"formulation": "rf", "dataset": "scenes"}
+    changed(
+        folder,
+        lambda table: table.assign(
+            name=table["run_id"],
+            step=table["train_flops"] / 1e12,
+            depth=np.where(table["architecture"] == "uvit", 2, 3),
+            **known,
+        ),
+    )
+    return folder
+
+
+def test_report_compares_architectures_and_tells_them_apart(study: Path) -> None:
+    folder = study
     page = write_report(folder, title="Study", draws=20).read_text()
     assert (folder / "figures" / "architectures.png").stat().st_size > 1000
     assert "Architectures</h2>" in page and "Holm" in page and "uvit rf" in page
     assert "dit above it by 0.03" in page and "none is shown for mmdit3, which may" in page
-    for name in ("results.csv", "curves.csv"):
-        table = pd.read_csv(folder / name)
-        table[table["architecture"] == "mmdit"].to_csv(folder / name, index=False)
+    assert "ten times the compute" not in page and "no law, since all runs were trained with one budget" in page
+    changed(folder, lambda table: table[table["architecture"] == "mmdit"])
     page = write_report(folder, title="Study", draws=20).read_text()
     assert "Architectures</h2>" not in page and "mmdit rf" not in page
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda t: t.assign(architecture=t["architecture"].where(t["architecture"] != "mmdit")),
+            "Holm",
+        ),  # blank: mmdit
+        (lambda t: t.drop(columns=["params"], errors="ignore"), "Holm"),
+        (lambda t: t.assign(params=np.nan), "Holm"),
+        (lambda t: t.assign(seed=0), "no comparison seed by seed"),
+        (lambda t: t.drop(columns=["val_loss", "geneval_graded"], errors="ignore").assign(val_loss=np.nan), "neither"),
+        (lambda t: t.iloc[1:] if t["step"].nunique() > 1 else t, "no curves: "),
+    ],
+)
+def test_report_of_a_thin_study_says_what_is_missing(
+    study: Path, change: Callable[[pd.DataFrame], pd.DataFrame], told: str
+) -> None:
+    changed(study, change)
+    assert told in write_report(study, title="Study", draws=20).read_text()
+
+
+def test_runs_of_different_lengths_are_told_at_shares_of_them(study: Path) -> None:
+    steps = {"mmdit": 1.0, "dit": 1.5}
+    changed(study, lambda t: t.assign(step=t["step"] * t["architecture"].map(steps).fillna(1.0)))
+    page = write_report(study, title="Study", draws=20).read_text()
+    assert "50% of its steps" in page
 
 
 def test_finding_says_no_more_than_is_shown() -> None:
@@ -173,6 +236,8 @@ def test_finding_says_no_more_than_is_shown() -> None:
         comparison_finding([below, baseline, unsure], "y", "a")
         == "y against a's: b below it by 0.2; none is shown for c, which may still be up to 0.3."
     )
+    constant = Place("d", 1.2, 0.2, float("nan"), float("nan"), float("nan"), 2)
+    assert comparison_finding([baseline, constant], "y", "a") == "y against a's: no difference is shown."
     assert (
         comparison_finding([baseline, unsure], "y", "a")
         == "y against a's: no difference is shown, which may still be up to 0.3."
@@ -187,6 +252,12 @@ def test_finding_says_no_more_than_is_shown() -> None:
         (["results.csv", "--by", "architecture", "--baseline", "dot"], "no such architecture"),
         (["results.csv", "--by", "architecture", "--baseline", "dit", "--out", "curves.csv"], "is a file"),
         (["results.csv", "--by", "architecture", "--baseline", "dit", "--curves", "curves.csv"], "with --out"),
+        (
+            ["results.csv", "--by", "architecture", "--baseline", "dit", "--up", "val_loss", "--down", "val_loss"],
+            "twice",
+        ),
+        (["results.csv", "--by", "val_loss", "--baseline", "dit"], "is what runs are grouped or paired by"),
+        (["curves.csv", "--by", "architecture", "--baseline", "dit"], "is there twice"),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, monkeypatch, capsys, words: list[str], told: str) -> None:

@@ -183,7 +183,7 @@ def test_tokenizers_may_lie_elsewhere(place: Path, capsys: Capture) -> None:
     assert cli.main(asked) == 2
     refused(capsys, "tokenizer")
     assert cli.main([*asked, "--tokenizers", str(place / "in")]) == 2
-    refused(capsys, str(place / "in" / "tokenizer"))
+    refused(capsys, f"tokenizers={place / 'in'}: expected a folder with tokenizer, tokenizer_2, tokenizer_3 in it")
     assert cli.main([*asked, "--tokenizers", str(place / "words")]) == 0
     found = open_encoded("set", place / "out")
     assert found is not None and found.text["clip_l"].tokenizer == str(place / "words" / "tokenizer")

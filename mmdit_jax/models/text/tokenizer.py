@@ -81,6 +81,21 @@ def holds_tokenizer(name: str, folder: Path) -> bool:
     return (folder / "spiece.model").is_file()
 
 
+def given_tokenizer(folder: Path | None, name: str) -> Path | None:
+    """An encoder's tokenizer in a folder of several (tokenizer, tokenizer_2, tokenizer_3); None where it has not this.
+
+    Raises UserError where it has none of them.
+    """
+    if folder is None:
+        return None
+    places = {encoder: folder / tokenizer for encoder, (_, tokenizer) in SD3_FOLDERS.items()}
+    if not any(place.exists() for place in places.values()):
+        raise UserError(
+            f"tokenizers={folder}: expected a folder with {', '.join(p.name for p in places.values())} in it"
+        )
+    return places[name] if places[name].exists() else None
+
+
 def find_tokenizer(name: str, path: Path) -> Path:
     """Where the tokenizer of the encoder at ``path`` (a folder or a file) is.
 
