@@ -33,9 +33,11 @@ def analyse(tables: StudyTables, *, draws: int = DRAWS, seed: int = 0) -> Analys
     """Laws per formulation and pooled, Elo over all judges and per judge, correlations of loss with each score."""
     out = Analysis()
     if one_budget(tables):
+        depths = tables.curves["depth"].unique()
+        alike = f"depth {depths[0]:g} and one length" if len(depths) == 1 else "one budget"
         out.why["law"] = (
-            "no law, since all runs were trained with one budget: losses on the way show how a model trains, not what "
-            "more compute is worth"
+            f"no law, since all runs have {alike}: losses on the way show how a model trains, not what more compute is "
+            "worth"
         )
     elif len(tables.curves):
         parts = {str(kind): part for kind, part in tables.curves.groupby("formulation", sort=True)}

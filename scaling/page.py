@@ -7,6 +7,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 STYLE = """
@@ -71,6 +72,11 @@ class Section:
     def anchor(self) -> str:
         """The section's id in the page."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower()).strip("-")
+
+
+def formatted(numbers: pd.Series, pattern: str) -> list[str]:
+    """A column of a table: numbers by a pattern of ``str.format``, a dash where there is none."""
+    return [pattern.format(value) if np.isfinite(value) else "–" for value in numbers.astype(float)]
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling import sections
+from scaling import loss_sections, sections
 from scaling.analysis import DRAWS, analyse
 from scaling.architecture_section import architecture_section
 from scaling.look import Look
@@ -33,10 +33,10 @@ def write_report(
     folder_of_figures = folder / "figures"
     runs = sections.runs_section(tables, analysis)
     results = [
-        sections.loss_section(tables, look, folder_of_figures),
+        loss_sections.loss_section(tables, look, folder_of_figures),
         *architecture_section(tables, folder_of_figures),
-        sections.law_section(tables, analysis, look, folder_of_figures),
-        sections.level_section(tables, look, folder_of_figures),
+        loss_sections.law_section(tables, analysis, look, folder_of_figures),
+        loss_sections.level_section(tables, look, folder_of_figures),
         sections.task_section(tables, look, folder_of_figures),
         *rank_section(tables, folder_of_figures, draws=draws, seed=seed),
         *efficiency_section(tables, folder_of_figures, draws=draws, seed=seed),

@@ -193,7 +193,7 @@ def test_report_compares_architectures_and_tells_them_apart(study: Path) -> None
     assert (folder / "figures" / "architectures.png").stat().st_size > 1000
     assert "Architectures</h2>" in page and "Holm" in page and "uvit rf" in page
     assert "dit above it by 0.03" in page and "none is shown for mmdit3, which may" in page
-    assert "ten times the compute" not in page and "no law, since all runs were trained with one budget" in page
+    assert "ten times the compute" not in page and "no law, since all runs have one budget" in page
     changed(folder, lambda table: table[table["architecture"] == "mmdit"])
     page = write_report(folder, title="Study", draws=20).read_text()
     assert "Architectures</h2>" not in page and "mmdit rf" not in page
