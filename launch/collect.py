@@ -15,12 +15,10 @@ from launch.without import write_without_tables
 from mmdit_jax.config import Run, Study
 from mmdit_jax.evaluation.battles import battles, write_battles
 from mmdit_jax.evaluation.geneval import read_geneval_tree
-from mmdit_jax.evaluation.grids import grid_png
+from mmdit_jax.evaluation.grids import grid_png, shown_prompts
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.files import write_atomic
 from scaling.elo import rate
-
-SAMPLES_PER_TASK = 2
 
 
 def collect(study: Study, places: Places) -> pd.DataFrame:
@@ -120,15 +118,8 @@ def _grids(finished: list[Any], trees: dict[str, Any], folder: Path) -> None:
         names = [run.name for run, _ in finished if run.data.name == dataset]
         prompts = trees[names[0]][1]
         names = [name for name in names if trees[name][1] == prompts]
-        chosen = _columns([item.task for item in prompts])
+        chosen = shown_prompts([item.task for item in prompts])
         images = np.stack([trees[name][0][chosen, 0] for name in names])
         path = folder / "figures" / ("samples.png" if dataset == "scenes" else f"samples_{dataset}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         grid_png(images, names, [prompts[i].prompt for i in chosen], path)
-
-
-def _columns(tasks: list[str]) -> list[int]:
-    """The first prompts of each task; twelve where there is one task only."""
-    kinds = list(dict.fromkeys(tasks))
-    count = SAMPLES_PER_TASK if len(kinds) > 1 else 12
-    return [i for kind in kinds for i in [j for j, task in enumerate(tasks) if task == kind][:count]]

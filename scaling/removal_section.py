@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -13,8 +15,13 @@ ALL = "all encoders"
 PAPER = "The paper's model without T5 wins 50 % on aesthetics, 46 % on prompt following and 38 % on typography."
 
 
-def removal_section(battles: pd.DataFrame, scores: pd.DataFrame, *, draws: int, seed: int) -> list[Section]:
-    """Win rates without encoders against all of them, and GenEval-proxy by what was removed; none without battles."""
+def removal_section(
+    battles: pd.DataFrame, scores: pd.DataFrame, samples: Path | None, *, draws: int, seed: int
+) -> list[Section]:
+    """Win rates without encoders against all of them, GenEval-proxy by what was removed, and the grid ``samples``.
+
+    None without battles.
+    """
     if battles.empty:
         return []
     part = Section("Without some text encoders")
@@ -27,6 +34,8 @@ def removal_section(battles: pd.DataFrame, scores: pd.DataFrame, *, draws: int, 
     part.tables.append((rates_table(found), f"Win rate against {ALL}, ties as half; {found.how}"))
     if not scores.empty:
         part.tables.append((scores_table(scores), "Graded GenEval-proxy by task, mean over trainings"))
+    if samples is not None:
+        part.wide.append((samples.read_bytes(), "The first run's images: same prompts and same noise in every row"))
     part.notes.append(
         f"{PAPER} Here a small model of the judge's features of real images stands for aesthetics, and nothing is "
         "spelled out, so there is no typography. 50 % means that nothing is lost."

@@ -40,7 +40,7 @@ def write_report(
         sections.task_section(tables, look, folder_of_figures),
         *rank_section(tables, folder_of_figures, draws=draws, seed=seed),
         *efficiency_section(tables, folder_of_figures, draws=draws, seed=seed),
-        *removal_section(tables.without_battles, tables.without, draws=draws, seed=seed),
+        *removal_section(tables.without_battles, tables.without, tables.without_samples, draws=draws, seed=seed),
         sections.elo_section(tables, analysis, folder_of_figures),
         sections.correlation_section(analysis, look, folder_of_figures),
     ]

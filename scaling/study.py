@@ -39,6 +39,7 @@ class StudyTables:
     others: pd.DataFrame
     other_curves: pd.DataFrame
     samples: Path | None
+    without_samples: Path | None
     other_samples: dict[str, Path]
 
     @property
@@ -49,7 +50,7 @@ class StudyTables:
 
 def load_study(folder: Path) -> StudyTables:
     """Read results, curves, geneval, battles, real (.csv), scores (.parquet, else .csv), figures/samples[_dataset].png,
-    without, without_battles (.csv).
+    without, without_battles (.csv), figures/without.png.
 
     Raises TableError where neither results nor curves exist, or a table lacks the columns that name its runs.
     """
@@ -86,7 +87,7 @@ def load_study(folder: Path) -> StudyTables:
     main_results, main_curves = _by_architecture(main_results, main_curves)
     grids = {name: folder / "figures" / f"samples_{name}.png" for name in sorted(set(runs["dataset"]))}
     grids = {name: path for name, path in grids.items() if path.exists()}
-    plain = folder / "figures" / "samples.png"
+    plain, drawn_without = (folder / "figures" / f"{name}.png" for name in ("samples", "without"))
     both = _where(_where(battles, "left", names), "right", names)
     return StudyTables(
         dataset=str(dataset),
@@ -101,6 +102,7 @@ def load_study(folder: Path) -> StudyTables:
         others=_ordered(others),
         other_curves=other_curves,
         samples=grids.get(dataset, plain if plain.exists() else None),
+        without_samples=drawn_without if drawn_without.exists() else None,
         other_samples={name: path for name, path in grids.items() if name != dataset},
     )
 

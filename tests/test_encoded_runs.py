@@ -159,6 +159,7 @@ def test_drawn_by_the_sets_own_models(mmdit) -> None:
     assert [image.shape for image in drawn] == [(32, 32, 3)] * 6
     tables = folder / "studies" / "latents"
     assert len(pd.read_csv(tables / "real.csv")) == 1 and (tables / "without_battles.csv").exists()
+    assert (tables / "figures" / "without.png").exists()
 
     # The same images again, from the captions' states in the set; other captions need the encoders themselves.
     again = mmdit("evaluate", "latents.py", "--run", "rf", "--data-dir", "data", *fast, "--out", "again", "--json")

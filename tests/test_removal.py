@@ -152,7 +152,7 @@ def test_a_study_with_removed_encoders(mmdit: Mmdit, tmp_path: Path) -> None:
     assert len(rows) == 2 * 3 and all(0 <= row["low"] <= row["rate"] <= row["high"] <= 1 for row in rows)
     assert {row["battles"] for row in rows} == {2 * 12 * 2}  # trainings, prompts, images a prompt
     assert "Without some text encoders" in (folder / "report.html").read_text()
-    (part,) = removal_section(pd.read_csv(table), scores, draws=50, seed=0)
+    (part,) = removal_section(pd.read_csv(table), scores, None, draws=50, seed=0)
     assert len(part.tables) == 2 and part.findings
     wrong = mmdit("winrate", str(table), "--against", "nobody")
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1

@@ -12,8 +12,16 @@ from mmdit_jax.errors import UserError
 
 CELL = 112
 """Least side of a picture in the grid, in pixels; smaller images are enlarged by a whole factor."""
+EACH, ALONE = 2, 12
 FONT_SIZE, GAP, MARGIN = 13, 6, 10
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def shown_prompts(tasks: Sequence[str]) -> list[int]:
+    """Columns of a grid: the first EACH prompts of every task; the first ALONE where there is one task only."""
+    kinds = list(dict.fromkeys(tasks))
+    count = EACH if len(kinds) > 1 else ALONE
+    return [i for kind in kinds for i in [j for j, task in enumerate(tasks) if task == kind][:count]]
 
 
 def grid_png(images: np.ndarray, row_labels: Sequence[str], col_labels: Sequence[str], path: Path) -> None:
