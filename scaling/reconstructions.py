@@ -32,7 +32,8 @@ def reconstruction_rows(
     """Rows (what, column, value, low, high): each label of ``measured``, then each less the one before.
 
     Args:
-      measured: of each training, by label; labels in the order in which differences are taken.
+      measured: of each training, by label; labels in the order in which differences are taken, each with as many
+        trainings in the same order of seeds, which are paired.
       features: [N, F], of the originals.
       resamples: of images, the same ones for all labels, so that differences compare the same images.
     """
@@ -41,13 +42,14 @@ def reconstruction_rows(
     chosen = np.concatenate([np.arange(count)[None], rng.integers(count, size=(resamples, count))])
     references = [frechet.fit_gaussian(features[rows]) for rows in chosen]
     found = {label: [_columns(one, chosen, references) for one in own] for label, own in measured.items()}
-    rows = []
-    for label, own in found.items():
-        rows += [_row(label, column, [np.stack([one[column] for one in own])]) for column in COLUMNS]
-    for less, more in itertools.pairwise(found):
-        for column in COLUMNS:
-            parts = [np.stack([one[column] for one in found[label]]) for label in (more, less)]
-            rows.append(_row(f"{more} - {less}", column, parts))
+    by_label = {
+        label: {column: np.stack([one[column] for one in own]) for column in COLUMNS} for label, own in found.items()
+    }
+    rows = [_row(label, column, own[column]) for label, own in by_label.items() for column in COLUMNS]
+    for less, more in itertools.pairwise(by_label):
+        rows += [
+            _row(f"{more} - {less}", column, by_label[more][column] - by_label[less][column]) for column in COLUMNS
+        ]
     return rows
 
 
@@ -58,17 +60,15 @@ def _columns(one: Measured, chosen: np.ndarray, references: Sequence[frechet.Gau
     return {**means, "frechet": THOUSAND * np.array(distances)}
 
 
-def _row(what: str, column: str, parts: Sequence[np.ndarray]) -> dict[str, Any]:
-    """``parts`` [trainings, 1 + resamples]: of one, the mean of its trainings; of two, the first's less the second's.
+def _row(what: str, column: str, values: np.ndarray) -> dict[str, Any]:
+    """``values`` [trainings, 1 + resamples]: of each training, or the differences of pairs of them.
 
     The squared reach is that of images (normal, by their resamples) and of trainings (Student's t, for how few there
-    are) together: 95 % or more whichever is larger. Of a part with one training, images alone.
+    are) together: 95 % or more whichever is larger. With one training, of images alone.
     """
-    means = [part.mean(axis=0) for part in parts]
-    together = means[0] - means[1] if len(means) == 2 else means[0]
+    together = values.mean(axis=0)
     squares = stats.norm.ppf(0.975) ** 2 * together[1:].var(ddof=1)
-    for part in parts:
-        if len(part) > 1:
-            squares += stats.t.ppf(0.975, len(part) - 1) ** 2 * part[:, 0].var(ddof=1) / len(part)
+    if len(values) > 1:
+        squares += stats.t.ppf(0.975, len(values) - 1) ** 2 * values[:, 0].var(ddof=1) / len(values)
     value, reach = float(together[0]), float(np.sqrt(squares))
     return {"what": what, "column": column, "value": value, "low": value - reach, "high": value + reach}
