@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,20 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.models.config import TIME_FEATURES, MMDiTConfig
 from mmdit_jax.models.layers import ConditionMLP, Dense, modulated_norm
 from mmdit_jax.models.positions import patchify, sincos_positions, timestep_features, unpatchify
+
+
+class Given(NamedTuple):
+    """What the blocks of a network see beside the patches."""
+
+    context: Float[Array, "batch text context_dim"]
+    """Text states, not embedded yet."""
+    condition: Float[Array, "batch width"]
+    """SiLU of the embeddings of time and pooled text, which modulates every layer."""
+    rows: int
+    """Of patches."""
+    columns: int
+    positions: Float[Array, "tokens width"] | None
+    """As given to the network."""
 
 
 class Frame(nnx.Module):
@@ -59,35 +74,28 @@ class Frame(nnx.Module):
         rows, columns = config.grid(latents.shape[1], latents.shape[2])
         x = self.patch(patchify(latents, config.patch_size))
         condition = jax.nn.silu(self.time(timestep_features(t)) + self.pooled(pooled))
-        x = self.through(x, context, condition, rows, columns, positions)
+        x = self.through(x, Given(context, condition, rows, columns, positions))
         shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
         out = self.final(modulated_norm(x, shift, scale))
         return unpatchify(out, rows, columns, config.patch_size).astype(jnp.float32)
 
-    def through(
-        self,
-        x: Float[Array, "batch patches width"],
-        context: Float[Array, "batch text context_dim"],
-        condition: Float[Array, "batch width"],
-        rows: int,
-        columns: int,
-        positions: jax.Array | None,
-    ) -> Float[Array, "batch patches width"]:
+    @abc.abstractmethod
+    def through(self, x: Float[Array, "batch patches width"], given: Given) -> Float[Array, "batch patches width"]:
         """The patches after all blocks: what a network is, besides its frame.
 
         Args:
           x: patches as tokens, of the frame's outer width, not placed yet.
-          context: text states, not embedded yet.
-          condition: SiLU of the embeddings of time and pooled text, which modulates every layer.
-          rows, columns: of patches.
-          positions: as given to the network.
+          given: what else the blocks see.
         """
-        raise NotImplementedError
 
-    def placed(self, rows: int, columns: int, positions: jax.Array | None) -> Float[Array, "tokens width"]:
-        """``positions``, or the config's fixed features of where a token is, in the blocks' dtype."""
-        config = self.config
+    def placed(self, given: Given, *, halved: bool = False) -> Float[Array, "tokens width"]:
+        """The positions given, or the config's fixed features of where a token is, in the blocks' dtype.
+
+        ``halved``: 2 x 2 patches are a token.
+        """
+        config, positions, patches = self.config, given.positions, 2 if halved else 1
         if positions is None:
+            rows, columns = given.rows // patches, given.columns // patches
             positions = sincos_positions(rows, columns, config.width, config.position_table, config.position_base)
         return positions.astype(config.dtype)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
-from mmdit_jax.models.frame import Frame, rematerialised, stacked
+from mmdit_jax.models.frame import Frame, Given, rematerialised, stacked
 from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
 
 
@@ -135,22 +135,14 @@ class MMDiT(Frame):
                 self.blocks = stacked(lambda own: JointBlock(config, rngs=own), plain)
         self.last = JointBlock(config, last=True, dual=config.dual_attention == config.depth, rngs=rngs)
 
-    def through(
-        self,
-        x: Float[Array, "batch patches width"],
-        context: Float[Array, "batch text context_dim"],
-        condition: Float[Array, "batch width"],
-        rows: int,
-        columns: int,
-        positions: jax.Array | None,
-    ) -> Float[Array, "batch patches width"]:
+    def through(self, x: Float[Array, "batch patches width"], given: Given) -> Float[Array, "batch patches width"]:
         """As ``Frame.through``; the text becomes a stream of its own, which the last block only reads."""
 
         def block(carry: tuple[jax.Array, jax.Array], weights: JointBlock) -> tuple[tuple[jax.Array, jax.Array], None]:
-            return weights(*carry, condition), None
+            return weights(*carry, given.condition), None
 
         body = rematerialised(block, self.config.remat)
-        carry = (x + self.placed(rows, columns, positions), self.context(context))
+        carry = (x + self.placed(given), self.context(given.context))
         for name in ("dual", "blocks"):
             if name in vars(self):
                 carry, _ = jax.lax.scan(body, carry, vars(self)[name], unroll=not self.config.scan)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
-from mmdit_jax.models.frame import Frame, scan, stacked
+from mmdit_jax.models.frame import Frame, Given, scan, stacked
 from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
 from mmdit_jax.models.mmdit import Stream, merged
 
@@ -69,20 +69,12 @@ class CrossDiT(Frame):
         super().__init__(config, rngs=rngs)
         self.blocks = stacked(lambda own: Block(config, rngs=own), jax.random.split(rngs.params(), config.depth))
 
-    def through(
-        self,
-        x: Float[Array, "batch patches width"],
-        context: Float[Array, "batch text context_dim"],
-        condition: Float[Array, "batch width"],
-        rows: int,
-        columns: int,
-        positions: jax.Array | None,
-    ) -> Float[Array, "batch patches width"]:
+    def through(self, x: Float[Array, "batch patches width"], given: Given) -> Float[Array, "batch patches width"]:
         """As ``Frame.through``; the embedded text goes to every block as it is."""
-        text = self.context(context)
+        text = self.context(given.context)
 
         def block(carry: jax.Array, weights: Block) -> tuple[jax.Array, None]:
-            return weights(carry, text, condition), None
+            return weights(carry, text, given.condition), None
 
-        x, _ = scan(self.config, block, x + self.placed(rows, columns, positions), self.blocks, self.config.depth)
+        x, _ = scan(self.config, block, x + self.placed(given), self.blocks, self.config.depth)
         return x

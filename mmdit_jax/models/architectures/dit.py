@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
-from mmdit_jax.models.frame import Frame, rematerialised, scan, stacked
+from mmdit_jax.models.frame import Frame, Given, rematerialised, scan, stacked
 from mmdit_jax.models.mmdit import Stream
 
 
@@ -51,19 +51,14 @@ class SingleStream(Frame):
             )
         self.last = Block(config, rngs=rngs)
 
-    def transformed(
-        self,
-        x: Float[Array, "batch image width"],
-        context: Float[Array, "batch text context_dim"],
-        condition: Float[Array, "batch width"],
-    ) -> Float[Array, "batch image width"]:
+    def transformed(self, x: Float[Array, "batch image width"], given: Given) -> Float[Array, "batch image width"]:
         """The image tokens after all blocks."""
         config, image = self.config, x.shape[1]
-        tokens = jnp.concatenate([x, self.context(context)], axis=1)
+        tokens = jnp.concatenate([x, self.context(given.context)], axis=1)
         if config.depth > 1:
-            block = lambda carry, weights: (weights(carry, condition), None)  # noqa: E731
+            block = lambda carry, weights: (weights(carry, given.condition), None)  # noqa: E731
             tokens, _ = scan(config, block, tokens, self.blocks, config.depth - 1)
-        last = rematerialised(lambda carry, weights: weights(carry, condition, image), config.remat)
+        last = rematerialised(lambda carry, weights: weights(carry, given.condition, image), config.remat)
         out: jax.Array = last(tokens, self.last)
         return out
 
@@ -75,14 +70,6 @@ class DiT(SingleStream):
         super().__init__(config, rngs=rngs)
         self.grow(rngs)
 
-    def through(
-        self,
-        x: Float[Array, "batch patches width"],
-        context: Float[Array, "batch text context_dim"],
-        condition: Float[Array, "batch width"],
-        rows: int,
-        columns: int,
-        positions: jax.Array | None,
-    ) -> Float[Array, "batch patches width"]:
+    def through(self, x: Float[Array, "batch patches width"], given: Given) -> Float[Array, "batch patches width"]:
         """As ``Frame.through``."""
-        return self.transformed(x + self.placed(rows, columns, positions), context, condition)
+        return self.transformed(x + self.placed(given), given)

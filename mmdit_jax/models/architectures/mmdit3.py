@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from mmdit_jax.models.architectures.counts import split_text
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
-from mmdit_jax.models.frame import Frame, rematerialised, scan, stacked
+from mmdit_jax.models.frame import Frame, Given, rematerialised, scan, stacked
 from mmdit_jax.models.layers import Dense
 from mmdit_jax.models.mmdit import Stream
 
@@ -60,22 +60,14 @@ class MMDiT3(Frame):
             )
         self.last = Block(config, last=True, rngs=rngs)
 
-    def through(
-        self,
-        x: Float[Array, "batch patches width"],
-        context: Float[Array, "batch text context_dim"],
-        condition: Float[Array, "batch width"],
-        rows: int,
-        columns: int,
-        positions: jax.Array | None,
-    ) -> Float[Array, "batch patches width"]:
+    def through(self, x: Float[Array, "batch patches width"], given: Given) -> Float[Array, "batch patches width"]:
         """As ``Frame.through``; the text is split in two streams."""
-        config = self.config
+        config, context = self.config, given.context
         first, _ = split_text(config, context.shape[1])
-        x = x + self.placed(rows, columns, positions)
+        x = x + self.placed(given)
         tokens: Streams = (x, self.context(context[:, :first]), self.second_context(context[:, first:]))
         if config.depth > 1:
-            block = lambda carry, weights: (weights(carry, condition), None)  # noqa: E731
+            block = lambda carry, weights: (weights(carry, given.condition), None)  # noqa: E731
             tokens, _ = scan(config, block, tokens, self.blocks, config.depth - 1)
-        x, *_ = rematerialised(lambda carry, weights: weights(carry, condition), config.remat)(tokens, self.last)
+        x, *_ = rematerialised(lambda carry, weights: weights(carry, given.condition), config.remat)(tokens, self.last)
         return x

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from mmdit_jax.models.architectures.counts import UVIT_BLOCKS
 from mmdit_jax.models.architectures.dit import SingleStream
 from mmdit_jax.models.config import MMDiTConfig
-from mmdit_jax.models.frame import scan, stacked
+from mmdit_jax.models.frame import Given, scan, stacked
 from mmdit_jax.models.layers import Dense, modulated_norm
 from mmdit_jax.models.positions import patchify, unpatchify
 
@@ -75,30 +75,21 @@ class UViT(SingleStream):
         self.split = Dense(d, 4 * outer, dtype=dtype, init="xavier", rngs=rngs)
         self.ascent = Level(config, skips=True, rngs=rngs)
 
-    def through(
-        self,
-        x: Float[Array, "batch patches width"],
-        context: Float[Array, "batch text context_dim"],
-        condition: Float[Array, "batch width"],
-        rows: int,
-        columns: int,
-        positions: jax.Array | None,
-    ) -> Float[Array, "batch patches width"]:
+    def through(self, x: Float[Array, "batch patches width"], given: Given) -> Float[Array, "batch patches width"]:
         """As ``Frame.through``; ``positions`` are of the tokens in the middle."""
-        config = self.config
+        config, rows, columns = self.config, given.rows, given.columns
 
         def down(carry: jax.Array, weights: ResidualBlock) -> tuple[jax.Array, jax.Array]:
-            after = weights(carry, condition, rows)
+            after = weights(carry, given.condition, rows)
             return after, after
 
         def up(carry: jax.Array, xs: tuple[ResidualBlock, jax.Array]) -> tuple[jax.Array, None]:
             weights, skip = xs
-            return weights(jnp.concatenate([carry, skip], axis=-1), condition, rows), None
+            return weights(jnp.concatenate([carry, skip], axis=-1), given.condition, rows), None
 
         x, skips = scan(config, down, x, self.descent.blocks, UVIT_BLOCKS)
         middle = self.merge(patchify(x.reshape(len(x), rows, columns, -1), 2))
-        middle = middle + self.placed(rows // 2, columns // 2, positions)
-        middle = self.transformed(middle, context, condition)
+        middle = self.transformed(middle + self.placed(given, halved=True), given)
         x = unpatchify(self.split(middle), rows // 2, columns // 2, 2).reshape(x.shape)
         x, _ = scan(config, up, x, (self.ascent.blocks, skips[::-1]), UVIT_BLOCKS)
         return x
