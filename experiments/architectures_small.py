@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.quickstart import model
+from experiments.quickstart import OPTIMIZER, model
 from mmdit_jax.config import (
     DataConfig,
     EvaluationConfig,
     HardwareConfig,
-    OptimizerConfig,
     Run,
     Study,
     text_widths,
@@ -58,15 +57,7 @@ def study() -> Study:
         model=networks["mmdit"],
         data=DATA,
         # All decay to zero over the same budget, so that equal shares of it compare, and the end has little noise.
-        optimizer=OptimizerConfig(
-            name="muon",
-            learning_rate=2e-2,
-            adam_learning_rate=4e-3,
-            warmup_steps=20,
-            schedule="cosine",
-            b2=0.99,
-            ema_decay=0.99,
-        ),
+        optimizer=replace(OPTIMIZER, schedule="cosine"),
         formulation="rf/lognorm(0.00,1.00)",
         batch=32,
         steps=STEPS,

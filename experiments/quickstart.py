@@ -14,6 +14,10 @@ from mmdit_jax.models import MMDiTConfig
 DEPTHS = (1, 2, 3)
 FORMULATIONS = {"rf": "rf", "lognorm": "rf/lognorm(0.00,1.00)"}
 DATA = DataConfig(name="scenes", resolution=32, examples=32_768, validation_examples=128)
+OPTIMIZER = OptimizerConfig(
+    name="muon", learning_rate=2e-2, adam_learning_rate=4e-3, warmup_steps=20, b2=0.99, ema_decay=0.99
+)
+"""Of all small studies: Muon learns more from a minute of CPU than AdamW does."""
 
 
 def model(depth: int) -> MMDiTConfig:
@@ -42,11 +46,8 @@ def study() -> Study:
         name="d1-rf",
         model=model(1),
         data=DATA,
-        # Muon learns more from a minute of CPU than AdamW does, and a constant rate keeps every point of a curve
-        # comparable: the law is fitted to the runs' common lower envelope.
-        optimizer=OptimizerConfig(
-            name="muon", learning_rate=2e-2, adam_learning_rate=4e-3, warmup_steps=20, b2=0.99, ema_decay=0.99
-        ),
+        # A constant rate keeps every point of a curve comparable: the law is fitted to the runs' common lower envelope.
+        optimizer=OPTIMIZER,
         batch=32,
         steps=600,
         validate_every=75,

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.quickstart import model
+from experiments.quickstart import OPTIMIZER, model
 from mmdit_jax.config import (
     SD3_SETTINGS,
     DataConfig,
     EvaluationConfig,
     HardwareConfig,
-    OptimizerConfig,
     Run,
     Study,
 )
@@ -53,9 +52,7 @@ def runs(formulations: tuple[str, ...]) -> tuple[Run, ...]:
         name="base",
         model=model(2),
         data=DataConfig(resolution=32, validation_examples=128),
-        optimizer=OptimizerConfig(
-            name="muon", learning_rate=2e-2, adam_learning_rate=4e-3, warmup_steps=20, b2=0.99, ema_decay=0.99
-        ),
+        optimizer=OPTIMIZER,
         batch=32,
         steps=1000,
         validate_every=250,

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.quickstart import model
-from mmdit_jax.config import DataConfig, EvaluationConfig, HardwareConfig, OptimizerConfig, Run, Study, text_widths
+from experiments.quickstart import OPTIMIZER, model
+from mmdit_jax.config import DataConfig, EvaluationConfig, HardwareConfig, Run, Study, text_widths
 from mmdit_jax.diffusion import SamplerConfig
 
 SEEDS = (0, 1, 2)
@@ -26,15 +26,7 @@ def study() -> Study:
         name="base",
         model=replace(model(4), context_dim=context, pooled_dim=pooled),
         data=DATA,
-        optimizer=OptimizerConfig(
-            name="muon",
-            learning_rate=2e-2,
-            adam_learning_rate=4e-3,
-            warmup_steps=20,
-            schedule="cosine",
-            b2=0.99,
-            ema_decay=0.99,
-        ),
+        optimizer=replace(OPTIMIZER, schedule="cosine"),
         formulation="rf/lognorm(0.00,1.00)",
         batch=32,
         steps=2000,

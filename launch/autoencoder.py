@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import json
 import sys
 import time
@@ -14,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.autoencoder_small import CHANNELS, recipe
-from launch.runtime import add_places
+from launch.runtime import add_places, data_folder
 from launch.tables import check_out
 from mmdit_jax.data import pipeline
 from mmdit_jax.data.store import BUILDERS
@@ -72,7 +71,7 @@ def autoencoder(args: argparse.Namespace) -> int:
         for seed in range(args.seeds)
         for number in args.channels
     }
-    folder = args.data_dir or args.root / "_data"
+    folder = data_folder(args)
     pipeline.prepare(args.name, folder, resolution=args.resolution)
     data = pipeline.load(args.name, folder, resolution=args.resolution)
     split, held = data.split("train"), data.split("validation").images
@@ -132,11 +131,7 @@ def compared(
         runs.append({"channels": number, "seed": seed, "shift": own.shift, "scale": own.scale, **means})
         pictures.setdefault(f"{number} channels", others[:_SHOWN])
     rows = reconstruction_rows(measured, features, RESAMPLES)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
-    write_atomic(out / "table.csv", table.getvalue())
+    write_atomic(out / "table.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5g"))
     shown = np.stack(list(pictures.values()))
     grid_png(shown, list(pictures), [""] * shown.shape[1], out / "reconstructions.png")
     result = {"images": len(held), "seeds": len({seed for _, seed in made}), "rows": rows, "runs": runs}

@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from launch.execute import Places, describe, read_result
@@ -15,7 +14,7 @@ from launch.without import write_without_tables
 from mmdit_jax.config import Run, Study
 from mmdit_jax.evaluation.battles import battles, write_battles
 from mmdit_jax.evaluation.geneval import read_geneval_tree
-from mmdit_jax.evaluation.grids import grid_png, shown_prompts
+from mmdit_jax.evaluation.grids import samples_png
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.files import write_atomic
 from scaling.elo import rate
@@ -118,8 +117,5 @@ def _grids(finished: list[Any], trees: dict[str, Any], folder: Path) -> None:
         names = [run.name for run, _ in finished if run.data.name == dataset]
         prompts = trees[names[0]][1]
         names = [name for name in names if trees[name][1] == prompts]
-        chosen = shown_prompts([item.task for item in prompts])
-        images = np.stack([trees[name][0][chosen, 0] for name in names])
         path = folder / "figures" / ("samples.png" if dataset == "scenes" else f"samples_{dataset}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid_png(images, names, [prompts[i].prompt for i in chosen], path)
+        samples_png({name: trees[name][0] for name in names}, prompts, path)

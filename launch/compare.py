@@ -9,7 +9,6 @@ from launch.tables import EXIT_OK, check_out, command_parser, out_option, table_
 
 SCORES = (["val_loss"], ["geneval_graded"])
 """What is low and what is high where neither is asked for: columns of a study's results.csv."""
-HELD = ("params", "steps", "train_flops")
 X = "train_flops"
 
 
@@ -61,7 +60,7 @@ def run_compare(args: argparse.Namespace) -> int:
     for score in up:
         found[score].reverse()
     order = [place.name for place in found[scores[0]]]
-    text = compared_text(results, args.by, found, args.baseline, HELD)
+    text = compared_text(results, args.by, found, args.baseline)
     if args.out is not None:
         from scaling.look import save
 

@@ -14,7 +14,7 @@ from launch.autoencoder import add_autoencoder
 from launch.duplicates import add_duplicates
 from launch.encode import add_encode
 from launch.inspect_encoded import inspect_encoded
-from launch.runtime import add_places, add_vae
+from launch.runtime import add_places, add_vae, data_folder
 from mmdit_jax.config import DataConfig
 from mmdit_jax.evaluation.grids import grid_png
 
@@ -49,7 +49,7 @@ def add_parsers(commands: Any) -> None:
 
 
 def _open(args: argparse.Namespace) -> Any:
-    folder = args.data_dir or args.root / "_data"
+    folder = data_folder(args)
     pipeline.prepare(args.name, folder, resolution=args.resolution, examples=args.examples)
     return pipeline.load(args.name, folder, resolution=args.resolution, examples=args.examples)
 
@@ -64,7 +64,7 @@ def build(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print what is in a set; draw the first examples."""
-    encoded = pipeline.open_encoded(args.name, args.data_dir or args.root / "_data")
+    encoded = pipeline.open_encoded(args.name, data_folder(args))
     if encoded is not None:
         return inspect_encoded(encoded, args.out, args.vae)
     data = _open(args)

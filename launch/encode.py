@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.runtime import add_places
+from launch.runtime import add_places, data_folder
 from mmdit_jax.data.encode.plan import Plan, make_plan
 from mmdit_jax.data.encode.progress import Progress
 from mmdit_jax.data.encode.settings import DEDUPE, DTYPES, EncoderSpec, ScanSettings, Settings
@@ -147,7 +147,7 @@ def _text(path: Path | None) -> str | None:
 
 def data_dir_of(args: argparse.Namespace) -> Path:
     """The folder of data sets, made if need be."""
-    folder: Path = args.data_dir or args.root / "_data"
+    folder = data_folder(args)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -26,6 +26,12 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets (default: ROOT/_data)")
 
 
+def data_folder(args: argparse.Namespace) -> Path:
+    """Where data sets lie, by what ``add_places`` took; it may not be there yet."""
+    folder: Path = args.data_dir or args.root / "_data"
+    return folder
+
+
 def add_vae(parser: argparse.ArgumentParser) -> None:
     """``--vae``."""
     parser.add_argument(

@@ -13,7 +13,7 @@ from typing import Any
 from launch.collect import collect
 from launch.execute import RESULT, Places, describe, execute, is_locked, make_folder, read_result, train_group
 from launch.groups import groups
-from launch.runtime import add_study, add_vae
+from launch.runtime import add_study, add_vae, data_folder
 from launch.studies import load_study
 from mmdit_jax import __version__
 from mmdit_jax.config import Run, Study
@@ -73,7 +73,7 @@ def add_parsers(commands: Any) -> None:
 def places_of(args: argparse.Namespace, study: Study) -> Places:
     """The folders of a study under --root and --data-dir, and --vae of the commands that have it."""
     vae = vars(args).get("vae")
-    return Places(args.root, study.name, args.data_dir or args.root / "_data", None if vae is None else str(vae))
+    return Places(args.root, study.name, data_folder(args), None if vae is None else str(vae))
 
 
 def run_study(args: argparse.Namespace) -> int:

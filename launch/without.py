@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from launch.execute import Places
 from launch.settings import held_out
 from mmdit_jax.config import Run
-from mmdit_jax.data.scenes.prompts import Prompt
 from mmdit_jax.evaluation.battles import write_battles
 from mmdit_jax.evaluation.geneval import read_geneval_tree
-from mmdit_jax.evaluation.grids import grid_png, shown_prompts
+from mmdit_jax.evaluation.grids import samples_png
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.evaluation.realism import Realism
 from mmdit_jax.evaluation.removal import ALL, Comparison, compare, label, tree
@@ -38,19 +35,10 @@ def write_without_tables(finished: Sequence[tuple[Run, dict[str, Any]]], places:
         images = {label(group): read_geneval_tree(tree(folder, group))[0] for group in run.evaluation.without}
         realism = Realism.fit(held_out(run.data, places.data, places.vae)[1])
         if run is asked[0][0]:
-            _grid(whole, images, prompts, places.study_dir / "figures" / GRID)
+            samples_png({ALL: whole, **images}, prompts, places.study_dir / "figures" / GRID)
         battles += compare(run.name, whole, images, prompts, packaged_judge(), realism)
         known = {"run_id": run.run_id, "name": run.name, "dataset": run.data.name}
         rows += [{**known, "without": "", **row} for row in result["geneval"]]
         rows += [{**known, **row} for row in result["without"]]
     write_battles(battles, places.study_dir / BATTLES, Comparison)
     write_atomic(places.study_dir / SCORES, pd.DataFrame(rows).to_csv(index=False) if rows else "")
-
-
-def _grid(whole: np.ndarray, images: Mapping[str, np.ndarray], prompts: Sequence[Prompt], path: Path) -> None:
-    """A row with all encoders and one without each group, the same prompts and noise in all."""
-    columns = shown_prompts([item.task for item in prompts])
-    rows = {ALL: whole, **images}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = np.stack([row[columns, 0] for row in rows.values()])
-    grid_png(pictures, list(rows), [prompts[i].prompt for i in columns], path)

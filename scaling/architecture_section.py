@@ -50,7 +50,7 @@ def architecture_section(tables: StudyTables, folder: Path) -> list[Section]:
     order = [place.name for place in found[scores[0]]]
     png = save(compared_figure(results, ARCHITECTURE, order, scores, way, "train_flops"), folder, "architectures")
     part.broad.append((png, "Thin lines are runs, bands and bars 95 % of their mean; one point a finished run"))
-    table = compared_text(results, ARCHITECTURE, found, baseline, ("params", "steps", "train_flops"))
+    table = compared_text(results, ARCHITECTURE, found, baseline)
     caption = f"Differences to {baseline} of the same seed; Student's t, each interval alone; p by Holm's rule a score"
     part.tables.append((table, caption))
     return [part]

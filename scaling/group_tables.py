@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SIGNIFICANT = 2
 """Figures of the narrowest interval that a table shows."""
 MOST_DECIMALS = 7
+HELD = ("params", "steps", "train_flops")
+"""What a group costs."""
 
 
 def compared_frame(places: Mapping[str, Sequence[Place]]) -> pd.DataFrame:
@@ -32,18 +34,15 @@ def compared_frame(places: Mapping[str, Sequence[Place]]) -> pd.DataFrame:
     )
 
 
-def compared_text(
-    results: pd.DataFrame, by: str, places: Mapping[str, Sequence[Place]], baseline: str, held: Sequence[str] = ()
-) -> pd.DataFrame:
+def compared_text(results: pd.DataFrame, by: str, places: Mapping[str, Sequence[Place]], baseline: str) -> pd.DataFrame:
     """Ready strings: groups in the order of the first score; of each score mean, difference with interval, and p.
 
-    ``held`` are columns of ``results`` to show as they are, as parameters: those that are there, numbers throughout,
-    and the same in all runs of a group.
+    Columns of HELD are shown where they are there, numbers throughout, and the same in all runs of a group.
     """
     order = [place.name for place in next(iter(places.values()))]
     names = labels(results, by)
     columns: dict[str, list[str]] = {by: order}
-    for name in held:
+    for name in HELD:
         of_group = [values(results[names == group], name).to_numpy() for group in order]
         if name != by and all((own == own[0]).all() for own in of_group):  # a blank is NaN, which equals nothing
             columns[name] = [_count(own[0]) for own in of_group]

@@ -71,11 +71,12 @@ def compare(
     for name, pairs in differences.items():
         if len(pairs) < 2:
             raise TableError(f"{by}={name!r}: {len(pairs)} {pair}s in common with {baseline}; expected 2 or more")
-    found = holm({name: _p(pairs) for name, pairs in differences.items()})
+    judged = {name: _judged(pairs, level) for name, pairs in differences.items()}
+    adjusted = holm({name: p for name, (_, _, p) in judged.items()})
     places = [Place(baseline, float(wide[baseline].mean()), 0.0, 0.0, 0.0, 1.0, int(wide[baseline].count()))]
     for name, pairs in differences.items():
-        low, high = interval(pairs, level) if np.ptp(pairs) else (np.nan, np.nan)
-        places.append(Place(name, float(wide[name].mean()), float(pairs.mean()), low, high, found[name], len(pairs)))
+        low, high, _ = judged[name]
+        places.append(Place(name, float(wide[name].mean()), float(pairs.mean()), low, high, adjusted[name], len(pairs)))
     return sorted(places, key=lambda place: place.difference)
 
 
@@ -92,11 +93,16 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def _p(pairs: np.ndarray) -> float:
-    """Two-sided p of Student's t test that the mean is 0; NaN without spread, as in scores that are counts."""
+def _judged(pairs: np.ndarray, level: float) -> tuple[float, float, float]:
+    """Student's t interval of the mean of paired differences, and p that it is 0.
+
+    All NaN without spread, as in scores that are counts: nothing to judge by.
+    """
     if not np.ptp(pairs):
-        return float("nan")
-    return float(2 * stats.t.sf(abs(pairs.mean()) / (pairs.std(ddof=1) / np.sqrt(len(pairs))), len(pairs) - 1))
+        return np.nan, np.nan, np.nan
+    test = stats.ttest_1samp(pairs, 0.0)
+    low, high = test.confidence_interval(level)
+    return float(low), float(high), float(test.pvalue)
 
 
 def curves(table: pd.DataFrame, by: str, x: str, value: str, *, level: float = 0.95) -> dict[str, Curve]:

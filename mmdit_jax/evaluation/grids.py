@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mmdit_jax.data.scenes.prompts import Prompt
 from mmdit_jax.errors import UserError
 
 CELL = 112
@@ -17,7 +18,15 @@ FONT_SIZE, GAP, MARGIN = 13, 6, 10
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 
-def shown_prompts(tasks: Sequence[str]) -> list[int]:
+def samples_png(images: Mapping[str, np.ndarray], prompts: Sequence[Prompt], path: Path) -> None:
+    """A row of the same prompts for each of ``images`` [P, K, H, W, 3], by label; the first of a prompt's K images."""
+    columns = _shown([item.task for item in prompts])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = np.stack([own[columns, 0] for own in images.values()])
+    grid_png(pictures, list(images), [prompts[i].prompt for i in columns], path)
+
+
+def _shown(tasks: Sequence[str]) -> list[int]:
     """Columns of a grid: the first EACH prompts of every task; the first ALONE where there is one task only."""
     kinds = list(dict.fromkeys(tasks))
     count = EACH if len(kinds) > 1 else ALONE
