@@ -5,7 +5,7 @@ ROOT ?= studies
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: study test parity lint bench clean
+.PHONY: study test parity plan lint bench clean
 .DEFAULT_GOAL := study
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
@@ -24,6 +24,12 @@ parity: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	$(BIN)/python -m pytest tests/parity
 
+# `mmdit plan`, live: programs compiled for TPU pods and GPUs, in an environment of their own.
+plan:
+	$(PYTHON) -m venv $(VENV)-plan
+	$(VENV)-plan/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plan]'
+	$(VENV)-plan/bin/python -m pytest tests/plan
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,4 +44,4 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.replicas --onednn
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-plan build *.egg-info .pytest_cache .mypy_cache .ruff_cache

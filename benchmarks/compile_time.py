@@ -28,7 +28,7 @@ def compile_seconds(depth: int) -> float:
     from mmdit_jax.config import OptimizerConfig
     from mmdit_jax.diffusion import formulation
     from mmdit_jax.models import MMDiTConfig
-    from mmdit_jax.training.sharding import make_mesh
+    from mmdit_jax.sharding import make_mesh
     from mmdit_jax.training.state import abstract_state
     from mmdit_jax.training.step import make_train_step
 

@@ -77,8 +77,8 @@ def measure(depth: int, rounds: int, data_dir: Path) -> dict[str, Any]:
     from experiments import quickstart
     from launch.execute import Places, execute
     from mmdit_jax.diffusion import formulation
+    from mmdit_jax.sharding import make_mesh
     from mmdit_jax.training.data import global_batches, training_data
-    from mmdit_jax.training.sharding import make_mesh
     from mmdit_jax.training.state import init_state
     from mmdit_jax.training.step import make_train_step
 

@@ -27,8 +27,8 @@ from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.host import prepare_host
 from mmdit_jax.models import MMDiTConfig
+from mmdit_jax.sharding import make_mesh
 from mmdit_jax.training.replicas import make_replica_step, replica_mesh, stack
-from mmdit_jax.training.sharding import make_mesh
 from mmdit_jax.training.state import init_state
 from mmdit_jax.training.step import make_train_step
 

@@ -59,7 +59,8 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
 
 def _result_row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     row = {key: value for key, value in result.items() if not isinstance(value, (list, dict))}
-    row["architecture"] = run.model.architecture  # which results from before there were several do not tell
+    # What results from before there were these columns do not tell.
+    row |= {name: describe(run)[name] for name in ("architecture", "parametrization", "learning_rate", "width")}
     row |= {f"val_loss_{i}": value for i, value in enumerate(result["val_loss_levels"])}
     for item in result["geneval"]:
         name = "geneval" if item["task"] == "overall" else f"geneval_{item['task']}"

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from launch.compiled import keep_compiled_programs
 from launch.drawing import check_drawing, drawing
-from launch.runtime import keep_compiled_programs
 from launch.settings import score_run
 from mmdit_jax.config import Run
 from mmdit_jax.config_values import to_dict
@@ -36,7 +36,7 @@ from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.data import LatentData, TrainingData, flops_beside_square, training_data
 from mmdit_jax.training.events import EventLog, read_events, validations
 from mmdit_jax.training.loop import train, train_together
-from mmdit_jax.training.sharding import make_mesh
+from mmdit_jax.training.program import mesh_of
 from mmdit_jax.training.state import TrainState, abstract_state
 
 log = logging.getLogger(__name__)
@@ -213,6 +213,9 @@ def describe(run: Run) -> dict[str, Any]:
         "name": run.name,
         "formulation": run.formulation,
         "architecture": run.model.architecture,
+        "parametrization": run.model.parametrization,
+        "learning_rate": run.optimizer.learning_rate,
+        "width": run.model.width,
         "depth": run.model.depth,
         "dataset": run.data.name,
         "seed": run.seed,
@@ -244,7 +247,7 @@ def restore_ema(run: Run, run_dir: Path) -> Any:
 
 
 def _abstract(run: Run) -> TrainState:
-    return abstract_state(run.model, run.optimizer, run.steps, make_mesh(fsdp=run.hardware.fsdp))
+    return abstract_state(run.model, run.optimizer, run.steps, mesh_of(run))
 
 
 def digest(tree: Any) -> str:

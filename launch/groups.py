@@ -11,7 +11,7 @@ from mmdit_jax.config import Run
 from mmdit_jax.errors import UserError
 from mmdit_jax.training.checkpoint import saved_steps
 from mmdit_jax.training.events import read_events
-from mmdit_jax.training.replicas import program_key
+from mmdit_jax.training.replicas import alone_on_a_device, program_key
 
 
 def groups(runs: Sequence[Run], places: Places, replicas: int) -> list[list[Run]]:
@@ -46,4 +46,4 @@ def groups(runs: Sequence[Run], places: Places, replicas: int) -> list[list[Run]
 def _trainable(run: Run, places: Places, steps: Sequence[int]) -> bool:
     """Whether the run has steps left to take, and can take them beside others."""
     diverged = any(event["event"] == "diverged" for event in read_events(places.run_dir(run)))
-    return steps[-1] < run.steps and run.hardware.fsdp == 1 and not diverged
+    return steps[-1] < run.steps and alone_on_a_device(run.hardware) and not diverged

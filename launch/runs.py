@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launch import sample_checkpoint
+from launch.compiled import keep_compiled_programs
 from launch.drawing import drawing, live
 from launch.execute import execute, make_folder, restore_ema
-from launch.runtime import add_study, add_vae, keep_compiled_programs
+from launch.runtime import add_study, add_vae
 from launch.studies import load_study
 from launch.study import places_of
 from mmdit_jax.config import Run

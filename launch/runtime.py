@@ -1,21 +1,9 @@
-"""What the commands that run models share: their places, and the programs that XLA compiled for them."""
+"""What the commands that run models share: their places, and the options that name them."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-import jax
-from jax.experimental.compilation_cache import compilation_cache
-
-
-def keep_compiled_programs(root: Path) -> None:
-    """Keep what XLA compiles under ``root`` (writable by now), where a restarted run finds it again."""
-    if jax.config.values["jax_compilation_cache_dir"] is not None:  # set before, or by JAX_COMPILATION_CACHE_DIR
-        return
-    jax.config.update("jax_compilation_cache_dir", str(root / "_cache" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    compilation_cache.reset_cache()  # a program may have been compiled before there was a folder
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
+from launch.compiled import keep_compiled_programs
 from launch.execute import make_folder
-from launch.runtime import keep_compiled_programs
 from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.evaluation.evaluate import save_png

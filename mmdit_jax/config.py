@@ -14,6 +14,7 @@ from mmdit_jax.config_values import is_whole, require, require_positive, require
 from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.errors import UserError, nearest, unknown
 from mmdit_jax.models import MMDiTConfig
+from mmdit_jax.models.config import DTYPES
 from mmdit_jax.models.text import LAYOUTS, TextShape, context_shape, text_encoder
 
 
@@ -74,12 +75,19 @@ class OptimizerConfig:
     """Per update of the average; early on min(decay, (1 + n) / (10 + n)), n the updates before."""
     ema_every: int = 1
     """Steps between updates of the average (the SD3 study of schedules: 0.99 every 100 steps)."""
+    moments: str = "float32"
+    """How the optimizer's moments are stored: ``bfloat16``, rounded at random, takes half of their memory."""
+    ema_dtype: str = "float32"
+    """How the moving average is stored: ``bfloat16``, rounded at random, takes half of its memory."""
 
     def __post_init__(self) -> None:
         if self.name not in ("adamw", "muon"):
             unknown("optimizer.name", self.name, ("adamw", "muon"))
         if self.schedule not in ("constant", "cosine", "linear"):
             unknown("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
+        for name in ("moments", "ema_dtype"):
+            if vars(self)[name] not in DTYPES:
+                unknown(f"optimizer.{name}", vars(self)[name], DTYPES)
         given = () if self.adam_learning_rate is None else ("adam_learning_rate",)
         for name in ("learning_rate", "eps", "clip_norm", *given):
             value = vars(self)[name]
@@ -142,12 +150,23 @@ SD3_SETTINGS: tuple[SamplerConfig, ...] = (
 """The SD3 ranking protocol's six samplers (section 5.1): with {EMA, raw} weights and two data sets, 24 settings."""
 
 
+OFFLOADED = ("optimizer", "ema")
+
+
 @dataclass(frozen=True)
 class HardwareConfig:
     """How a run is laid out on devices. Not part of its id: the same run may move to another machine."""
 
     fsdp: int = 1
     """Devices over which parameters, EMA and optimizer state are sharded; the rest carry data."""
+    sequence: int = 1
+    """Devices over which an image's tokens are spread."""
+    tensor: int = 1
+    """Devices over which heads and the hidden channels of MLPs are spread."""
+    accumulation: int = 1
+    """Parts of a batch that are taken one after the other, their gradients added up: less memory for activations."""
+    offload: tuple[str, ...] = ()
+    """What lies in the host's memory between its uses: ``optimizer`` (its moments), ``ema`` (the moving average)."""
     onednn: bool = False
     """On an x86 CPU, matrix products by oneDNN: faster by a sixth at width 96. XLA can't keep programs compiled so
     for the next process, which costs seconds at a restart."""
@@ -156,7 +175,11 @@ class HardwareConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        require_positive(self, "fsdp", "checkpoint_every", "keep_checkpoints")
+        require_positive(self, "fsdp", "sequence", "tensor", "accumulation", "checkpoint_every", "keep_checkpoints")
+        object.__setattr__(self, "offload", tuple(self.offload))
+        for name in self.offload:
+            if name not in OFFLOADED:
+                unknown("hardware.offload", name, OFFLOADED)
 
 
 @dataclass(frozen=True)
@@ -183,6 +206,11 @@ class Run:
         require_positive(self, "steps", "batch", "validate_every")
         require_seed("seed", self.seed)
         object.__setattr__(self, "formulation", formulation(self.formulation).name)
+        require(
+            self.batch % self.hardware.accumulation == 0, "batch", self.batch, "a multiple of hardware.accumulation"
+        )
+        if self.model.parametrization == "mup" and self.optimizer.name != "adamw":
+            raise UserError(f"optimizer.name={self.optimizer.name!r}: parametrization='mup' has rules for 'adamw'")
         for group in self.evaluation.without:
             for encoder in group:
                 if encoder not in self.data.text_encoders:
@@ -195,9 +223,13 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """``<name>-<hash>``: the hash covers the resolved config and the encoders' weights; hardware is left out."""
+        """``<name>-<hash>``: the hash covers the resolved config and the encoders' weights.
+
+        Left out is what moves results by rounding only: hardware, rematerialisation, the kernel of the attention.
+        """
         config = to_dict(self)
-        del config["hardware"]
+        del config["hardware"], config["model"]["attention"]
+        config["model"]["remat"] = "none"
         for group, fields in ADDED_LATER.items():
             for field_name, before in fields.items():
                 if config[group][field_name] == before:
@@ -226,8 +258,17 @@ class Run:
 
 
 ADDED_LATER: dict[str, dict[str, Any]] = {
-    "model": {"position_base": None, "dual_attention": 0, "architecture": "mmdit", "text_split": 77},
+    "model": {
+        "position_base": None,
+        "dual_attention": 0,
+        "architecture": "mmdit",
+        "text_split": 77,
+        "parametrization": "standard",
+        "base_width": None,
+        "base_depth": None,
+    },
     "data": {"text_layout": "channels", "text_shapes": []},
+    "optimizer": {"moments": "float32", "ema_dtype": "float32"},
     "evaluation": {"without": []},
 }
 """Fields that came after runs had been made, with what these runs were: such a run keeps its id."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,22 @@ def on_fake_devices(number: int, module: str, expression: str) -> Any:
     done = subprocess.run(command, env={**os.environ, **fake_devices(number)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+MAPS = 30_000
+"""Of a process's memory maps, half of what Linux allows it by default: each compiled program takes some."""
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps() -> Iterator[None]:
+    """Forget what was compiled before there are too many maps: the compiler crashes where it gets no more."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 TINY_STUDY = '''

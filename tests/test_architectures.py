@@ -19,8 +19,8 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply, init_params
 from mmdit_jax.models.architectures.registry import NETWORKS
 from mmdit_jax.models.config import ARCHITECTURES
+from mmdit_jax.sharding import make_mesh, parameter_spec
 from mmdit_jax.training.optimizer import muon_dimensions
-from mmdit_jax.training.sharding import make_mesh, parameter_spec
 from mmdit_jax.training.state import init_state
 from mmdit_jax.training.step import make_train_step
 
@@ -224,7 +224,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_sharding_leaves_the_stack(name)
         dotted = jax.tree_util.keystr(path, simple=True, separator=".")
         inside = "blocks" in dotted.split(".") or dotted.startswith("last.")
         assert (dotted in muon) == (inside and dotted.endswith("kernel") and "modulation" not in dotted), dotted
-        spec = tuple(parameter_spec(dotted, leaf.shape, 4))
+        spec = tuple(parameter_spec(dotted, leaf.shape, {"fsdp": 4}))
         if "blocks" in dotted.split(".") and spec:
             assert spec[0] is None, dotted
 

@@ -212,7 +212,7 @@ def test_battles_rank_runs_of_known_quality(judging: Judge) -> None:
     assert battles(shuffled, asked, judging) == rows
 
 
-def images_for(asked: list[Prompt]) -> np.ndarray:
+def images_for(asked: list[Prompt], side: int = 32) -> np.ndarray:
     """A scene that shows what it is asked for, for every prompt."""
     scenes = []
     for number, prompt in enumerate(asked):
@@ -224,7 +224,7 @@ def images_for(asked: list[Prompt]) -> np.ndarray:
             if part.position is not None:
                 relation = Relation(place, part.position[0], part.position[1])
         scenes.append(dress(draws, arrange(draws, items, relation), "light gray"))
-    return render(scenes, 32)
+    return render(scenes, side)
 
 
 def test_equal_runs_tie_and_captions_have_one_judge(judging: Judge) -> None:
@@ -245,6 +245,16 @@ def test_a_tie_is_what_equally_right_images_differ_by(judging: Judge) -> None:
     assert len(pairs) > 60 and 0.3 < np.mean(np.array(pairs) <= judging.tie) < 0.7
     wrong = similar - judging.similarity(np.roll(images, 1, axis=0), captions)
     assert np.mean(np.abs(wrong) <= judging.tie) < 0.2
+
+
+@pytest.mark.parametrize("side", [24, 48])
+def test_battles_of_images_that_do_not_suit_the_judge(judging: Judge, side: int) -> None:
+    """Of 24 or 48 pixels: they are averaged to its 32, and what was asked for still wins."""
+    asked = prompts(4, seed=1)
+    right = images_for(asked, side)[:, None]
+    rows = battles({"right": right, "wrong": np.roll(right, 1, axis=0)}, asked, judging)
+    mine = [row for row in rows if row.judge == "contrastive"]
+    assert len(mine) == len(asked) and wins(mine, "right") > 0.6
 
 
 def test_battles_are_written_whole_and_in_order(tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply, init_params
 from mmdit_jax.models.positions import sincos_positions
 from mmdit_jax.models.text import assemble
+from mmdit_jax.sharding import make_mesh
 from mmdit_jax.training import validation
 from mmdit_jax.training.data import LatentData, flops_beside_square, global_batches, training_data
 from mmdit_jax.training.program import Solo
 from mmdit_jax.training.replicas import Replicas
-from mmdit_jax.training.sharding import make_mesh
 from mmdit_jax.training.state import init_state
 from mmdit_jax.training.step import keep_masks
 from mmdit_jax.training.validation import posterior_noise, validation_loss, validation_noise

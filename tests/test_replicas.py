@@ -24,10 +24,10 @@ from launch.studies import load_study
 from mmdit_jax.diffusion import STUDY_61, formulation
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig
+from mmdit_jax.sharding import make_mesh
 from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.events import read_events
 from mmdit_jax.training.replicas import Replicas, make_replica_step, part, replica_mesh, stack
-from mmdit_jax.training.sharding import make_mesh
 from mmdit_jax.training.state import init_state
 from mmdit_jax.training.step import make_train_step
 
@@ -49,7 +49,7 @@ def apart(optimizer: str, shared_batch: bool, replicas: int = 8, names: tuple[st
     """
     config = replace(OPTIMIZER, name=optimizer)
     grid = [(name, seed) for seed in SEEDS for name in names][:replicas]
-    alone_mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    alone_mesh = make_mesh(devices=jax.devices()[:1])
     alone = make_train_step(MODEL, config, STEPS, 0.464, alone_mesh)
     mesh = replica_mesh(len(grid))
     together = make_replica_step(MODEL, config, STEPS, 0.464, mesh, shared_batch=shared_batch)

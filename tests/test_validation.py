@@ -104,7 +104,7 @@ def test_the_same_on_eight_devices(tmp_path: Path) -> None:
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import jax, numpy as np
 from test_validation import CONFIG, HeldOutImages, formulation, problem, validation_loss
-from mmdit_jax.training.sharding import make_mesh
+from mmdit_jax.sharding import make_mesh
 params, images, text = problem()
 assert jax.device_count() == 8
 loss = validation_loss(CONFIG, params, formulation("rf"), [HeldOutImages(images, text)], mesh=make_mesh(fsdp=2))

@@ -27,9 +27,18 @@ def training_loss(f: Formulation, network: Network, x0: Array, key: Array) -> tu
     Returns:
         (loss [B], t [B]), float32; the batch's loss is the mean of the first.
     """
+    t, eps = draw(f, x0.shape, key)
+    return loss_at(f, network, x0, t, eps), t
+
+
+def draw(f: Formulation, shape: tuple[int, ...], key: Array) -> tuple[Array, Array]:
+    """t [B] by the formulation's density, and ε of ``shape`` [B, ...], both float32."""
     key_t, key_eps = jax.random.split(key)
-    t = f.sample_t(key_t, x0.shape[:1])
-    eps = jax.random.normal(key_eps, x0.shape, jnp.float32)
+    return f.sample_t(key_t, shape[:1]), jax.random.normal(key_eps, shape, jnp.float32)
+
+
+def loss_at(f: Formulation, network: Network, x0: Array, t: Array, eps: Array) -> Array:
+    """``training_loss`` [B] of these t [B] and ε, shaped as ``x0``."""
     output = network(f.network_input(f.mix(x0, eps, t), t), t)
     error = output.astype(jnp.float32) - f.target(x0, eps, t)
-    return f.weight(t) * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))), t
+    return f.weight(t) * jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))

@@ -22,6 +22,7 @@ from mmdit_jax.data.scenes.prompts import Prompt
 from mmdit_jax.data.scenes.scorer import score_all
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.judge import Judge
+from mmdit_jax.evaluation.latent import for_judge
 from mmdit_jax.files import write_atomic
 
 QUESTION = "prompt following"
@@ -102,7 +103,7 @@ def write_battles(rows: Sequence[Any], path: Path, kind: type = Battle) -> None:
 def _similarities(images: np.ndarray, prompts: Sequence[Prompt], judge: Judge) -> np.ndarray:
     flat = images.reshape(-1, *images.shape[2:])
     texts = [prompt.prompt for prompt in prompts for _ in range(images.shape[1])]
-    return judge.similarity(flat, texts).reshape(images.shape[:2])
+    return judge.similarity(for_judge(flat), texts).reshape(images.shape[:2])
 
 
 def graded(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:

@@ -132,11 +132,15 @@ def sample_latents(
     if evaluations is not None:
         table = table._replace(evaluations=np.int32(min(evaluations, int(table.evaluations))))
     positions = model.positions_at(*noise.shape[1:3])
-    return _sampler(model.config, sampler.guidance != 1)(model.params, positions, table, prompts, negative, noise)
+    return sampler_program(model.config, sampler.guidance != 1)(
+        model.params, positions, table, prompts, negative, noise
+    )
 
 
 @functools.lru_cache(maxsize=8)
-def _sampler(config: MMDiTConfig, with_guidance: bool) -> Callable[..., Array]:
+def sampler_program(config: MMDiTConfig, with_guidance: bool) -> Callable[..., Array]:
+    """The jitted loop of ``sample_latents``: (params, positions, table, prompts, negative, noise) -> latents."""
+
     def run(
         params: Any, positions: Array | None, table: Plan, prompts: Conditioning, negative: Conditioning, noise: Array
     ) -> Array:

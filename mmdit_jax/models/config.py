@@ -8,9 +8,11 @@ from typing import Any
 
 from mmdit_jax.errors import UserError, unknown
 
-REMAT_POLICIES = ("none", "dots", "full")
+REMAT_POLICIES = ("none", "dots", "attention", "full")
+ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16")
 ARCHITECTURES = ("dit", "crossdit", "uvit", "mmdit", "mmdit3")
+PARAMETRIZATIONS = ("standard", "mup")
 TIME_FEATURES = 256
 # Of SD3's position table, see MMDiTConfig.position_base.
 POSITION_BASE = 64
@@ -34,14 +36,18 @@ class MMDiTConfig:
       mlp_ratio: hidden width of a block's MLP over the model width.
       qk_norm: RMSNorm of queries and keys over the head size, with a scale per stream.
       dual_attention: leading blocks whose image stream has a second attention of its own (13 in SD3.5-medium).
-      remat: what a block keeps for its backward pass: "none" recomputes nothing, "dots" keeps matrix products only,
-        "full" keeps only the block's input.
+      remat: what a block keeps for its backward pass: "none" recomputes nothing but casts of weights, "dots" keeps
+        matrix products and what attention returns, "attention" only the latter, "full" only the block's input.
+      attention: "auto" takes the platform's best (``models.attention``), or "xla", "cudnn", "splash".
       scan: run the blocks with ``jax.lax.scan`` (compile time independent of depth) or unrolled (a little faster when
         small). The parameters are the same either way.
       dtype: of the blocks' arithmetic. Parameters, timesteps, normalisation, softmax and the output stay float32.
       architecture: which network of SD3's figure 4: "mmdit", or "dit", "crossdit", "uvit", "mmdit3" (see
         ``mmdit_jax.models.architectures``), of which all other fields mean the same.
       text_split: tokens of the first text stream of "mmdit3" (CLIP's 77); the rest of the text is the second's.
+      parametrization: how initial weights and learning rates go with width and depth: "standard" (not at all, but for
+        Xavier's), or "mup", which lets the best learning rate stay where it is (see ``models.parametrization``).
+      base_width, base_depth: under "mup" the shape that the learning rate was tuned at, where both are the same.
 
     Raises:
       UserError: a field is out of its range; the message names it.
@@ -60,10 +66,14 @@ class MMDiTConfig:
     qk_norm: bool = False
     dual_attention: int = 0
     remat: str = "none"
+    attention: str = "auto"
     scan: bool = True
     dtype: str = "float32"
     architecture: str = "mmdit"
     text_split: int = 77
+    parametrization: str = "standard"
+    base_width: int | None = None
+    base_depth: int | None = None
 
     def __post_init__(self) -> None:
         positive = ("depth", "head_size", "patch_size", "in_channels", "context_dim", "pooled_dim", "position_table")
@@ -84,12 +94,32 @@ class MMDiTConfig:
             )
         if self.remat not in REMAT_POLICIES:
             unknown("remat", self.remat, REMAT_POLICIES)
+        if self.attention not in ATTENTIONS:
+            unknown("attention", self.attention, ATTENTIONS)
         if self.dtype not in DTYPES:
             unknown("dtype", self.dtype, DTYPES)
         if self.architecture not in ARCHITECTURES:
             unknown("architecture", self.architecture, ARCHITECTURES)
         if self.dual_attention and self.architecture != "mmdit":
             raise UserError(f"dual_attention={self.dual_attention}: expected 0 with architecture={self.architecture!r}")
+        self._check_parametrization()
+
+    def _check_parametrization(self) -> None:
+        if self.parametrization not in PARAMETRIZATIONS:
+            unknown("parametrization", self.parametrization, PARAMETRIZATIONS)
+        for field, value in (("base_width", self.base_width), ("base_depth", self.base_depth)):
+            if self.parametrization == "standard":
+                if value is not None:
+                    raise UserError(f"{field}={value!r}: expected none with parametrization='standard'; 'mup' has it")
+            elif value is None:
+                raise UserError(f"{field}=None: parametrization='mup' needs the shape that the learning rate is for")
+            else:
+                _require_positive(field, value)
+        if self.base_width is not None and self.base_width % self.head_size:
+            # Heads are what grows: with heads of one size, scores over sqrt(head_size) are the same at any width.
+            raise UserError(f"base_width={self.base_width}: expected a multiple of head_size={self.head_size}")
+        if self.parametrization == "mup" and self.architecture == "uvit":
+            raise UserError("parametrization='mup': no rules for architecture='uvit'; expected 'standard'")
 
     @classmethod
     def from_depth(cls, depth: int, *, width: int | None = None, **fields: Any) -> MMDiTConfig:

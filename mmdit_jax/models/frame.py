@@ -12,9 +12,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mmdit_jax.errors import UserError
+from mmdit_jax.models.attention import save_attention
 from mmdit_jax.models.config import TIME_FEATURES, MMDiTConfig
 from mmdit_jax.models.layers import ConditionMLP, Dense, modulated_norm
+from mmdit_jax.models.parametrization import condition_scale, input_scale
 from mmdit_jax.models.positions import patchify, sincos_positions, timestep_features, unpatchify
+from mmdit_jax.sharding import current_mesh, gathered, place
 
 
 class Given(NamedTuple):
@@ -42,10 +45,10 @@ class Frame(nnx.Module):
         d, dtype = config.width, config.dtype
         outer = d if width is None else width
         self.config = config
-        self.patch = Dense(config.patch_features, outer, dtype=dtype, init="xavier", rngs=rngs)
-        self.context = Dense(config.context_dim, d, dtype=dtype, init="xavier", rngs=rngs)
-        self.time = ConditionMLP(TIME_FEATURES, d, dtype=dtype, rngs=rngs)
-        self.pooled = ConditionMLP(config.pooled_dim, d, dtype=dtype, rngs=rngs)
+        self.patch = embedding(config, config.patch_features, outer, rngs)
+        self.context = embedding(config, config.context_dim, d, rngs)
+        self.time = ConditionMLP(TIME_FEATURES, d, dtype=dtype, rngs=rngs, scale=condition_scale(config))
+        self.pooled = ConditionMLP(config.pooled_dim, d, dtype=dtype, rngs=rngs, scale=condition_scale(config))
         zeros = nnx.Rngs(0)  # which need no randomness: what comes after in a network has the keys it always had
         self.final_modulation = Dense(d, 2 * outer, dtype=dtype, init="zeros", rngs=zeros)
         self.final = Dense(outer, config.patch_features, dtype=dtype, init="zeros", rngs=zeros)
@@ -72,8 +75,8 @@ class Frame(nnx.Module):
         require_channels("context", context, config.context_dim)
         require_channels("pooled", pooled, config.pooled_dim)
         rows, columns = config.grid(latents.shape[1], latents.shape[2])
-        x = self.patch(patchify(latents, config.patch_size))
-        condition = jax.nn.silu(self.time(timestep_features(t)) + self.pooled(pooled))
+        x = self.patch(place(patchify(latents, config.patch_size), "batch", "tokens", None))
+        condition = place(jax.nn.silu(self.time(timestep_features(t)) + self.pooled(pooled)), "batch", None)
         x = self.through(x, Given(context, condition, rows, columns, positions))
         shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
         out = self.final(modulated_norm(x, shift, scale))
@@ -100,6 +103,12 @@ class Frame(nnx.Module):
         return positions.astype(config.dtype)
 
 
+def embedding(config: MMDiTConfig, features: int, width: int, rngs: nnx.Rngs) -> Dense:
+    """The layer that makes tokens of patches or text states."""
+    scale = input_scale(config, features)
+    return Dense(features, width, dtype=config.dtype, init="xavier", rngs=rngs, scale=scale)
+
+
 def stacked(make: Callable[[nnx.Rngs], Any], keys: jax.Array) -> Any:
     """A module for each key as one, each parameter with a leading axis. Keep it under the name ``blocks`` (``dual``):
     sharding never cuts that axis, and Muon takes it as a batch of matrices."""
@@ -109,18 +118,32 @@ def stacked(make: Callable[[nnx.Rngs], Any], keys: jax.Array) -> Any:
 def scan(config: MMDiTConfig, block: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, count: int) -> Any:
     """``jax.lax.scan`` of a block over ``count`` stacked modules, rematerialised and unrolled as the config says."""
     unroll = 1 if config.scan else count
-    return jax.lax.scan(rematerialised(block, config.remat), carry, xs, unroll=unroll)
+    return jax.lax.scan(rematerialised(block, config), carry, xs, unroll=unroll)
 
 
-def rematerialised(function: Any, remat: str) -> Any:
-    """``function`` with the config's policy for what its backward pass recomputes."""
-    if remat == "none":
-        return function
+def rematerialised(function: Callable[[Any, Any], Any], config: MMDiTConfig) -> Any:
+    """``function`` of a carry and a block's weights, which are gathered, with the config's policy for what its backward
+    pass recomputes. That always gathers and casts weights again: kept, they would be whole on every device."""
+
+    def body(carry: Any, weights: Any) -> Any:
+        return function(carry, gathered(weights, config.dtype))
+
+    if config.remat == "none" and config.dtype == "float32" and current_mesh() is None:
+        return body
     policies = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "none": _save_all_but_weights,
+        "dots": jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable, save_attention
+        ),
+        "attention": save_attention,
         "full": jax.checkpoint_policies.nothing_saveable,
     }
-    return jax.checkpoint(function, policy=policies[remat], prevent_cse=False)
+    return jax.checkpoint(body, policy=policies[config.remat], prevent_cse=False)
+
+
+def _save_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy for ``jax.checkpoint``: casts and placements are done again, which weights go through first."""
+    return primitive.name not in ("convert_element_type", "sharding_constraint")
 
 
 def require_channels(field: str, array: jax.Array, channels: int) -> None:

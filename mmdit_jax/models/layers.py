@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mmdit_jax.sharding import current_mesh, place, platform
+
 NORM_EPS = 1e-6
 
 
@@ -22,18 +24,37 @@ class Dense(nnx.Module):
     Args:
       init: "xavier" (uniform), "normal" (standard deviation 0.02, the conditioning MLPs) or "zeros" (layers that gate
         or end the network), as DiT (arXiv 2212.09748) initialises them. Biases are zero.
+      scale: of the initial kernel (see ``models.parametrization``).
     """
 
-    def __init__(self, features_in: int, features_out: int, *, dtype: str, init: str, rngs: nnx.Rngs) -> None:
-        self.kernel = nnx.Param(_INITS[init](rngs.params(), (features_in, features_out), jnp.float32))
+    def __init__(
+        self, features_in: int, features_out: int, *, dtype: str, init: str, rngs: nnx.Rngs, scale: float = 1.0
+    ) -> None:
+        kernel = _INITS[init](rngs.params(), (features_in, features_out), jnp.float32)
+        self.kernel = nnx.Param(kernel if scale == 1 else scale * kernel)
         self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*axes features_in"]) -> Float[Array, "*axes features_out"]:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        if not on_one_cpu():
+            return x.astype(self.dtype) @ kernel + bias
         # Tokens of all images in one matrix product: batched products of [batch, tokens, width] are slower on CPU.
         flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
         return dense(flat, kernel, bias).reshape(*x.shape[:-1], kernel.shape[-1])
+
+    def parts(self, x: Float[Array, "*axes features_in"], count: int) -> Float[Array, "*axes count part"]:
+        """The outputs in ``count`` equal parts side by side; over ``tensor``, each device has its share of each."""
+        if on_one_cpu():
+            return self(x).reshape(*x.shape[:-1], count, -1)
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        apart = place(kernel.reshape(len(kernel), count, -1), None, None, "heads")
+        return jnp.einsum("...i,ipo->...po", x.astype(self.dtype), apart) + bias.reshape(count, -1)
+
+
+def on_one_cpu() -> bool:
+    """Whether the program traced is of one CPU device, whose matrix products are written to suit it."""
+    return platform() == "cpu" and current_mesh() is None
 
 
 _INITS = {
@@ -47,7 +68,7 @@ _INITS = {
 def dense(
     x: Float[Array, "rows features_in"], kernel: Float[Array, "features_in features_out"], bias: Float[Array, " out"]
 ) -> Float[Array, "rows features_out"]:
-    """x @ kernel + bias, with a backward pass that suits a CPU; elsewhere it is the usual one."""
+    """x @ kernel + bias, with a backward pass that suits a CPU."""
     return x @ kernel + bias
 
 
@@ -64,7 +85,7 @@ def _dense_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, kernel = residuals
     kernel_gradient = x.T @ gradient
-    if jax.default_backend() != "cpu" or len(x) < _MANY_ROWS:
+    if len(x) < _MANY_ROWS:
         return gradient @ kernel.T, kernel_gradient, jnp.sum(gradient, axis=0, dtype=jnp.float32).astype(gradient.dtype)
     ones = jnp.ones((1, len(gradient)), gradient.dtype)
     bias_gradient = jnp.matmul(after(ones, kernel_gradient), gradient, preferred_element_type=jnp.float32)
@@ -85,11 +106,11 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 
 class ConditionMLP(nnx.Module):
-    """Dense, SiLU, Dense: the embedding of the timestep, and that of the pooled text."""
+    """Dense, SiLU, Dense: the embedding of the timestep, and that of the pooled text. ``scale`` is of the second."""
 
-    def __init__(self, features_in: int, width: int, *, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, features_in: int, width: int, *, dtype: str, rngs: nnx.Rngs, scale: float = 1.0) -> None:
         self.up = Dense(features_in, width, dtype=dtype, init="normal", rngs=rngs)
-        self.down = Dense(width, width, dtype=dtype, init="normal", rngs=rngs)
+        self.down = Dense(width, width, dtype=dtype, init="normal", rngs=rngs, scale=scale)
 
     def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch width"]:
         return self.down(jax.nn.silu(self.up(x)))

@@ -6,15 +6,18 @@ section 4 and figure 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmdit_jax.models.attention import joint_attention
+from mmdit_jax.models.attention import attention_of_each, joint_attention
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, Given, rematerialised, stacked
 from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
+from mmdit_jax.sharding import place
 
 
 class Stream(nnx.Module):
@@ -39,7 +42,7 @@ class Stream(nnx.Module):
 
     def chunks(self, condition: Float[Array, "batch width"]) -> list[Float[Array, "batch width"]]:
         """Modulation: shift, scale, gate of attention, MLP, second attention; only shift and scale where it ends."""
-        return jnp.split(self.modulation(condition), self.parts, axis=-1)
+        return jnp.split(place(self.modulation(condition), "batch", None), self.parts, axis=-1)
 
     def attended(self, x: Float[Array, "batch tokens width"], shift: jax.Array, scale: jax.Array) -> list[jax.Array]:
         """Queries, keys and values of this stream, each [batch, heads, tokens, head_size]."""
@@ -50,12 +53,17 @@ class Stream(nnx.Module):
     ) -> Float[Array, "batch tokens width"]:
         """Adds the gated attention [batch, heads, tokens, head_size], the gated second one, then the gated MLP."""
         gate, mlp_shift, mlp_scale, mlp_gate, *second = modulation
-        added = gate[:, None] * self.out(merged(attention))
+        added = gate[:, None] * place(self.out(merged(attention)), "batch", "tokens", None)
         if self.second is not None:
             shift, scale, second_gate = second
             added = added + second_gate[:, None] * self.second(modulated_norm(x, shift, scale))
         x = x + added
-        return x + mlp_gate[:, None] * self.down(gelu(self.up(modulated_norm(x, mlp_shift, mlp_scale))))
+        return x + mlp_gate[:, None] * self.mlp(modulated_norm(x, mlp_shift, mlp_scale))
+
+    def mlp(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Up, GELU, down."""
+        hidden = gelu(place(self.up(x), "batch", "tokens", "hidden"))
+        return place(self.down(hidden), "batch", "tokens", None)
 
 
 class SecondAttention(nnx.Module):
@@ -63,21 +71,22 @@ class SecondAttention(nnx.Module):
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
         d, dtype = config.width, config.dtype
-        self.heads, self.head_size = config.num_heads, config.head_size
+        self.heads, self.head_size, self.attention = config.num_heads, config.head_size, config.attention
         self.qkv = Dense(d, 3 * d, dtype=dtype, init="xavier", rngs=rngs)
         self.norm_q = HeadNorm(config.head_size) if config.qk_norm else None
         self.norm_k = HeadNorm(config.head_size) if config.qk_norm else None
         self.out = Dense(d, d, dtype=dtype, init="xavier", rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        return self.out(merged(joint_attention(*projected(self, x))))
+        q, k, v = projected(self, x)
+        return self.out(merged(joint_attention(q, k, v, self.attention)))
 
 
 def projected(layer: Stream | SecondAttention, x: Float[Array, "batch tokens width"]) -> list[jax.Array]:
     """Queries, keys and values of ``x``, each [batch, heads, tokens, head_size], normed if the layer has norms."""
     batch, tokens, _ = x.shape
-    qkv = layer.qkv(x)
-    q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, layer.heads, layer.head_size), (2, 3), (0, 2))
+    qkv = layer.qkv.parts(x, 3).reshape(batch, tokens, 3, layer.heads, layer.head_size)
+    q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))
     if layer.norm_q is not None and layer.norm_k is not None:
         q, k = layer.norm_q(q), layer.norm_k(k)
     return [q, k, v]
@@ -86,13 +95,19 @@ def projected(layer: Stream | SecondAttention, x: Float[Array, "batch tokens wid
 def merged(attention: Float[Array, "batch heads tokens head_size"]) -> Float[Array, "batch tokens width"]:
     """The heads' results side by side."""
     batch, _, tokens, _ = attention.shape
-    return jnp.moveaxis(attention, 1, 2).reshape(batch, tokens, -1)
+    return place(jnp.moveaxis(attention, 1, 2).reshape(batch, tokens, -1), "batch", "tokens", "heads")
+
+
+def all_tokens(parts: Sequence[jax.Array]) -> Float[Array, "batch heads tokens head_size"]:
+    """Keys, or values, of several streams end to end, those of all tokens on each device."""
+    return jnp.concatenate([place(part, "batch", "heads", None, None) for part in parts], axis=2)
 
 
 class JointBlock(nnx.Module):
     """Both streams and the attention that joins them. The ``last`` block returns its context unchanged."""
 
     def __init__(self, config: MMDiTConfig, *, last: bool = False, dual: bool = False, rngs: nnx.Rngs) -> None:
+        self.attention = config.attention
         self.latent = Stream(config, ends=False, dual=dual, rngs=rngs)
         self.context = Stream(config, ends=last, rngs=rngs)
 
@@ -106,14 +121,11 @@ class JointBlock(nnx.Module):
         c_shift, c_scale, *c_rest = self.context.chunks(condition)
         image_q, *image_kv = self.latent.attended(x, x_shift, x_scale)
         text_q, *text_kv = self.context.attended(context, c_shift, c_scale)
-        k, v = (jnp.concatenate(pair, axis=2) for pair in zip(image_kv, text_kv, strict=True))
+        k, v = (all_tokens(pair) for pair in zip(image_kv, text_kv, strict=True))
         if self.context.ends:  # nothing reads what the text would attend to
-            return self.latent.residuals(x, joint_attention(image_q, k, v), x_rest), context
-        attention = joint_attention(jnp.concatenate([image_q, text_q], axis=2), k, v)
-        image = x.shape[1]
-        x = self.latent.residuals(x, attention[:, :, :image], x_rest)
-        context = self.context.residuals(context, attention[:, :, image:], c_rest)
-        return x, context
+            return self.latent.residuals(x, joint_attention(image_q, k, v, self.attention), x_rest), context
+        of_image, of_text = attention_of_each([image_q, text_q], k, v, self.attention)
+        return self.latent.residuals(x, of_image, x_rest), self.context.residuals(context, of_text, c_rest)
 
 
 class MMDiT(Frame):
@@ -141,7 +153,7 @@ class MMDiT(Frame):
         def block(carry: tuple[jax.Array, jax.Array], weights: JointBlock) -> tuple[tuple[jax.Array, jax.Array], None]:
             return weights(*carry, given.condition), None
 
-        body = rematerialised(block, self.config.remat)
+        body = rematerialised(block, self.config)
         carry = (x + self.placed(given), self.context(given.context))
         for name in ("dual", "blocks"):
             if name in vars(self):

@@ -49,3 +49,9 @@ def clean(inputs: Inputs, draw: Callable[[tuple[int, ...]], jax.Array]) -> jax.A
 
 def _per_example(array: ArrayLike) -> jax.Array:
     return jnp.asarray(array, jnp.float32)[:, None, None, None]
+
+
+def sides(inputs: Inputs) -> tuple[int, int]:
+    """Height and width of the images or latents; any axes may stand before the examples."""
+    height, width, _ = np.shape(inputs["image"] if "image" in inputs else inputs["latents"]["mean"])[-3:]
+    return height, width

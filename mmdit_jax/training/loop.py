@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 import warnings
@@ -18,16 +19,18 @@ from mmdit_jax.config_values import to_dict
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import Diverged, Preempted, UserError
 from mmdit_jax.host import sigterm_noted
+from mmdit_jax.models.attention import attention_kind
+from mmdit_jax.sharding import platform
 from mmdit_jax.training.best import Best
 from mmdit_jax.training.checkpoint import Checkpoints
+from mmdit_jax.training.clean import sides
 from mmdit_jax.training.data import TrainingData
 from mmdit_jax.training.events import EventLog
-from mmdit_jax.training.meter import InFlight, Meter, Values
-from mmdit_jax.training.peak import matmul_flops_per_second
-from mmdit_jax.training.program import Program, Solo
+from mmdit_jax.training.meter import InFlight, Meter, Sides, Values, step_flops
+from mmdit_jax.training.peak import Peak, measured_peak
+from mmdit_jax.training.program import Program, Solo, mesh_of
 from mmdit_jax.training.progress import Progress
 from mmdit_jax.training.replicas import Replicas
-from mmdit_jax.training.sharding import make_mesh
 from mmdit_jax.training.state import TrainState, abstract_state, init_state
 from mmdit_jax.training.validation import validation_loss
 from mmdit_jax.training.wandb_log import WandbLog
@@ -47,7 +50,7 @@ def train(run: Run, run_dir: Path, data: TrainingData, *, project: str, quiet: b
         Preempted: after SIGTERM, with the state saved.
         UserError: no checkpoint is readable, a disk is full, or the batch does not divide over the devices.
     """
-    program = Solo(run, make_mesh(fsdp=run.hardware.fsdp))
+    program = Solo(run, mesh_of(run))
     state, (diverged,) = _train(program, [run_dir], data, project, quiet)
     if diverged is not None:
         raise diverged
@@ -83,25 +86,30 @@ def _train(
         start, state = _first_state(program, checkpoints)
         if start == first.steps:
             return state, [None] * len(program.runs)
-        peak = matmul_flops_per_second(first.model.dtype)
+        peak = measured_peak(first.model.dtype)
         machine: dict[str, Any] = {"devices": mesh.size, "platform": jax.default_backend(), "cores": os.cpu_count()}
+        costs = step_flops(first, (first.data.resolution, first.data.resolution))
+        machine |= {**dataclasses.asdict(peak), "step_flops": costs[0], "step_flops_6nd": costs[1]}
+        machine |= {"mesh": dict(mesh.shape), "attention": _attention(first)}
         if len(program.runs) > 1:
             machine["replicas"] = len(program.runs)
         members = []
         for index, run_dir in enumerate(run_dirs):
             member = _Member(program, index, run_dir, checkpoints[index], project, peak, main)
             closing.callback(member.close)
-            member.events.write("start", step=start, **machine, peak_flops_per_second=peak)
+            member.events.write("start", step=start, **machine)
             members.append(member)
         progress = Progress(_names(program), first.steps, enabled=main and not quiet)
         closing.callback(progress.close)
+        axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "1 device"
+        progress.say(f"from step {start} on {peak.device_kind}: {axes}, attention {machine['attention']}")
 
         in_flight, batches = InFlight(), program.batches(data, start)
         compiled: set[Any] = set()
 
         def read(*, everything: bool = False) -> None:
-            for number, values in in_flight.take(everything=everything):
-                told = [member.read(number, values) for member in _alive(members)]
+            for number, shape, values in in_flight.take(everything=everything):
+                told = [member.read(number, shape, values) for member in _alive(members)]
                 if any(told):
                     progress.show(number, [item for item in told if item])
 
@@ -116,7 +124,7 @@ def _train(
                     for member in members:
                         member.meter.pause()
                 done = step + 1
-                in_flight.add(done, metrics)
+                in_flight.add(done, sides(batch), metrics)
                 read()
                 last = done == first.steps
                 if last or done % first.validate_every == 0:
@@ -143,12 +151,18 @@ def _first_state(program: Program, checkpoints: Sequence[Checkpoints]) -> tuple[
     common = None if len(checkpoints) == 1 else max(set.intersection(*({0, *item.steps()} for item in checkpoints)))
     found = []
     for item, run, home in zip(checkpoints, program.runs, program.homes, strict=True):
-        saved = item.restore(abstract_state(run.model, run.optimizer, run.steps, home), upto=common)
-        found.append(saved or (0, init_state(run.model, run.optimizer, run.steps, run.seed, home)))
+        shape, offload = (run.model, run.optimizer, run.steps), run.hardware.offload
+        saved = item.restore(abstract_state(*shape, home, offload), upto=common)
+        found.append(saved or (0, init_state(*shape, run.seed, home, offload)))
     steps = {step for step, _ in found}
     if len(steps) > 1:
         raise Apart(f"{_names(program)}: would start at different steps ({', '.join(map(str, sorted(steps)))})")
     return steps.pop(), program.join([state for _, state in found])
+
+
+def _attention(run: Run) -> str:
+    """The attention that the run's steps take."""
+    return attention_kind(run.model.attention, run.model.dtype, platform())
 
 
 def _names(program: Program) -> str:
@@ -166,7 +180,7 @@ class _Member:
         folder: Path,
         checkpoints: Checkpoints,
         project: str,
-        peak: float,
+        peak: Peak,
         main: bool,
     ) -> None:
         self._program, self._index, self._run = program, index, program.runs[index]
@@ -178,10 +192,10 @@ class _Member:
         self.meter = Meter(run, self.events, wandb, peak)
         self.diverged: Diverged | None = None
 
-    def read(self, step: int, values: Values) -> dict[str, float] | None:
+    def read(self, step: int, shape: Sides, values: Values) -> dict[str, float] | None:
         """Take in the metrics of a step; every so often returns what the progress line shows."""
         with self._watched():
-            return self.meter.read(step, self._program.metrics_of(self._index, values))
+            return self.meter.read(step, shape, self._program.metrics_of(self._index, values))
         return None
 
     def validate(self, step: int, state: TrainState, data: TrainingData) -> None:

@@ -4,55 +4,77 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from mmdit_jax.config import Run
+from mmdit_jax.config import Run, context_tokens
 from mmdit_jax.errors import Diverged
 from mmdit_jax.training.events import EventLog
+from mmdit_jax.training.peak import Peak
 from mmdit_jax.training.wandb_log import WandbLog
 
 IN_FLIGHT = 2
 """Steps dispatched ahead of the one whose metrics are read, so that the device never waits for the host."""
 
 Values = Mapping[str, np.ndarray]
+Sides = tuple[int, int]
+"""Height and width of a step's images or latents."""
+
+SPEED = ("images_per_second", "flops_per_second", "mfu", "mfu_6nd", "ceiling_share")
+"""What a ``train`` event says of speed."""
 
 
 class InFlight:
     """Metrics of dispatched steps, handed out ``IN_FLIGHT`` steps later."""
 
     def __init__(self) -> None:
-        self._queue: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._queue: collections.deque[tuple[int, Sides, dict[str, jax.Array]]] = collections.deque()
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def add(self, step: int, sides: Sides, metrics: dict[str, jax.Array]) -> None:
         """Queue a step's metrics."""
-        self._queue.append((step, metrics))
+        self._queue.append((step, sides, metrics))
 
-    def take(self, *, everything: bool = False) -> list[tuple[int, Values]]:
-        """(step, metrics) of those that are due, or of all, as numpy arrays; waits for the device."""
+    def take(self, *, everything: bool = False) -> list[tuple[int, Sides, Values]]:
+        """(step, sides, metrics) of those that are due, or of all, as numpy arrays; waits for the device."""
         keep = 0 if everything else IN_FLIGHT
         due = [self._queue.popleft() for _ in range(len(self._queue) - keep)]
         # np.asarray takes a fifth of device_get's time
-        return [(step, {name: np.asarray(value) for name, value in metrics.items()}) for step, metrics in due]
+        return [
+            (step, sides, {name: np.asarray(value) for name, value in metrics.items()}) for step, sides, metrics in due
+        ]
 
 
 class Meter:
-    """Watches one run's metrics for non-finite ones, and tells events.jsonl and wandb."""
+    """Watches one run's metrics for non-finite ones, and tells events.jsonl and wandb.
 
-    def __init__(self, run: Run, events: EventLog, wandb: WandbLog | None, peak: float) -> None:
-        self._run, self._events, self._wandb, self._peak = run, events, wandb, peak
+    FLOPs are those of a step of the shape that it had, by the per-stream count (``Run.train_flops``) and by 6ND. Those
+    that remat does again are not counted: the shares are of useful FLOPs (MFU, not HFU).
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        events: EventLog,
+        wandb: WandbLog | None,
+        peak: Peak,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._run, self._events, self._wandb, self._peak, self._clock = run, events, wandb, peak, clock
         self._every = max(10, run.steps // 100)
         self._window: list[Values] = []
+        self._costs: dict[Sides, tuple[float, float]] = {}
         self._since: float | None = None
-        self._timed, self._seconds = 0, 0.0
+        self._timed, self._seconds, self._flops, self._flops_6nd = 0, 0.0, 0.0, 0.0
         self.bad_step = 0
 
-    def read(self, step: int, values: Values) -> dict[str, float] | None:
+    def read(self, step: int, sides: Sides, values: Values) -> dict[str, float] | None:
         """Take a step's metrics in; every so often tell their means, and return those of the progress line.
 
-        The rate is null in the event, and missing from what is returned, where every step followed a pause.
+        Of speed (``SPEED``) everything is null in the event, and missing from what is returned, where every step
+        followed a pause; so is MFU where the device's data sheet is not known.
 
         Raises:
             Diverged: loss or gradient are not finite.
@@ -61,37 +83,44 @@ class Meter:
             self.bad_step = step
             raise Diverged(_advice(self._run, step, _what_broke(values)))
         self._window.append(values)
-        now = time.perf_counter()
+        now = self._clock()
         if self._since is not None:  # else it holds compilation or follows a validation: rates count from its end
             self._timed, self._seconds = self._timed + 1, self._seconds + now - self._since
+            if sides not in self._costs:
+                self._costs[sides] = step_flops(self._run, sides)
+            flops, flops_6nd = self._costs[sides]
+            self._flops, self._flops_6nd = self._flops + flops, self._flops_6nd + flops_6nd
         self._since = now
         if step % self._every and step != self._run.steps:
             return None
-        speed = self._speed()
+        speed, seconds_a_step = self._speed(), self._seconds / max(self._timed, 1)
         loss = float(np.mean([item["loss"] for item in self._window]))
         counts = np.sum([item["bin_count"] for item in self._window], axis=0)
         sums = np.sum([item["bin_loss"] * item["bin_count"] for item in self._window], axis=0)
         by_bin = [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
         norm = float(np.mean([item["grad_norm"] for item in self._window]))
-        told = speed or dict.fromkeys(("images_per_second", "peak_share"))
+        told: dict[str, Any] = {name: speed.get(name) for name in SPEED}
         self._events.write("train", step=step, loss=loss, loss_by_bin=by_bin, grad_norm=norm, **told)
         if self._wandb is not None:
             self._wandb.write(step, loss=loss, grad_norm=norm, **speed)
-        self._since, self._timed, self._seconds, self._window = time.perf_counter(), 0, 0.0, []
+        self._since, self._window = self._clock(), []
+        self._timed, self._seconds, self._flops, self._flops_6nd = 0, 0.0, 0.0, 0.0
         if not speed:
             return {"loss": loss}
-        left = (self._run.steps - step) * self._run.batch / speed["images_per_second"]
-        return {"loss": loss, **speed, "seconds_left": left}
+        return {"loss": loss, **speed, "seconds_left": (self._run.steps - step) * seconds_a_step}
 
     def _speed(self) -> dict[str, float]:
-        """images_per_second and peak_share of the timed steps; neither if there are none."""
+        """``SPEED`` of the timed steps, as far as it is known; nothing if there are none."""
         if not self._seconds:
             return {}
-        rate = self._timed * self._run.batch / self._seconds
-        return {
-            "images_per_second": rate,
-            "peak_share": rate * self._run.train_flops(1) / self._run.batch / self._peak,
+        rate, rate_6nd = self._flops / self._seconds, self._flops_6nd / self._seconds
+        found = {
+            "images_per_second": self._timed * self._run.batch / self._seconds,
+            "flops_per_second": rate,
+            "ceiling_share": rate / self._peak.ceiling_flops_per_second,
         }
+        sheet = self._peak.datasheet_flops_per_second
+        return found if sheet is None else {**found, "mfu": rate / sheet, "mfu_6nd": rate_6nd / sheet}
 
     def validated(self, step: int, levels: np.ndarray, seconds: float) -> float:
         """Tell a validation: mean squared velocity error per level of t, and their mean, which is returned.
@@ -117,6 +146,15 @@ class Meter:
     def close(self) -> None:
         if self._wandb is not None:
             self._wandb.close()
+
+
+def step_flops(run: Run, sides: Sides) -> tuple[float, float]:
+    """FLOPs of a training step on images or latents of these sides: by the per-stream count, and by 6ND."""
+    length = context_tokens(run)
+    return (
+        3.0 * run.model.flops_per_image(*sides, length) * run.batch,
+        float(run.model.flops_6nd(*sides, length)) * run.batch,
+    )
 
 
 def _bin(index: int, count: int) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,17 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from mmdit_jax.config import OptimizerConfig
+from mmdit_jax.models import MMDiTConfig
+from mmdit_jax.models.parametrization import Rule, rules
+from mmdit_jax.training.rounding import narrow, stored, widened
 
 # Matrices inside the blocks, which Muon orthogonalises. Modulations, embeddings and the output layer stay with AdamW:
 # they start at zero, or map from and to inputs whose channels mean something one by one.
 MUON_LAYERS = ("qkv", "out", "up", "down", "cross_q", "cross_kv", "cross_out", "conv_in", "conv_out", "shortcut")
 # Muon's own rate is about ten times AdamW's on the same network.
 ADAM_SHARE = 0.1
+ROUNDING_SEED = 403_03208
+"""Key of the random rounding of moments."""
 
 
 def learning_rate(config: OptimizerConfig, steps: int, peak: float | None = None) -> optax.Schedule:
@@ -39,18 +45,21 @@ def learning_rate(config: OptimizerConfig, steps: int, peak: float | None = None
     return schedule
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by the global norm, then AdamW or Muon with decoupled weight decay.
+def make_optimizer(config: OptimizerConfig, steps: int, model: MMDiTConfig) -> optax.GradientTransformation:
+    """Clip by the global norm, then AdamW or Muon with decoupled weight decay; AdamW by ``model``'s parametrization.
 
     Decay is on kernels only: biases and the scales of norms are left free. Under ``muon`` the block matrices named in
     ``MUON_LAYERS`` are orthogonalised, each layer of the stack on its own; everything else is AdamW's, at
     ``adam_learning_rate``.
     """
     rate = learning_rate(config, steps)
-    if config.name == "adamw":
+    if model.parametrization == "mup":
+        chain = _mup(config, rate, model)
+    elif config.name == "adamw":
         update = optax.adamw(
             rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=is_kernel
         )
+        chain = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     else:
         adam_peak = config.adam_learning_rate
         adam_rate = learning_rate(config, steps, ADAM_SHARE * config.learning_rate if adam_peak is None else adam_peak)
@@ -63,7 +72,59 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=muon_dimensions,
         )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+        chain = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    return chain if config.moments == "float32" else _narrowed(chain, config.moments)
+
+
+class NarrowState(NamedTuple):
+    """The state of an optimizer whose moments are stored in fewer bits."""
+
+    updates: jax.Array
+    """How many so far, of which the random rounding is a function."""
+    inner: Any
+
+
+def _narrowed(optimizer: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+    """``optimizer`` with its moments in ``dtype`` between updates, which are computed in float32."""
+
+    def init(params: Any) -> NarrowState:
+        return NarrowState(jnp.zeros((), jnp.int32), narrow(optimizer.init(params), dtype))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, NarrowState]:
+        updates, inner = optimizer.update(updates, widened(state.inner), params)
+        key = jax.random.fold_in(jax.random.key(ROUNDING_SEED), state.updates)
+        return updates, NarrowState(state.updates + 1, stored(inner, dtype, key))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _mup(config: OptimizerConfig, rate: optax.Schedule, model: MMDiTConfig) -> optax.GradientTransformation:
+    """Clipping and AdamW by the rules of each parameter, as if the network had their multipliers.
+
+    Clipping sees the gradients of that network, whose norm does not grow with the width. To divide a gradient by its
+    size before Adam, and not by it again, multiplies epsilon by the size.
+    """
+
+    def by(factor: Callable[[Rule], Any]) -> optax.GradientTransformation:
+        def scaled(updates: Any, _: Any) -> Any:
+            of_each = rules(model, updates)
+            return jax.tree.map(lambda own, leaf: factor(own) * leaf, of_each, updates, is_leaf=_is_rule)
+
+        return optax.stateless(scaled)
+
+    return optax.chain(
+        by(lambda own: own.multiplier),
+        optax.clip_by_global_norm(config.clip_norm),
+        by(lambda own: 1 / own.gradient),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        by(lambda own: own.multiplier * own.rate),
+        optax.add_decayed_weights(config.weight_decay, is_kernel),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _is_rule(item: Any) -> bool:
+    return isinstance(item, Rule)
 
 
 def ema_decay(config: OptimizerConfig, step: jax.Array) -> jax.Array:

@@ -1,32 +1,94 @@
-"""The matrix-product ceiling of this machine, measured: what a training step's FLOP rate is compared with."""
+"""What a training step's FLOP rate is compared with: the chip's data sheet, and matrix products measured here."""
 
 from __future__ import annotations
 
 import functools
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mmdit_jax.chips import chip_of
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Rates of all devices of a run together, in FLOP/s. The fields are those of the ``start`` event."""
+
+    device_kind: str
+    """As JAX names it."""
+    datasheet_flops_per_second: float | None
+    """Dense bfloat16 products by the data sheet (``mmdit_jax.chips``); None where there is none, as of CPUs.
+
+    It is what MFU is told against whatever the model computes in: what the chip could do, were it used best."""
+    ceiling_flops_per_second: float
+    """One square matrix product in ``ceiling_dtype``, measured."""
+    ceiling_size: int
+    """Rows and columns of that product."""
+    ceiling_dtype: str
+    """What the model computes in."""
+
+
+def measured_peak(dtype: str) -> Peak:
+    """The peak of this process's devices and their like in all others; measures for a second the first time."""
+    kind = jax.local_devices()[0].device_kind
+    chip = chip_of(kind)
+    return Peak(
+        device_kind=kind,
+        datasheet_flops_per_second=None if chip is None else chip.bf16_flops * jax.device_count(),
+        ceiling_flops_per_second=matmul_flops_per_second(dtype),
+        ceiling_size=product_size(),
+        ceiling_dtype=dtype,
+    )
+
+
+def product_size() -> int:
+    """Rows and columns of the product that is timed, large enough that memory is no limit."""
+    return 1024 if jax.default_backend() == "cpu" else 8192
+
 
 @functools.lru_cache(maxsize=4)
 def matmul_flops_per_second(dtype: str = "float32") -> float:
-    """FLOP/s of one square matrix product on one device, median of five, times the number of devices.
+    """FLOP/s of one square matrix product of ``product_size`` on one device, times the number of devices.
 
-    The size is 1024 on CPU and 8192 elsewhere: large enough that memory is no limit. CPU devices of one process share
-    its cores and count once.
+    The other devices are idle meanwhile; those that share a power limit may be slower together. CPU devices of one
+    process share its cores and count once. The numbers multiplied are random: on constant ones a GPU draws less power
+    and clocks higher than on any real ones.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    size = 1024 if on_cpu else 8192
-    device = jax.local_devices()[0]
-    a = jax.device_put(jnp.ones((size, size), dtype), device)
-    product = jax.jit(lambda x: x @ x)
-    product(a).block_until_ready()
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        product(a).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    devices = jax.process_count() if on_cpu else jax.device_count()
-    return 2.0 * size**3 / statistics.median(seconds) * devices
+    on_cpu, size = jax.default_backend() == "cpu", product_size()
+    key = jax.device_put(jax.random.key(0), jax.local_devices()[0])
+    a, b = jax.jit(lambda k: tuple(jax.random.normal(part, (size, size), dtype) for part in jax.random.split(k)))(key)
+    multiply = jax.jit(jnp.matmul)
+    calls, warm = (1, 1) if on_cpu else (10, 30)
+    seconds = seconds_a_call(lambda: multiply(a, b), calls=calls, warm=warm)
+    return 2.0 * size**3 / seconds * (jax.process_count() if on_cpu else jax.device_count())
+
+
+def seconds_a_call(
+    call: Callable[[], Any],
+    *,
+    calls: int,
+    warm: int,
+    samples: int = 9,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds that ``call`` takes, the median of ``samples``; compilation and ``warm`` more calls come before them.
+
+    A sample is of ``calls`` calls that are waited for together, so that the host's part of one hides behind another.
+    """
+
+    def several(count: int) -> None:
+        jax.block_until_ready([call() for _ in range(count)])
+
+    several(1)
+    several(warm)
+    found = []
+    for _ in range(samples):
+        start = clock()
+        several(calls)
+        found.append((clock() - start) / calls)
+    return statistics.median(found)

@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 from jax.sharding import Mesh
 
-from mmdit_jax.config import Run
+from mmdit_jax.config import HardwareConfig, Run
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import UserError
+from mmdit_jax.sharding import batch_parts, make_mesh
 from mmdit_jax.training.data import TrainingData, global_batches
 from mmdit_jax.training.meter import Values
 from mmdit_jax.training.state import TrainState
-from mmdit_jax.training.step import Batch, Metrics, make_train_step
+from mmdit_jax.training.step import Batch, Metrics, TrainStep, make_train_step
 
 
 class Program(Protocol):
@@ -45,20 +46,45 @@ class Program(Protocol):
         """One run's moving average, on all of ``mesh``."""
 
 
+def mesh_of(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
+    """All devices of all processes, or those given, along the axes of the run's hardware."""
+    hardware = run.hardware
+    return make_mesh(fsdp=hardware.fsdp, sequence=hardware.sequence, tensor=hardware.tensor, devices=devices)
+
+
+def step_of(run: Run, mesh: Mesh) -> TrainStep:
+    """The run's compiled step over ``mesh``; runs that differ in formulation or seed get the same back."""
+    data, hardware = run.data, run.hardware
+    return make_train_step(
+        run.model,
+        run.optimizer,
+        run.steps,
+        data.text_drop,
+        mesh,
+        onednn=hardware.onednn,
+        layout=data.text_layout,
+        accumulation=hardware.accumulation,
+        offload=hardware.offload,
+    )
+
+
+def _parts(mesh: Mesh, hardware: HardwareConfig) -> str:
+    devices = f"data x fsdp = {batch_parts(mesh)} devices"
+    return devices if hardware.accumulation == 1 else f"{devices} x accumulation = {hardware.accumulation}"
+
+
 class Solo:
     """One run, its batch over all devices. Nothing stands between the loop and ``make_train_step``."""
 
     def __init__(self, run: Run, mesh: Mesh) -> None:
-        if run.batch % mesh.size:
-            raise UserError(f"batch={run.batch}: expected a multiple of the {mesh.size} devices")
+        parts = batch_parts(mesh) * run.hardware.accumulation
+        if run.batch % parts:
+            raise UserError(f"batch={run.batch}: expected a multiple of {parts}, {_parts(mesh, run.hardware)}")
         self.runs: tuple[Run, ...] = (run,)
         self.mesh = mesh
         self.homes: tuple[Mesh, ...] = (mesh,)
         self._run, self._formulation = run, formulation(run.formulation)
-        data, onednn = run.data, run.hardware.onednn
-        self._step = make_train_step(
-            run.model, run.optimizer, run.steps, data.text_drop, mesh, onednn=onednn, layout=data.text_layout
-        )
+        self._step = step_of(run, mesh)
 
     def join(self, states: Sequence[TrainState]) -> TrainState:
         (state,) = states

@@ -1,4 +1,4 @@
-"""The line a user watches: loss, images/s, share of the matrix-product peak, time left."""
+"""The line a user watches: loss, images/s, MFU, share of the measured matrix-product rate, time left."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._last = time.monotonic()
 
-    def show(self, step: int, runs: Sequence[Mapping[str, float]]) -> None:
-        """``runs``: of each, loss, images_per_second, peak_share, seconds_left. The line has the first one's loss.
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._enabled:
+            sys.stderr.write(f"{self._label}  {text}\n")
 
-        Where one of them was not timed, the line says nothing of speed.
+    def show(self, step: int, runs: Sequence[Mapping[str, float]]) -> None:
+        """``runs``: of each, what ``Meter.read`` returns. The line has the first one's loss, and all runs' speed.
+
+        Where one of them was not timed, the line says nothing of speed; nothing of MFU where there is no data sheet.
         """
         if not self._enabled:
             return
@@ -35,9 +40,10 @@ class Progress:
         self._last = now
         line = f"{self._label}  step {step}/{self._steps}  loss {runs[0]['loss']:.4f}"
         if all("images_per_second" in run for run in runs):
-            rate, share = (sum(run[key] for run in runs) for key in ("images_per_second", "peak_share"))
+            rate, share = (sum(run[key] for run in runs) for key in ("images_per_second", "ceiling_share"))
+            mfu = f"  MFU {100 * sum(run['mfu'] for run in runs):.0f} %" if "mfu" in runs[0] else ""
             left = duration(runs[0]["seconds_left"])
-            line += f"  {rate:,.0f} images/s  {100 * share:.0f} % of peak  {left} left"
+            line += f"  {rate:,.0f} images/s{mfu}  {100 * share:.0f} % of ceiling  {left} left"
         sys.stderr.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
         sys.stderr.flush()
 

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mmdit_jax.config import OptimizerConfig, Run
+from mmdit_jax.config import HardwareConfig, OptimizerConfig, Run
 from mmdit_jax.diffusion import Formulation, formulation
 from mmdit_jax.errors import UserError
 from mmdit_jax.host import onednn_options
 from mmdit_jax.models import MMDiTConfig
+from mmdit_jax.sharding import make_mesh, replicated
 from mmdit_jax.training.data import TrainingData, global_batches
 from mmdit_jax.training.meter import Values
-from mmdit_jax.training.sharding import AXES, make_mesh, replicated
 from mmdit_jax.training.state import TrainState
 from mmdit_jax.training.step import Batch, Metrics, TrainStep, step_function
 
@@ -36,6 +36,12 @@ def program_key(run: Run) -> Hashable:
     """What runs that train together must have in common: all but name, seed, and the numbers of the formulation."""
     family = jax.tree.structure(formulation(run.formulation))
     return dataclasses.replace(run, name="any", formulation="rf", seed=0), family
+
+
+def alone_on_a_device(hardware: HardwareConfig) -> bool:
+    """Whether a run so laid out can be one of several in a program."""
+    plain = (hardware.fsdp, hardware.sequence, hardware.tensor, hardware.accumulation) == (1, 1, 1, 1)
+    return plain and not hardware.offload
 
 
 def replica_mesh(count: int) -> Mesh:
@@ -150,10 +156,10 @@ class Replicas:
         if len({program_key(run) for run in runs}) > 1:
             names = ", ".join(run.name for run in runs)
             raise UserError(f"replicas={names!r}: expected runs that differ in name, seed or density alone")
-        if jax.process_count() > 1 or first.hardware.fsdp > 1:
+        if jax.process_count() > 1 or not alone_on_a_device(first.hardware):
             raise UserError(
-                f"replicas={len(runs)}: expected 1 with {jax.process_count()} processes and "
-                f"fsdp={first.hardware.fsdp}; replicas are of one process, each whole on a device"
+                f"replicas={len(runs)}: expected 1 with {jax.process_count()} processes and {first.hardware}; "
+                "replicas are of one process, each whole on a device, its batch in one piece"
             )
         self.runs, self.mesh = tuple(runs), make_mesh()
         self._over = replica_mesh(len(runs))
@@ -205,4 +211,4 @@ class Replicas:
 
 def _alone(device: jax.Device) -> Mesh:
     """The mesh of a run that has one device."""
-    return jax.make_mesh((1, 1), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=[device])
+    return make_mesh(devices=[device])

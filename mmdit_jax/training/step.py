@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,25 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from mmdit_jax.config import OptimizerConfig
-from mmdit_jax.diffusion import Formulation, learned, training_loss
+from mmdit_jax.diffusion import Formulation, learned
 from mmdit_jax.diffusion.adaptive import bin_members
+from mmdit_jax.diffusion.loss import draw, loss_at
 from mmdit_jax.host import onednn_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.layers import rows_in_parts
 from mmdit_jax.models.text import assemble
+from mmdit_jax.sharding import batch_sharding, place, placed_on, replicated, state_shardings
 from mmdit_jax.training.clean import clean
 from mmdit_jax.training.optimizer import ema_decay, make_optimizer
-from mmdit_jax.training.sharding import batch_sharding, replicated
+from mmdit_jax.training.rounding import stored, widened
 from mmdit_jax.training.state import TrainState, abstract_state
 
 BINS = 8
 POSTERIOR = 2
 """Of the key, third of a step's, that latents are sampled with: the first two are as they were without latents."""
+
+EMA_SEED = 403_03209
+"""Key of the random rounding of the moving average."""
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
@@ -40,6 +45,8 @@ def step_function(
     drop: float,
     onednn: bool = False,
     layout: str = "channels",
+    accumulation: int = 1,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """The step of a run as a pure function, to be jitted (``make_train_step``) or mapped over replicas first.
 
@@ -51,41 +58,64 @@ def step_function(
     - "text": for each encoder, (tokens [batch, length, width], pooled [batch, pooled_width]).
 
     All its randomness (timesteps, noise, samples of latents, which texts are dropped) is a function of the seed and
-    ``state.step``, and does not depend on the devices. Metrics are float32: "loss" (weighted, mean over the batch),
-    "grad_norm" (before clipping), and over 8 equal bins of t "bin_loss" [8] (mean in the bin, 0 where empty) and
-    "bin_count" [8].
+    ``state.step``, and does not depend on the devices, nor on the accumulation. Metrics are float32: "loss" (weighted,
+    mean over the batch), "grad_norm" (before clipping), and over 8 equal bins of t "bin_loss" [8] (mean in the bin, 0
+    where empty) and "bin_count" [8].
 
     Args:
       steps: length of the run, which the learning rate's schedule needs.
       drop: probability that an encoder's text is replaced by zeros, drawn per example and encoder.
       onednn: whether oneDNN will do the matrix products, which other forms of some sums suit.
       layout: how the encoders' states lie in the context (``models.text.assemble``).
+      accumulation: parts of the batch that are taken one after the other; a divisor of it.
+      mesh: where activations are placed; None leaves it to the compiler.
     """
-    optimizer = make_optimizer(optimizer_config, steps)
+    optimizer = make_optimizer(optimizer_config, steps, model_config)
+
+    def loss_of(params: Any, f: Formulation, part: _Part) -> tuple[jax.Array, jax.Array]:
+        """Mean, and loss of each example."""
+        context, pooled = assemble(part.text, part.keep, layout=layout)
+
+        def network(z: jax.Array, t: jax.Array) -> jax.Array:
+            return apply(model_config, params, z, t, context, pooled)
+
+        losses = loss_at(f, network, part.x0, part.t, part.eps)
+        return jnp.mean(losses), losses
+
+    def gradient(params: Any, f: Formulation, whole: _Part) -> tuple[jax.Array, jax.Array, Any]:
+        """Mean loss, losses of each example, and the gradient of the mean."""
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        if accumulation == 1:
+            (loss, losses), grads = value_and_grad(params, f, whole)
+            return loss, losses, grads
+
+        def add(total: Any, part: _Part) -> tuple[Any, jax.Array]:
+            (_, losses), grads = value_and_grad(params, f, part)
+            return _like_parameters(jax.tree.map(jnp.add, total, grads), mesh), losses
+
+        zeros = _like_parameters(jax.tree.map(jnp.zeros_like, params), mesh)
+        total, by_part = jax.lax.scan(add, zeros, jax.tree.map(lambda leaf: _in_parts(leaf, accumulation), whole))
+        losses = by_part.T.reshape(-1)
+        return jnp.mean(losses), losses, jax.tree.map(lambda leaf: leaf / accumulation, total)
 
     def step(state: TrainState, batch: Batch, f: Formulation, seed: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
         drop_key, loss_key = jax.random.split(step_key)
         posterior_key = jax.random.fold_in(step_key, POSTERIOR)
-        x0 = clean(batch, lambda shape: jax.random.normal(posterior_key, shape))
-        text = batch["text"]
-        keep = keep_masks(drop_key, sorted(text), len(x0), drop)
-        context, pooled = assemble(text, keep, layout=layout)
-        drawn_from = learned(f, state.loss_by_time)
-
-        def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            def network(z: jax.Array, t: jax.Array) -> jax.Array:
-                return apply(model_config, params, z, t, context, pooled)
-
-            losses, t = training_loss(drawn_from, network, x0, loss_key)
-            return jnp.mean(losses), (losses, t)
-
-        with rows_in_parts(onednn):
-            (loss, (losses, t)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        with placed_on(mesh):
+            x0 = place(clean(batch, lambda shape: jax.random.normal(posterior_key, shape)), "batch", None, None, None)
+            text = {
+                name: (jnp.asarray(tokens), jnp.asarray(pooled)) for name, (tokens, pooled) in batch["text"].items()
+            }
+            keep = keep_masks(drop_key, sorted(text), len(x0), drop)
+            drawn_from = learned(f, state.loss_by_time)
+            t, eps = draw(drawn_from, x0.shape, loss_key)
+            whole = _Part(x0, t, place(eps, "batch", None, None, None), text, keep)
+            with rows_in_parts(onednn):
+                loss, losses, grads = gradient(state.params, drawn_from, whole)
+            grads = _like_parameters(grads, mesh)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(optimizer_config, state.step)
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
         bin_loss, bin_count = loss_by_bin(losses, t)
         metrics = {
             "loss": loss,
@@ -93,9 +123,40 @@ def step_function(
             "bin_loss": bin_loss,
             "bin_count": bin_count,
         }
+        ema = averaged(optimizer_config, state.ema, params, state.step)
         return TrainState(state.step + 1, params, ema, opt_state, state.loss_by_time.add(losses, t)), metrics
 
     return step
+
+
+def averaged(config: OptimizerConfig, ema: Any, params: Any, step: jax.Array) -> Any:
+    """The moving average after update ``step`` (from 0), stored as the config says."""
+    decay = ema_decay(config, step)
+    after = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, widened(ema), params)
+    return stored(after, config.ema_dtype, jax.random.fold_in(jax.random.key(EMA_SEED), step))
+
+
+class _Part(NamedTuple):
+    """Examples with all that was drawn for them, along the first axis of every array."""
+
+    x0: jax.Array
+    t: jax.Array
+    eps: jax.Array
+    text: dict[str, tuple[jax.Array, jax.Array]]
+    keep: dict[str, jax.Array]
+
+
+def _in_parts(array: jax.Array, parts: int) -> jax.Array:
+    """[batch, ...] -> [parts, batch / parts, ...], example i in part i % parts: each device keeps its own."""
+    split = jnp.moveaxis(array.reshape(len(array) // parts, parts, *array.shape[1:]), 1, 0)
+    return place(split, None, "batch", *(None,) * (array.ndim - 1))
+
+
+def _like_parameters(tree: Any, mesh: Mesh | None) -> Any:
+    """A tree shaped as the parameters, cut as they are."""
+    if mesh is None or mesh.size == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, state_shardings(tree, mesh))
 
 
 @functools.lru_cache(maxsize=32)
@@ -107,18 +168,29 @@ def make_train_step(
     mesh: Mesh,
     onednn: bool = False,
     layout: str = "channels",
+    accumulation: int = 1,
+    offload: tuple[str, ...] = (),
 ) -> TrainStep:
     """``step_function`` jitted over ``mesh``; runs that differ in formulation or seed get the same function back.
 
     The given state is donated. A batch of another shape, as that of another bucket, is compiled when it first comes.
 
     Args:
-      steps, drop, layout: as of ``step_function``.
+      steps, drop, layout, accumulation: as of ``step_function``.
       onednn: let oneDNN do the matrix products where the backend is an x86 CPU (see ``HardwareConfig.onednn``).
+      offload: what lies in the host's memory between steps (see ``HardwareConfig.offload``).
     """
     options = onednn_options() if onednn else {}
-    step = step_function(model_config, optimizer_config, steps, drop, onednn=bool(options), layout=layout)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model_config, optimizer_config, steps, mesh))
+    inner = step_function(
+        model_config, optimizer_config, steps, drop, bool(options), layout, accumulation=accumulation, mesh=mesh
+    )
+    abstract = abstract_state(model_config, optimizer_config, steps, mesh, offload)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    at_work = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model_config, optimizer_config, steps, mesh))
+
+    def step(state: TrainState, batch: Batch, f: Formulation, seed: jax.Array) -> tuple[TrainState, Metrics]:
+        return inner(jax.device_put(state, at_work) if offload else state, batch, f, seed)
+
     whole = replicated(mesh)
     compiled = jax.jit(
         step,

@@ -18,9 +18,9 @@ from mmdit_jax.diffusion import Formulation
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.text import assemble
+from mmdit_jax.sharding import batch_parts, batch_sharding, placed_on, replicated
 from mmdit_jax.training.clean import Inputs, clean
 from mmdit_jax.training.held_out import HeldOut, Text
-from mmdit_jax.training.sharding import batch_sharding, replicated
 
 CHUNK = 32
 """Examples a forward pass takes, each at every level; the same for every run, so that batch size can't move it."""
@@ -69,7 +69,7 @@ def validation_loss(
     """
     if not sum(len(part.index) for part in held_out):
         raise UserError("held_out=0: expected 1 or more examples to validate on")
-    devices = 1 if mesh is None else mesh.size
+    devices = 1 if mesh is None else batch_parts(mesh)
     whole = devices // math.gcd(devices, levels)  # the rows, chunk x levels, are to divide among the devices
     errors = _compiled(model_config, levels, mesh, layout)
     found = []
@@ -100,7 +100,8 @@ def _compiled(config: MMDiTConfig, levels: int, mesh: Mesh | None, layout: str) 
             x0, level, eps, context, pooled = jax.lax.with_sharding_constraint((x0, level, eps, context, pooled), rows)
         t = f.time_at(level)
         z = f.mix(x0, eps, t)
-        output = apply(config, params, f.network_input(z, t), t, context, pooled).astype(jnp.float32)
+        with placed_on(mesh):
+            output = apply(config, params, f.network_input(z, t), t, context, pooled).astype(jnp.float32)
         error = f.straight_velocity(output, z, t) - (eps - x0)
         return jnp.mean(error**2, axis=(1, 2, 3)).reshape(len(once), levels)
 

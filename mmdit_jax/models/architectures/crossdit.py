@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, Given, scan, stacked
-from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
+from mmdit_jax.models.layers import Dense, HeadNorm, modulated_norm
 from mmdit_jax.models.mmdit import Stream, merged
 
 
@@ -24,7 +24,7 @@ class CrossAttention(nnx.Module):
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
         d, dtype = config.width, config.dtype
-        self.heads, self.head_size = config.num_heads, config.head_size
+        self.heads, self.head_size, self.attention = config.num_heads, config.head_size, config.attention
         self.cross_q = Dense(d, d, dtype=dtype, init="xavier", rngs=rngs)
         self.cross_kv = Dense(d, 2 * d, dtype=dtype, init="xavier", rngs=rngs)
         self.cross_out = Dense(d, d, dtype=dtype, init="zeros", rngs=rngs)
@@ -35,17 +35,18 @@ class CrossAttention(nnx.Module):
         self, x: Float[Array, "batch image width"], text: Float[Array, "batch text width"]
     ) -> Float[Array, "batch image width"]:
         q = jnp.moveaxis(self.cross_q(x).reshape(*x.shape[:2], self.heads, self.head_size), 2, 1)
-        pair = self.cross_kv(text).reshape(*text.shape[:2], 2, self.heads, self.head_size)
+        pair = self.cross_kv.parts(text, 2).reshape(*text.shape[:2], 2, self.heads, self.head_size)
         k, v = jnp.moveaxis(pair, (2, 3), (0, 2))
         if self.norm_q is not None and self.norm_k is not None:
             q, k = self.norm_q(q), self.norm_k(k)
-        return self.cross_out(merged(joint_attention(q, k, v)))
+        return self.cross_out(merged(joint_attention(q, k, v, self.attention)))
 
 
 class Block(nnx.Module):
     """Modulated self-attention, cross-attention, modulated MLP."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
+        self.attention = config.attention
         self.latent = Stream(config, ends=False, rngs=rngs)
         self.text = CrossAttention(config, rngs=rngs)
 
@@ -57,9 +58,10 @@ class Block(nnx.Module):
     ) -> Float[Array, "batch image width"]:
         own = self.latent
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = own.chunks(condition)
-        x = x + gate[:, None] * own.out(merged(joint_attention(*own.attended(x, shift, scale))))
+        q, k, v = own.attended(x, shift, scale)
+        x = x + gate[:, None] * own.out(merged(joint_attention(q, k, v, self.attention)))
         x = x + self.text(x, text)
-        return x + mlp_gate[:, None] * own.down(gelu(own.up(modulated_norm(x, mlp_shift, mlp_scale))))
+        return x + mlp_gate[:, None] * own.mlp(modulated_norm(x, mlp_shift, mlp_scale))
 
 
 class CrossDiT(Frame):

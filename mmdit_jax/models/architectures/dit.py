@@ -21,6 +21,7 @@ class Block(nnx.Module):
     """Modulated self-attention and MLP over one sequence."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
+        self.attention = config.attention
         self.tokens = Stream(config, ends=False, rngs=rngs)
 
     def __call__(
@@ -29,7 +30,7 @@ class Block(nnx.Module):
         """All tokens are attended to; only the first ``keep`` go on (default: all)."""
         shift, scale, *rest = self.tokens.chunks(condition)
         q, k, v = self.tokens.attended(x, shift, scale)
-        return self.tokens.residuals(x[:, :keep], joint_attention(q[:, :, :keep], k, v), rest)
+        return self.tokens.residuals(x[:, :keep], joint_attention(q[:, :, :keep], k, v, self.attention), rest)
 
 
 class SingleStream(Frame):
@@ -58,7 +59,7 @@ class SingleStream(Frame):
         if config.depth > 1:
             block = lambda carry, weights: (weights(carry, given.condition), None)  # noqa: E731
             tokens, _ = scan(config, block, tokens, self.blocks, config.depth - 1)
-        last = rematerialised(lambda carry, weights: weights(carry, given.condition, image), config.remat)
+        last = rematerialised(lambda carry, weights: weights(carry, given.condition, image), config)
         out: jax.Array = last(tokens, self.last)
         return out
 

@@ -7,16 +7,14 @@ first ``text_split`` tokens for the CLIP stream and the rest for T5's.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from mmdit_jax.models.architectures.counts import split_text
-from mmdit_jax.models.attention import joint_attention
+from mmdit_jax.models.attention import attention_of_each
 from mmdit_jax.models.config import MMDiTConfig
-from mmdit_jax.models.frame import Frame, Given, rematerialised, scan, stacked
-from mmdit_jax.models.layers import Dense
-from mmdit_jax.models.mmdit import Stream
+from mmdit_jax.models.frame import Frame, Given, embedding, rematerialised, scan, stacked
+from mmdit_jax.models.mmdit import Stream, all_tokens
 
 Streams = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -25,6 +23,7 @@ class Block(nnx.Module):
     """Three streams and the attention that joins them. The ``last`` block returns its texts unchanged."""
 
     def __init__(self, config: MMDiTConfig, *, last: bool = False, rngs: nnx.Rngs) -> None:
+        self.attention = config.attention
         self.latent = Stream(config, ends=False, rngs=rngs)
         self.clip = Stream(config, ends=last, rngs=rngs)
         self.t5 = Stream(config, ends=last, rngs=rngs)
@@ -37,14 +36,12 @@ class Block(nnx.Module):
             stream.attended(x, shift, scale)
             for stream, x, (shift, scale, *_) in zip(streams, tokens, chunks, strict=True)
         ]
-        k, v = (jnp.concatenate([part[i] for part in parts], axis=2) for i in (1, 2))
+        k, v = (all_tokens([part[i] for part in parts]) for i in (1, 2))
         going = [i for i, stream in enumerate(streams) if not stream.ends]
-        attention = joint_attention(jnp.concatenate([parts[i][0] for i in going], axis=2), k, v)
-        after, first = list(tokens), 0
-        for i in going:
-            own = attention[:, :, first : first + tokens[i].shape[1]]
+        after = list(tokens)
+        attention = attention_of_each([parts[i][0] for i in going], k, v, self.attention)
+        for i, own in zip(going, attention, strict=True):
             after[i] = streams[i].residuals(tokens[i], own, chunks[i][2:])
-            first += tokens[i].shape[1]
         return after[0], after[1], after[2]
 
 
@@ -53,7 +50,7 @@ class MMDiT3(Frame):
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
-        self.second_context = Dense(config.context_dim, config.width, dtype=config.dtype, init="xavier", rngs=rngs)
+        self.second_context = embedding(config, config.context_dim, config.width, rngs)
         if config.depth > 1:
             self.blocks = stacked(
                 lambda own: Block(config, rngs=own), jax.random.split(rngs.params(), config.depth - 1)
@@ -69,5 +66,5 @@ class MMDiT3(Frame):
         if config.depth > 1:
             block = lambda carry, weights: (weights(carry, given.condition), None)  # noqa: E731
             tokens, _ = scan(config, block, tokens, self.blocks, config.depth - 1)
-        x, *_ = rematerialised(lambda carry, weights: weights(carry, given.condition), config.remat)(tokens, self.last)
+        x, *_ = rematerialised(lambda carry, weights: weights(carry, given.condition), config)(tokens, self.last)
         return x

@@ -15,6 +15,7 @@ from mmdit_jax.models.architectures.mmdit3 import MMDiT3
 from mmdit_jax.models.architectures.uvit import UViT
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.mmdit import MMDiT
+from mmdit_jax.sharding import STACKS, gathered
 
 Params = dict[str, Any]
 
@@ -52,7 +53,9 @@ def apply(
     """The module's ``__call__`` as a pure function of the parameters of ``init_params``."""
     graph, state = _abstract(config)
     state = jax.tree.map(lambda leaf: leaf, state)  # a copy: replacing fills it in place
-    nnx.replace_by_pure_dict(state, params)
+    stacks = (*STACKS, "last")  # whose weights are gathered block by block
+    rest = gathered({name: value for name, value in params.items() if name not in stacks}, config.dtype)
+    nnx.replace_by_pure_dict(state, {**params, **rest})
     return nnx.merge(graph, state)(latents, t, context, pooled, positions)
 
 

@@ -1,20 +1,23 @@
-"""Attention over the tokens of both streams at once."""
+"""Attention as plain matrix products, which every platform runs: XLA's own code, and the reference of the kernels."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+from mmdit_jax.models.attention.saved import SAVED
 
 Residuals = tuple[jax.Array, ...]
 
 
-def joint_attention(
+def plain_attention(
     q: Float[Array, "batch heads queries size"],
     k: Float[Array, "batch heads tokens size"],
     v: Float[Array, "batch heads tokens size"],
 ) -> Float[Array, "batch heads queries size"]:
-    """softmax(q k^T / sqrt(size)) v, without a mask: padding of the text is attended, as in SD3.
+    """softmax(q k^T / sqrt(size)) v, without a mask.
 
     Scores and softmax are float32 whatever the inputs' dtype; the result has the inputs' dtype. Batch and heads are
     merged into one batch axis: XLA's CPU backend runs that as plain batched matrix products, forward and backward,
@@ -38,6 +41,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Resid
     exponentials = exponentials.astype(v.dtype)
     out = jnp.einsum("bqk,bkc->bqc", exponentials, v, preferred_element_type=jnp.float32) * inverse
     out = out.astype(v.dtype)
+    out, inverse = checkpoint_name(out, SAVED), checkpoint_name(inverse, SAVED)
     return out, (q, k, v, exponentials, inverse, out)
 
 

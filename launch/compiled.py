@@ -1,0 +1,106 @@
+"""The programs that XLA compiled, kept under the root of the studies: a run that starts again compiles nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import platform
+import tempfile
+import zlib
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+log = logging.getLogger(__name__)
+
+LIMIT = 16 * 2**30
+"""Bytes of programs that are kept. JAX's own limit (jax_compilation_cache_max_size) is left alone: it takes a lock for
+every program that any process reads, needs another package, and ends all writing where it meets an older folder."""
+CHECKED = ".checked"
+"""File whose time says up to when entries were checked."""
+ENTRIES = "*-cache"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+def keep_compiled_programs(root: Path) -> None:
+    """Keep every program that XLA compiles from here on in ``root/_cache/xla``, where the next start finds it.
+
+    A folder that was chosen before (by JAX_COMPILATION_CACHE_DIR) stays chosen, with JAX's own rules of what is kept.
+    Where ``root`` can't be written nothing is kept, which is said in the log. Of several processes JAX lets the first
+    write. Devices must be set up by now.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    # Whole, because XLA's own cache on GPUs lies below it, and its path is part of what programs are found by.
+    folder = (root / "_cache" / "xla").resolve()
+    if jax.default_backend() == "cpu":
+        folder /= f"cpu-{_instruction_set()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            now = os.fstat(probe.fileno()).st_mtime_ns  # by the clock that entries get their times from
+    except OSError as error:
+        log.warning("root=%s: compiled programs can't be kept (%s); each start compiles anew", root, error.strerror)
+        return
+    if jax.process_index() == 0:
+        tidy(folder, now, LIMIT)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small ones are seconds, too
+    compilation_cache.reset_cache()  # a program may have been compiled before there was a folder
+
+
+def tidy(folder: Path, now: int, limit: int) -> None:
+    """Remove entries that a kill cut short, and beyond ``limit`` bytes those that were longest not used.
+
+    JAX writes entries in place, and never replaces one: a run would compile again at each start what one kill left
+    half-written. Only entries written since the last call are read. Another process may be writing or reading here:
+    it loses an entry at most, and compiles that program again.
+
+    Args:
+        now: time in nanoseconds before the call, by the clock of the folder's file system.
+    """
+    marker = folder / CHECKED
+    since = marker.stat().st_mtime_ns if marker.exists() else 0
+    kept: list[tuple[int, int, Path]] = []
+    for path in folder.glob(ENTRIES):
+        try:
+            found = path.stat()
+            if found.st_mtime_ns >= since and not _whole(path.read_bytes()):
+                path.unlink(missing_ok=True)
+                continue
+        except OSError:  # another process has removed it
+            continue
+        kept.append((max(found.st_atime_ns, found.st_mtime_ns), found.st_size, path))
+    total = sum(size for _, size, _ in kept)
+    for _, size, path in sorted(kept):
+        if total <= limit:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
+    marker.touch()
+    os.utime(marker, ns=(now, now))
+
+
+def _whole(entry: bytes) -> bool:
+    """Whether an entry can be unpacked: zstandard where that package is installed, else zlib, as JAX packs it."""
+    try:
+        if entry.startswith(_ZSTD):
+            importlib.import_module("zstandard").ZstdDecompressor().decompress(entry)
+        else:
+            zlib.decompress(entry)
+    except Exception:  # each library has its own
+        return False
+    return True
+
+
+def _instruction_set() -> str:
+    """Hash of what this CPU can do: hosts that share a root run no instruction that only another one has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return hashlib.sha256("\n".join([platform.machine(), *told]).encode()).hexdigest()[:8]

@@ -1,0 +1,88 @@
+"""Plans in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from launch.planning.search import Tried
+
+
+def plan_lines(plan: dict[str, Any], tried: Sequence[Tried], *, sampling: bool) -> list[str]:
+    """A plan as lines of text, and what else was tried."""
+    axes = " ".join(f"{name}={size}" for name, size in plan["mesh"].items() if size > 1) or "data only"
+    what = f"drawing {plan['batch']} image(s)" if sampling else f"training, batch {plan['batch']}"
+    lines = [f"depth {plan['depth']}, {what}, latents of {plan['latent']}, on {plan['topology']}"]
+    if not sampling:
+        lines.append(f"layout        {axes}, remat {plan['remat']}, accumulation {plan['accumulation']}")
+    fits = "fits" if plan["fits"] else "DOES NOT FIT"
+    parts = ""
+    if "argument_gib" in plan:
+        parts = f" (arguments {plan['argument_gib']:.2f}, temporaries {plan['temporary_gib']:.2f})"
+    lines.append(f"memory        {plan['peak_gib']:.2f} GiB{parts} of {plan['hbm_gib']:.2f} a device: {fits}")
+    if plan.get("host_gib"):
+        lines.append(f"host memory   {plan['host_gib']:.2f} GiB a device")
+    if not plan["fits"]:
+        lines.append(f"              over by {plan['peak_gib'] - plan['hbm_gib']:.2f} GiB")
+        lines += [f"              would fit: {way}" for way in plan.get("ways_to_fit", [])]
+    if "step_seconds" in plan:
+        lines += _times(plan, sampling=sampling)
+    if tried:
+        lines += ["", f"{'layout':52} {'counted':>18} {'compiled':>18}"]
+        lines += [_row(item) for item in tried]
+    return lines
+
+
+def _times(plan: dict[str, Any], *, sampling: bool) -> list[str]:
+    ours = plan["flops_per_step"]
+    also = f"; by 6ND {plan['flops_per_step_6nd']:.3e}" if "flops_per_step_6nd" in plan else ""
+    unit = "an evaluation with guidance" if sampling else "a step"
+    sent = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(plan["collective_bytes"].items()))
+    lines = [
+        f"FLOPs         {ours:.3e} {unit}{also}; executed {plan['device_flops']:.3e} a device",
+        f"sent          {sent or 'nothing'} a device",
+        f"at best       {plan['step_seconds']:.4f} s {unit}, bound by {plan['bound']}: compute "
+        f"{plan['compute_seconds']:.4f}, memory {plan['hbm_seconds']:.4f}, links {plan['interconnect_seconds']:.4f} s",
+        f"MFU at most   {100 * plan['mfu_bound']:.1f} %",
+    ]
+    if sampling:
+        lines.append(f"all images    {plan['seconds']:.2f} s for {plan['steps']} steps, at best")
+        lines.append(
+            f"with T5       {plan['peak_gib_beside_t5']:.2f} GiB, if its encoder (bfloat16) stays beside the network"
+        )
+    else:
+        cost = f", {plan['cost']:,.0f} at the price given" if "cost" in plan else ""
+        spent = f"{plan['days']:.2f} days, {plan['device_hours']:,.0f} device-hours"
+        lines.append(f"all steps     {plan['steps']:,}: {spent}{cost}, at best")
+    return lines
+
+
+def _row(item: Tried) -> str:
+    counted = f"{item.estimate.seconds:.3f} s {item.estimate.bytes / 2**30:.1f} GiB"
+    plan = item.plan
+    said = "" if plan is None else f"{plan['step_seconds']:.3f} s " if "step_seconds" in plan else ""
+    said += "" if plan is None else f"{plan['peak_gib']:.1f} GiB"
+    return f"{item.layout!s:52} {counted:>18} {said:>18}  {item.why or 'chosen'}"
+
+
+def study_lines(name: str, topology: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A row a run of a study."""
+    width = max(len(row["name"]) for row in rows)
+    lines = [
+        f"study {name} on {topology}",
+        f"{'run':{width}}  {'fits':5} {'GiB':>8}  {'step, s':>8}  {'MFU':>5}  {'days':>7}",
+    ]
+    for row in rows:
+        start = f"{row['name']:{width}}  {'yes' if row['fits'] else 'NO':5}"
+        if "error" in row:
+            lines.append(f"{start} {row['error']}")
+        elif "step_seconds" not in row:
+            ways = "; ".join(row.get("ways_to_fit", [])[:1])
+            lines.append(f"{start} {row['peak_gib']:8.2f}  of {row['hbm_gib']:.2f}; {ways or 'no layout would'}")
+        else:
+            lines.append(
+                f"{start} {row['peak_gib']:8.2f}  {row['step_seconds']:8.4f}  {100 * row['mfu_bound']:4.0f}%  "
+                f"{row['days']:7.2f}"
+            )
+    fits = sum(bool(row["fits"]) for row in rows)
+    return [*lines, f"{fits} of {len(rows)} fit; times and MFU are bounds"]
