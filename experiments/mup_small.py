@@ -9,7 +9,7 @@ The width doubles with each block, so that four depths span a factor of eight. P
 about as many as the narrowest model has channels. AdamW, since muP's rules are for it. At the
 base's shape both are the same model: its rows should agree.
 
-112 runs, 500 teraFLOP: an estimate of three hours on two idle cores, of which the widest model takes three quarters
+112 runs, 250 teraFLOP: an estimate of an hour and a half on two idle cores, of which the widest model takes three quarters
 (kill it and start it again as often as you like; every rate is compiled anew, some ten seconds for each pair of seeds).
 """
 
@@ -28,7 +28,7 @@ BASE = 2
 EXPONENTS = range(-10, -3)
 """Of 2, which the learning rates are."""
 SEEDS = (0, 1)
-STEPS = 500
+STEPS = 250
 DATA = DataConfig(name="scenes", resolution=24, validation_examples=256)
 
 
