@@ -9,8 +9,8 @@ The width doubles with each block, so that four depths span a factor of eight. P
 about as many as the narrowest model has channels. AdamW, since muP's rules are for it. At the
 base's shape both are the same model: its rows should agree.
 
-96 runs, 210 teraFLOP: an estimate of an hour and a half on two idle cores, of which the widest model takes three quarters
-(kill it and start it again as often as you like; every rate is compiled anew, some ten seconds for each pair of seeds).
+96 runs, 210 teraFLOP: an hour and a half on two idle cores, of which the widest model takes three quarters (kill it and
+start it again as often as you like; every rate is compiled anew, some ten seconds for each pair of seeds).
 """
 
 from __future__ import annotations
