@@ -80,17 +80,24 @@ def _rounded(array: jax.Array, type_: Any, axes: range, products: str) -> Any:
     return _qwix(products).quantize(array.astype(jnp.float32), type_, channelwise_axes=tuple(axes))
 
 
-def _forward(x: jax.Array, kernel: jax.Array, products: str) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+Kept = tuple[jax.Array, jax.Array, jax.Array]
+"""For the backward pass: of x the rounded numbers, as bits, and the scales; the kernel."""
+
+
+def _forward(x: jax.Array, kernel: jax.Array, products: str) -> tuple[jax.Array, Kept]:
     rows = x.ndim - 1
     left = _rounded(x, FORWARD[products], range(rows), products)
-    left = jax.tree.map(lambda leaf: checkpoint_name(leaf, ROUNDED), left)
     right = _rounded(kernel, FORWARD[products], range(1, kernel.ndim), products)
     out = _qwix(products).dot_general(left, right, (((rows,), (0,)), ((), ())))
-    return out.astype(x.dtype), (left, kernel)
+    # As bits: jax.checkpoint passes the floats that it keeps through reduce_precision, which knows no e4m3 beyond 240
+    # and makes NaN of them.
+    bits = jax.lax.bitcast_convert_type(left.qvalue, jnp.int8)
+    return out.astype(x.dtype), (checkpoint_name(bits, ROUNDED), checkpoint_name(left.scale, ROUNDED), kernel)
 
 
-def _backward(products: str, residuals: tuple[Any, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    left, kernel = residuals
+def _backward(products: str, kept: Kept, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    bits, scale, kernel = kept
+    left = jax.lax.bitcast_convert_type(bits, FORWARD[products])
     rows, columns = left.ndim - 1, kernel.ndim - 1
     wide, dot = gradient.astype(jnp.float32), _qwix(products).dot_general
     right = _rounded(kernel, FORWARD[products], range(1, kernel.ndim), products)
@@ -99,7 +106,7 @@ def _backward(products: str, residuals: tuple[Any, jax.Array], gradient: jax.Arr
     outputs = tuple(range(rows, rows + columns)), tuple(range(1, kernel.ndim))
     x_gradient = dot(by_row, right.qvalue, (outputs, ((), ())))
 
-    scale = left.scale.reshape(*left.shape[:-1], *(1,) * columns)
+    scale = scale.reshape(*scale.shape[:-1], *(1,) * columns)
     by_column = _rounded(wide * scale, BACKWARD[products], range(rows, rows + columns), products)
     # A sum for each part of the batch that lies on devices of its own: what passes between them is float32, and the
     # int32 of one part hold 2^17 tokens at the worst.
@@ -107,7 +114,7 @@ def _backward(products: str, residuals: tuple[Any, jax.Array], gradient: jax.Arr
     parts = 1 if mesh is None or len(gradient) % batch_parts(mesh) else batch_parts(mesh)
     split = jax.tree.map(lambda leaf: _split(leaf, parts), by_column)
     tokens = tuple(range(1, rows + 1))
-    sums = dot(_split(left.qvalue, parts), split, ((tokens, tokens), ((0,), (0,))))
+    sums = dot(_split(left, parts), split, ((tokens, tokens), ((0,), (0,))))
     return x_gradient.astype(gradient.dtype), jnp.sum(sums, axis=0).astype(kernel.dtype)
 
 
