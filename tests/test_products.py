@@ -83,6 +83,19 @@ def test_rounding_errors_are_those_of_eight_bits() -> None:
     assert (error**2).mean() == pytest.approx(predicted.mean(), rel=0.05)
 
 
+def test_gradients_of_kernels_are_the_roughest() -> None:
+    """What the documentation says of them, for images whose gradients are alike, and differ by e^(2z)."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, kernel = jax.random.normal(keys[0], (512, 64, 64)), jax.random.normal(keys[1], (64, 96))
+    for spread, expected in ((0.0, {"int8": 0.014, "fp8": 0.06}), (2.0, {"int8": 0.067, "fp8": 0.057})):
+        factor = jnp.exp(spread * jax.random.normal(keys[3], (512, 1, 1)))
+        gradient = factor * jax.random.normal(keys[2], (512, 64, 96))
+        exact = jnp.einsum("bti,bto->io", x, gradient, precision="highest")
+        for products, error in expected.items():
+            found = jax.vjp(lambda k, p=products: product(x, k, p), kernel)[1](gradient)[0]
+            assert jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact) == pytest.approx(error, rel=0.1)
+
+
 def inputs(model: MMDiTConfig, tokens: int = 5) -> tuple[jax.Array, ...]:
     shapes = ((2, 16, 16, model.in_channels), (2,), (2, tokens, model.context_dim), (2, model.pooled_dim))
     return tuple(jax.random.uniform(jax.random.key(i), shape) for i, shape in enumerate(shapes))

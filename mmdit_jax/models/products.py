@@ -32,8 +32,8 @@ from mmdit_jax.sharding import batch_parts, current_mesh
 FORWARD = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 BACKWARD = {"int8": jnp.int8, "fp8": jnp.float8_e5m2}
 """Types of what is multiplied: of x and the kernel, and of the gradient that comes in."""
-# Steps of a 127th of the largest number. By qwix's default, a 127.5th, that number is half-way between two, and the last
-# bit of a division, which goes with how a program is compiled, would say which it becomes.
+# Steps of a 127th of the largest number. By qwix's default, a 127.5th, that number is half-way between two, and the
+# last bit of a division, which goes with how a program is compiled, would say which it becomes.
 CALIBRATION = {"int8": f"absmax,{127.5 / 127}", "fp8": "absmax"}
 RESULT, ROUNDED = "product", "rounded input"
 """Names of arrays for policies of rematerialisation."""
