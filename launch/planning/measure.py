@@ -32,7 +32,8 @@ def measured(request: Request, said: dict[str, Any]) -> dict[str, Any]:
     temporary = said["temp_bytes"] + scratch
     peak = said["argument_bytes"] + said["output_bytes"] - said["alias_bytes"] + temporary
     fabric = _fabric(request, said["places"])
-    found = roofline(counts.supply(opaque_flops), chip, fabric, top=TOP)
+    supplied = counts.supply(opaque_flops)
+    found = roofline(supplied, chip, fabric, top=TOP)
     flops = _model_flops(request)
     devices = len(said["places"])
     return plan | {
@@ -43,12 +44,15 @@ def measured(request: Request, said: dict[str, Any]) -> dict[str, Any]:
         "host_gib": said["host_bytes"] / GIB,
         "devices": devices,
         **flops,
-        "device_flops": counts.supply(opaque_flops).flops,
+        "device_flops": supplied.flops,
+        "hbm_bytes": supplied.hbm_bytes,
+        "host_bytes": supplied.host_bytes,
         "step_seconds": found.step_seconds,
         "compute_seconds": found.compute_seconds,
         "hbm_seconds": found.hbm_seconds,
         "device_seconds": found.device_seconds,
         "interconnect_seconds": found.interconnect_seconds,
+        "host_seconds": found.host_seconds,
         "bound": found.bound,
         "mfu_bound": found.mfu(flops["flops_per_step"] / devices, chip),
         "collective_bytes": counts.wire_bytes,

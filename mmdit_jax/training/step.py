@@ -24,7 +24,7 @@ from mmdit_jax.sharding import batch_sharding, place, placed_on, replicated, sta
 from mmdit_jax.training.clean import clean
 from mmdit_jax.training.optimizer import ema_decay, make_optimizer
 from mmdit_jax.training.rounding import stored, widened
-from mmdit_jax.training.state import TrainState, abstract_state
+from mmdit_jax.training.state import HOST, TrainState, abstract_state
 
 BINS = 8
 POSTERIOR = 2
@@ -186,10 +186,12 @@ def make_train_step(
     )
     abstract = abstract_state(model_config, optimizer_config, steps, mesh, offload)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    at_work = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model_config, optimizer_config, steps, mesh))
+
+    def at_work(leaf: jax.Array, sharding: Any) -> jax.Array:
+        return jax.device_put(leaf, jax.memory.Space.Device) if sharding.memory_kind == HOST else leaf
 
     def step(state: TrainState, batch: Batch, f: Formulation, seed: jax.Array) -> tuple[TrainState, Metrics]:
-        return inner(jax.device_put(state, at_work) if offload else state, batch, f, seed)
+        return inner(jax.tree.map(at_work, state, shardings) if offload else state, batch, f, seed)
 
     whole = replicated(mesh)
     compiled = jax.jit(
