@@ -266,6 +266,7 @@ ADDED_LATER: dict[str, dict[str, Any]] = {
         "parametrization": "standard",
         "base_width": None,
         "base_depth": None,
+        "products": "full",
     },
     "data": {"text_layout": "channels", "text_shapes": []},
     "optimizer": {"moments": "float32", "ema_dtype": "float32"},

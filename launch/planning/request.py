@@ -18,7 +18,7 @@ from mmdit_jax.config import Run
 from mmdit_jax.config_values import to_dict
 from mmdit_jax.diffusion import formulation
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin", "qwix")
 
 
 @dataclass(frozen=True)

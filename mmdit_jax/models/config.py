@@ -11,6 +11,7 @@ from mmdit_jax.errors import UserError, unknown
 REMAT_POLICIES = ("none", "dots", "attention", "full")
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16")
+PRODUCTS = ("full", "int8", "fp8")
 ARCHITECTURES = ("dit", "crossdit", "uvit", "mmdit", "mmdit3")
 PARAMETRIZATIONS = ("standard", "mup")
 TIME_FEATURES = 256
@@ -42,6 +43,10 @@ class MMDiTConfig:
       scan: run the blocks with ``jax.lax.scan`` (compile time independent of depth) or unrolled (a little faster when
         small). The parameters are the same either way.
       dtype: of the blocks' arithmetic. Parameters, timesteps, normalisation, softmax and the output stay float32.
+      products: how the blocks' dense layers multiply, forward and backward: "full", in ``dtype``, or with both operands
+        rounded to eight bits, "int8" or "fp8" (see ``models.products``; needs qwix). Embeddings, conditioning MLPs,
+        modulation, the output layer, a UViT's convolutions and attention stay full: they are a few per cent of the
+        products but for attention, and errors in what they make reach every token.
       architecture: which network of SD3's figure 4: "mmdit", or "dit", "crossdit", "uvit", "mmdit3" (see
         ``mmdit_jax.models.architectures``), of which all other fields mean the same.
       text_split: tokens of the first text stream of "mmdit3" (CLIP's 77); the rest of the text is the second's.
@@ -69,6 +74,7 @@ class MMDiTConfig:
     attention: str = "auto"
     scan: bool = True
     dtype: str = "float32"
+    products: str = "full"
     architecture: str = "mmdit"
     text_split: int = 77
     parametrization: str = "standard"
@@ -98,6 +104,8 @@ class MMDiTConfig:
             unknown("attention", self.attention, ATTENTIONS)
         if self.dtype not in DTYPES:
             unknown("dtype", self.dtype, DTYPES)
+        if self.products not in PRODUCTS:
+            unknown("products", self.products, PRODUCTS)
         if self.architecture not in ARCHITECTURES:
             unknown("architecture", self.architecture, ARCHITECTURES)
         if self.dual_attention and self.architecture != "mmdit":

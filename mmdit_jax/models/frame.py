@@ -17,6 +17,7 @@ from mmdit_jax.models.config import TIME_FEATURES, MMDiTConfig
 from mmdit_jax.models.layers import ConditionMLP, Dense, modulated_norm
 from mmdit_jax.models.parametrization import condition_scale, input_scale
 from mmdit_jax.models.positions import patchify, sincos_positions, timestep_features, unpatchify
+from mmdit_jax.models.products import save_products
 from mmdit_jax.sharding import current_mesh, gathered, place
 
 
@@ -132,9 +133,7 @@ def rematerialised(function: Callable[[Any, Any], Any], config: MMDiTConfig) -> 
         return body
     policies = {
         "none": _save_all_but_weights,
-        "dots": jax.checkpoint_policies.save_from_both_policies(
-            jax.checkpoint_policies.dots_with_no_batch_dims_saveable, save_attention
-        ),
+        "dots": jax.checkpoint_policies.save_from_both_policies(save_products, save_attention),
         "attention": save_attention,
         "full": jax.checkpoint_policies.nothing_saveable,
     }

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mmdit_jax.models.products import product
 from mmdit_jax.sharding import current_mesh, place, platform
 
 NORM_EPS = 1e-6
@@ -25,18 +26,29 @@ class Dense(nnx.Module):
       init: "xavier" (uniform), "normal" (standard deviation 0.02, the conditioning MLPs) or "zeros" (layers that gate
         or end the network), as DiT (arXiv 2212.09748) initialises them. Biases are zero.
       scale: of the initial kernel (see ``models.parametrization``).
+      products: "full", or eight-bit ones (see ``models.products``).
     """
 
     def __init__(
-        self, features_in: int, features_out: int, *, dtype: str, init: str, rngs: nnx.Rngs, scale: float = 1.0
+        self,
+        features_in: int,
+        features_out: int,
+        *,
+        dtype: str,
+        init: str,
+        rngs: nnx.Rngs,
+        scale: float = 1.0,
+        products: str = "full",
     ) -> None:
         kernel = _INITS[init](rngs.params(), (features_in, features_out), jnp.float32)
         self.kernel = nnx.Param(kernel if scale == 1 else scale * kernel)
         self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
-        self.dtype = dtype
+        self.dtype, self.products = dtype, products
 
     def __call__(self, x: Float[Array, "*axes features_in"]) -> Float[Array, "*axes features_out"]:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        if self.products != "full":
+            return product(x.astype(self.dtype), kernel, self.products) + bias
         if not on_one_cpu():
             return x.astype(self.dtype) @ kernel + bias
         # Tokens of all images in one matrix product: batched products of [batch, tokens, width] are slower on CPU.
@@ -49,7 +61,9 @@ class Dense(nnx.Module):
             return self(x).reshape(*x.shape[:-1], count, -1)
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         apart = place(kernel.reshape(len(kernel), count, -1), None, None, "heads")
-        return jnp.einsum("...i,ipo->...po", x.astype(self.dtype), apart) + bias.reshape(count, -1)
+        x = x.astype(self.dtype)
+        out = jnp.einsum("...i,ipo->...po", x, apart) if self.products == "full" else product(x, apart, self.products)
+        return out + bias.reshape(count, -1)
 
 
 def on_one_cpu() -> bool:

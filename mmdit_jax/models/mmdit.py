@@ -27,17 +27,17 @@ class Stream(nnx.Module):
     """
 
     def __init__(self, config: MMDiTConfig, *, ends: bool, dual: bool = False, rngs: nnx.Rngs) -> None:
-        d, dtype = config.width, config.dtype
+        d, dtype, products = config.width, config.dtype, config.products
         self.heads, self.head_size, self.ends = config.num_heads, config.head_size, ends
         self.parts = 2 if ends else 9 if dual else 6
         self.modulation = Dense(d, self.parts * d, dtype=dtype, init="zeros", rngs=rngs)
-        self.qkv = Dense(d, 3 * d, dtype=dtype, init="xavier", rngs=rngs)
+        self.qkv = Dense(d, 3 * d, dtype=dtype, init="xavier", products=products, rngs=rngs)
         self.norm_q = HeadNorm(config.head_size) if config.qk_norm else None
         self.norm_k = HeadNorm(config.head_size) if config.qk_norm else None
         if not ends:
-            self.out = Dense(d, d, dtype=dtype, init="xavier", rngs=rngs)
-            self.up = Dense(d, config.mlp_ratio * d, dtype=dtype, init="xavier", rngs=rngs)
-            self.down = Dense(config.mlp_ratio * d, d, dtype=dtype, init="xavier", rngs=rngs)
+            self.out = Dense(d, d, dtype=dtype, init="xavier", products=products, rngs=rngs)
+            self.up = Dense(d, config.mlp_ratio * d, dtype=dtype, init="xavier", products=products, rngs=rngs)
+            self.down = Dense(config.mlp_ratio * d, d, dtype=dtype, init="xavier", products=products, rngs=rngs)
         self.second = SecondAttention(config, rngs=rngs) if dual else None
 
     def chunks(self, condition: Float[Array, "batch width"]) -> list[Float[Array, "batch width"]]:
@@ -70,12 +70,12 @@ class SecondAttention(nnx.Module):
     """Self-attention among the tokens of one stream, with weights of its own."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
-        d, dtype = config.width, config.dtype
+        d, dtype, products = config.width, config.dtype, config.products
         self.heads, self.head_size, self.attention = config.num_heads, config.head_size, config.attention
-        self.qkv = Dense(d, 3 * d, dtype=dtype, init="xavier", rngs=rngs)
+        self.qkv = Dense(d, 3 * d, dtype=dtype, init="xavier", products=products, rngs=rngs)
         self.norm_q = HeadNorm(config.head_size) if config.qk_norm else None
         self.norm_k = HeadNorm(config.head_size) if config.qk_norm else None
-        self.out = Dense(d, d, dtype=dtype, init="xavier", rngs=rngs)
+        self.out = Dense(d, d, dtype=dtype, init="xavier", products=products, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         q, k, v = projected(self, x)

@@ -19,6 +19,7 @@ from mmdit_jax.diffusion.loss import draw, loss_at
 from mmdit_jax.host import onednn_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.layers import rows_in_parts
+from mmdit_jax.models.products import check_products
 from mmdit_jax.models.text import assemble
 from mmdit_jax.sharding import batch_sharding, place, placed_on, replicated, state_shardings
 from mmdit_jax.training.clean import clean
@@ -69,7 +70,11 @@ def step_function(
       layout: how the encoders' states lie in the context (``models.text.assemble``).
       accumulation: parts of the batch that are taken one after the other; a divisor of it.
       mesh: where activations are placed; None leaves it to the compiler.
+
+    Raises:
+      UserError: the model's products need a package that is not installed.
     """
+    check_products(model_config)
     optimizer = make_optimizer(optimizer_config, steps, model_config)
 
     def loss_of(params: Any, f: Formulation, part: _Part) -> tuple[jax.Array, jax.Array]:

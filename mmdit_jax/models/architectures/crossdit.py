@@ -23,11 +23,11 @@ class CrossAttention(nnx.Module):
     """Queries from the image, keys and values from the text."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs) -> None:
-        d, dtype = config.width, config.dtype
+        d, dtype, products = config.width, config.dtype, config.products
         self.heads, self.head_size, self.attention = config.num_heads, config.head_size, config.attention
-        self.cross_q = Dense(d, d, dtype=dtype, init="xavier", rngs=rngs)
-        self.cross_kv = Dense(d, 2 * d, dtype=dtype, init="xavier", rngs=rngs)
-        self.cross_out = Dense(d, d, dtype=dtype, init="zeros", rngs=rngs)
+        self.cross_q = Dense(d, d, dtype=dtype, init="xavier", products=products, rngs=rngs)
+        self.cross_kv = Dense(d, 2 * d, dtype=dtype, init="xavier", products=products, rngs=rngs)
+        self.cross_out = Dense(d, d, dtype=dtype, init="zeros", products=products, rngs=rngs)
         self.norm_q = HeadNorm(config.head_size) if config.qk_norm else None
         self.norm_k = HeadNorm(config.head_size) if config.qk_norm else None
 
