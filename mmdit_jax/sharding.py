@@ -198,15 +198,15 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def memories(mesh: Mesh) -> tuple[str, ...]:
-    """Kinds of memory that this process's devices of the mesh tell of; none of GPUs that are compiled for but not here."""
+    """Kinds of memory that the devices tell of, by this process's first; GPUs that are compiled for from afar tell none."""
     return tuple(item.kind for item in mesh.local_devices[0].addressable_memories())
 
 
 def in_memory(sharding: NamedSharding, kind: str) -> NamedSharding:
     """``sharding``, in that memory of its devices.
 
-    JAX drops the kind where devices tell of no memories. There the sharding is of the abstract mesh, which keeps it, and
-    has its devices under ``jax.set_mesh``.
+    JAX drops the kind where devices tell of no memories. There the sharding is of the abstract mesh, which keeps it,
+    and finds its devices under ``jax.set_mesh``.
     """
     mesh: Any = sharding.mesh
     return NamedSharding(mesh if memories(mesh) else mesh.abstract_mesh, sharding.spec, memory_kind=kind)

@@ -40,12 +40,14 @@ def _times(plan: dict[str, Any], *, sampling: bool) -> list[str]:
     also = f"; by 6ND {plan['flops_per_step_6nd']:.3e}" if "flops_per_step_6nd" in plan else ""
     unit = "an evaluation with guidance" if sampling else "a step"
     sent = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(plan["collective_bytes"].items()))
-    host = f", host {plan['host_seconds']:.4f}" if plan["host_bytes"] else ""
+    by_links = f"links {plan['interconnect_seconds']:.4f}"
+    if plan["host_bytes"]:
+        by_links += f", host {plan['host_seconds']:.4f}"
     lines = [
         f"FLOPs         {ours:.3e} {unit}{also}; executed {plan['device_flops']:.3e} a device",
         f"sent          {sent or 'nothing'} a device",
         f"at best       {plan['step_seconds']:.4f} s {unit}, bound by {plan['bound']}: compute "
-        f"{plan['compute_seconds']:.4f}, memory {plan['hbm_seconds']:.4f}, links {plan['interconnect_seconds']:.4f}{host} s",
+        f"{plan['compute_seconds']:.4f}, memory {plan['hbm_seconds']:.4f}, {by_links} s",
         f"MFU at most   {100 * plan['mfu_bound']:.1f} %",
     ]
     if sampling:
