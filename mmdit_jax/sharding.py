@@ -198,7 +198,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def memories(mesh: Mesh) -> tuple[str, ...]:
-    """Kinds of memory that the devices tell of, by this process's first; GPUs that are compiled for from afar tell none."""
+    """Kinds of memory that this process's first device tells of; GPUs that are compiled for, not here, tell none."""
     return tuple(item.kind for item in mesh.local_devices[0].addressable_memories())
 
 
