@@ -45,6 +45,7 @@ def measured(request: Request, said: dict[str, Any]) -> dict[str, Any]:
         "devices": devices,
         **flops,
         "device_flops": supplied.flops,
+        "device_flops_by_type": supplied.flops_by_type,
         "hbm_bytes": supplied.hbm_bytes,
         "host_bytes": supplied.host_bytes,
         "step_seconds": found.step_seconds,

@@ -32,6 +32,9 @@ from mmdit_jax.sharding import batch_parts, current_mesh
 FORWARD = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 BACKWARD = {"int8": jnp.int8, "fp8": jnp.float8_e5m2}
 """Types of what is multiplied: of x and the kernel, and of the gradient that comes in."""
+# Steps of a 127th of the largest number. By qwix's default, a 127.5th, that number is half-way between two, and the
+# last bit of a division, which goes with how a program is compiled, would say which it becomes.
+CALIBRATION = {"int8": f"absmax,{127.5 / 127}", "fp8": "absmax"}
 RESULT, ROUNDED = "product", "rounded input"
 """Names of arrays for policies of rematerialisation."""
 
@@ -77,7 +80,9 @@ def _product(x: jax.Array, kernel: jax.Array, products: str) -> jax.Array:
 
 def _rounded(array: jax.Array, type_: Any, axes: range, products: str) -> Any:
     """A ``qwix.QArray`` with a float32 scale for each index of ``axes``, the other axes' size being 1."""
-    return _qwix(products).quantize(array.astype(jnp.float32), type_, channelwise_axes=tuple(axes))
+    return _qwix(products).quantize(
+        array.astype(jnp.float32), type_, channelwise_axes=tuple(axes), calibration_method=CALIBRATION[products]
+    )
 
 
 Kept = tuple[jax.Array, jax.Array, jax.Array]
@@ -109,7 +114,7 @@ def _backward(products: str, kept: Kept, gradient: jax.Array) -> tuple[jax.Array
     scale = scale.reshape(*scale.shape[:-1], *(1,) * columns)
     by_column = _rounded(wide * scale, BACKWARD[products], range(rows, rows + columns), products)
     # A sum for each part of the batch that lies on devices of its own: what passes between them is float32, and the
-    # int32 of one part hold 2^17 tokens at the worst.
+    # int32 of one part hold 2^17 tokens, even at the worst.
     mesh = current_mesh()
     parts = 1 if mesh is None or len(gradient) % batch_parts(mesh) else batch_parts(mesh)
     split = jax.tree.map(lambda leaf: _split(leaf, parts), by_column)

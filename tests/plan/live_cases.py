@@ -14,6 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch.planning.hlo import count
+from launch.planning.lower import compiler_options, devices_of
+from launch.planning.target import parse
+from mmdit_jax.models.products import product
 
 
 def _mesh(topology: str, **options: Any) -> Mesh:
@@ -32,6 +35,21 @@ def one_product(topology: str) -> tuple[float, float, float]:
     arguments = _shape(mesh, (m, k), P("fsdp")), _shape(mesh, (k, n), P())
     compiled = jax.jit(lambda x, w: x @ w).lower(*arguments).compile()
     return count(compiled.as_text()).flops, compiled.cost_analysis()["flops"], 2 * m * k * n / mesh.size
+
+
+def eight_bits(topology: str, products: str) -> dict[str, float]:
+    """FLOPs by type of the forward and backward products of one kernel, over those by hand."""
+    target = parse(topology)
+    mesh = Mesh(np.array(devices_of(target)[:1]), ("fsdp",))
+    x, kernel, out = (_shape(mesh, dims, P()) for dims in ((4, 512, 768), (768, 1024), (4, 512, 1024)))
+
+    def step(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
+        value, pull = jax.vjp(lambda x, kernel: product(x, kernel, products), x, kernel)
+        return value, pull(gradient)
+
+    compiled = jax.jit(step).lower(x, kernel, out).compile(compiler_options=compiler_options(target))
+    found = count(compiled.as_text()).flops_by_type
+    return {kind: flops / (2 * 4 * 512 * 768 * 1024) for kind, flops in found.items()}
 
 
 def joint_blocks(topology: str) -> dict[str, Any]:

@@ -42,6 +42,14 @@ def test_products_are_those_of_xla() -> None:
     assert theirs == pytest.approx(ours, rel=0.01)
 
 
+def test_products_in_eight_bits_stay_so_on_the_chip() -> None:
+    """One forward, two backward: as int8, and as fp8, whose gradients are e5m2."""
+    for topology in ("v6e:2x2", "h100:1x1"):
+        assert in_child(f"t.eight_bits({topology!r}, 'int8')") == pytest.approx({"s8": 3.0})
+        fp8 = in_child(f"t.eight_bits({topology!r}, 'fp8')")
+        assert set(fp8) <= {"f8e4m3fn", "f8e5m2"} and sum(fp8.values()) == pytest.approx(3.0)
+
+
 def test_steps_of_a_small_mmdit() -> None:
     """Forward, backward and rematerialised products of joint blocks in a scan, on 16 devices of a v5p."""
     found = in_child("t.joint_blocks('v5p:2x2x4')")
