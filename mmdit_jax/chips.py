@@ -4,7 +4,9 @@ TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, whose tables are pe
 bandwidth per chip" is the sum over all links and both directions: 1200 GB/s of a v5p are 6 links of 100 GB/s each way.
 Usable memory is what libtpu 0.0.42.1 says is available when it refuses a program that is too large. GPUs: NVIDIA's data
 sheets of the SXM modules, dense rates (half of those "with sparsity"); memory as in XLA's own descriptions of them
-(openxla/xla, xla/backends/gpu/target_config/specs), but for the H200.
+(openxla/xla, xla/backends/gpu/target_config/specs), but for the H200. To the host: PCIe of 16 lanes, Gen4 of an A100,
+Gen5 of the other GPUs (64 and 128 GB/s, both directions together); of TPUs by the scaling book, part 2
+(jax-ml.github.io/scaling-book/tpus): 16 GB/s each way of a v4, 32 of a v6e, "about 2x higher than v5".
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class Chip:
     """Links of a device: two an axis of the torus; 1 for NVLink."""
     network_bandwidth: float
     """Bytes/s a device beyond its slice (TPU) or node (GPU)."""
+    host_bandwidth: float
+    """Bytes/s between a device and its host, each way; 0 where no source has it."""
     source: str
     devices_per_chip: int = 1
     """Devices that share a chip's links; ``link_bandwidth`` is already one device's part."""
@@ -64,6 +68,7 @@ CHIPS: tuple[Chip, ...] = (
         link_bandwidth=50e9,
         links=6,
         network_bandwidth=3.125e9,
+        host_bandwidth=16e9,
         source=f"{_DOCS}/v4; links of 50 GB/s from Jouppi et al. 2023 (arXiv 2304.01433); network as of a v5e, as the "
         "documentation has none",
         # A real v4 shows both cores of a chip as one device; the topology of this name would show two.
@@ -81,6 +86,7 @@ CHIPS: tuple[Chip, ...] = (
         link_bandwidth=50e9,
         links=4,
         network_bandwidth=3.125e9,
+        host_bandwidth=16e9,
         source=f"{_DOCS}/v5e: ICI 400 GB/s a chip in both directions, network 6.4 Tb/s a pod of 256",
     ),
     Chip(
@@ -95,6 +101,7 @@ CHIPS: tuple[Chip, ...] = (
         link_bandwidth=100e9,
         links=6,
         network_bandwidth=6.25e9,
+        host_bandwidth=16e9,
         source=f"{_DOCS}/v5p: ICI 1200 GB/s a chip in both directions, network 50 Gb/s a chip; int8 from Google's "
         "announcement of 6 December 2023",
     ),
@@ -110,6 +117,7 @@ CHIPS: tuple[Chip, ...] = (
         link_bandwidth=100e9,
         links=4,
         network_bandwidth=12.5e9,
+        host_bandwidth=32e9,
         source=f"{_DOCS}/v6e and /tpu7x: ICI 800 GB/s a chip in both directions, network 100 Gb/s a chip",
     ),
     Chip(
@@ -124,6 +132,7 @@ CHIPS: tuple[Chip, ...] = (
         link_bandwidth=50e9,
         links=6,
         network_bandwidth=6.25e9,
+        host_bandwidth=0,
         source=f"{_DOCS}/tpu7x, halved: ICI 1200 GB/s a chip in both directions, network 100 Gb/s a chip",
         devices_per_chip=2,
     ),
@@ -139,6 +148,7 @@ CHIPS: tuple[Chip, ...] = (
         link_bandwidth=300e9,
         links=1,
         network_bandwidth=25e9,
+        host_bandwidth=32e9,
         source="NVIDIA A100 80GB SXM data sheet; 200 Gb/s of InfiniBand a GPU as in DGX A100",
     ),
     Chip(
@@ -153,6 +163,7 @@ CHIPS: tuple[Chip, ...] = (
         link_bandwidth=450e9,
         links=1,
         network_bandwidth=50e9,
+        host_bandwidth=64e9,
         source="NVIDIA H100 SXM data sheet; 400 Gb/s of InfiniBand a GPU as in DGX H100",
     ),
     Chip(
@@ -167,6 +178,7 @@ CHIPS: tuple[Chip, ...] = (
         link_bandwidth=450e9,
         links=1,
         network_bandwidth=50e9,
+        host_bandwidth=64e9,
         source="NVIDIA H200 SXM data sheet; 400 Gb/s of InfiniBand a GPU as in DGX H200; memory a little under XLA's "
         "151.4 GB, not measured",
     ),
@@ -182,6 +194,7 @@ CHIPS: tuple[Chip, ...] = (
         link_bandwidth=900e9,
         links=1,
         network_bandwidth=50e9,
+        host_bandwidth=64e9,
         source="NVIDIA HGX B200 data sheet (180 GB, 7.7 TB/s); 400 Gb/s of InfiniBand a GPU as in DGX B200",
     ),
 )

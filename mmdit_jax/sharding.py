@@ -197,6 +197,21 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def memories(mesh: Mesh) -> tuple[str, ...]:
+    """Kinds of memory that this process's first device tells of; GPUs that are compiled for, not here, tell none."""
+    return tuple(item.kind for item in mesh.local_devices[0].addressable_memories())
+
+
+def in_memory(sharding: NamedSharding, kind: str) -> NamedSharding:
+    """``sharding``, in that memory of its devices.
+
+    JAX drops the kind where devices tell of no memories. There the sharding is of the abstract mesh, which keeps it,
+    and finds its devices under ``jax.set_mesh``.
+    """
+    mesh: Any = sharding.mesh
+    return NamedSharding(mesh if memories(mesh) else mesh.abstract_mesh, sharding.spec, memory_kind=kind)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples, along the first axis, over the axes that carry them; others hold them again."""
     return NamedSharding(mesh, PartitionSpec(BATCH))

@@ -83,6 +83,9 @@ def test_counted_state_is_the_state() -> None:
             assert less == pytest.approx(saved * run.model.num_params() / 64)
         away = replace(few, hardware=replace(few.hardware, offload=("optimizer", "ema")))
         assert base - estimate(away, layout, parse("v5p:8x8x4")).bytes == pytest.approx(true * 3 / 4 / 64, rel=1e-3)
+    # 16 GB/s each way to the host: longer than four chips take for an image each.
+    found = estimate(replace(away, batch=4), Layout(fsdp=4), parse("v5p:2x2x1"))
+    assert found.seconds == pytest.approx(true * 3 / 4 / 4 / 16e9, rel=1e-3)
 
 
 def machine(best: Layout, room: float) -> Any:

@@ -204,6 +204,21 @@ def test_the_bound_adds_the_longer_of_products_and_memory() -> None:
     assert json.loads(json.dumps(bound.to_json()))["step_seconds"] == bound.step_seconds
 
 
+def test_copies_of_the_host() -> None:
+    """Both ways at once beside everything else; a chip whose link is not known does not count them."""
+    copies = Work("copy-start", "copy-start", "", 3, {}, 2e9, 2e9)
+    alone = slices(1, 1, 1)
+    for chip, rate in ((H100, 64e9), (V5P, 16e9)):
+        found = roofline(Counts(1, (copies,), (), (), ()), chip, alone)
+        assert found.host_seconds == pytest.approx(3 * 2e9 / (2 * rate))
+        assert (found.step_seconds, found.bound) == (found.host_seconds, "host")
+    longer = Work("product", "dot", "", 1, {"bf16": H100.bf16_flops}, 0, 0)
+    found = roofline(Counts(1, (copies, longer), (), (), ()), H100, alone)
+    assert found.bound == "compute" and found.step_seconds == pytest.approx(1 + 3 * 2e9 / H100.hbm_bandwidth)
+    unknown = roofline(Counts(1, (copies,), (), (), ()), TPU7X, alone)
+    assert unknown.host_seconds == 0 and unknown.bound == "hbm"
+
+
 def test_collectives_that_cannot_hide() -> None:
     gather = one("all-gather", 1600e9, (tuple(range(128)),))
     counts = Counts(128, (job("sum", 1, {}, 3.35e12),), (gather,), (), ())

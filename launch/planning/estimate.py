@@ -3,7 +3,7 @@
 What is counted, for a training step on one device: the state and the gradients by their numbers; activations by the
 tokens of a part of the batch and what the policy keeps of each block; the matrix products at the chip's peak; passes
 over activations and weights at its memory's; gathers of weights, sums of gradients, and what ``tensor`` and
-``sequence`` exchange, at its links'.
+``sequence`` exchange, at its links'; what is offloaded, at the host's.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def estimate(run: Run, layout: Layout, target: Target) -> Estimate:
     numbers = {"float32": 4, "bfloat16": 2}
 
     own = params / layout.shards
-    state = own * 4
-    state += 0 if "ema" in run.hardware.offload else own * numbers[optimizer.ema_dtype]
-    state += 0 if "optimizer" in run.hardware.offload else 2 * own * numbers[optimizer.moments]
+    parts_of_state = {"ema": own * numbers[optimizer.ema_dtype], "optimizer": 2 * own * numbers[optimizer.moments]}
+    away = sum(parts_of_state[name] for name in run.hardware.offload)
+    state = own * 4 + sum(parts_of_state.values()) - away
     gradients = own * 4 * (2 if layout.accumulation > 1 else 1)
     block = params / model.depth / layout.tensor
     kept = tokens * width * each * costs.kept[layout.remat] / layout.tensor * model.depth
@@ -93,7 +93,9 @@ def estimate(run: Run, layout: Layout, target: Target) -> Estimate:
     # The next product waits for these, so they hide behind nothing.
     waits = exchanged * 4 * 2 * (1 - 1 / layout.tensor) / inner
     waits += exchanged * 2 * layout.sequence / layout.tensor * (1 - 1 / layout.sequence) / inner
-    return Estimate(memory, max(_SERIAL * (compute + hbm), wire) + waits, compute, hbm, wire + waits)
+    # What is offloaded comes and goes at once, each way at the link's rate.
+    host = away / chip.host_bandwidth if chip.host_bandwidth else 0.0
+    return Estimate(memory, max(_SERIAL * (compute + hbm), wire, host) + waits, compute, hbm, wire + waits)
 
 
 def _links(target: Target, group: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -68,7 +69,9 @@ def lowered(request: Request) -> tuple[Any, Mesh]:
     mesh = mesh_of(run, devices)
     state = abstract_state(run.model, run.optimizer, run.steps, mesh, run.hardware.offload)
     lower: Any = step_of(run, mesh)
-    return lower.lower(state, abstract_batch(run, mesh), formulation(run.formulation), np.uint32(0)), mesh
+    # What lies in the memory of hosts that are not here is sharded over an abstract mesh (``sharding.in_memory``).
+    with jax.set_mesh(mesh) if run.hardware.offload else contextlib.nullcontext():
+        return lower.lower(state, abstract_batch(run, mesh), formulation(run.formulation), np.uint32(0)), mesh
 
 
 def compiler_options(target: Target) -> dict[str, str | bool]:

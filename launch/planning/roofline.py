@@ -1,4 +1,4 @@
-"""The least time that a program's counts allow on a chip: compute, memory and links each at their peak."""
+"""The least time that a program's counts allow on a chip: compute, memory, links and the host's each at their peak."""
 
 from __future__ import annotations
 
@@ -44,10 +44,12 @@ class Roofline:
     """That part of it in which the network between slices or nodes is what takes longest."""
     by_kind: dict[str, float]
     """``interconnect_seconds`` by kind of collective."""
+    host_seconds: float
+    """Of the bytes to and from the host, both ways at once and as full; 0 where the chip's link is not known."""
     step_seconds: float
-    """Lower bound: the collectives hidden behind the device's work, or that behind them."""
+    """Lower bound: the device's work, the collectives and the host's copies all at once, the longest of them."""
     bound: str
-    """What takes longest: ``compute``, ``hbm`` or ``interconnect``."""
+    """What takes longest: ``compute``, ``hbm``, ``interconnect`` or ``host``."""
     costly: tuple[Costly, ...]
     """The costliest instructions and collectives, the costliest first."""
 
@@ -102,7 +104,10 @@ def roofline(counts: Counts, chip: Chip, fabric: Fabric, top: int = 10) -> Roofl
         size = one.wire_bytes * one.executions
         costly.append(Costly(one.name, one.op_name, one.executions, 0.0, size, seconds, "interconnect"))
     interconnect = sum(by_kind.values())
+    host = counts.host_bytes / (2 * chip.host_bandwidth) if chip.host_bandwidth else 0.0
     busiest = {"compute": compute, "hbm": memory}
+    device_bound = max(busiest, key=lambda name: busiest[name])
+    at_once = {device_bound: device, "interconnect": interconnect, "host": host}
     return Roofline(
         compute_seconds=compute,
         hbm_seconds=memory,
@@ -110,8 +115,9 @@ def roofline(counts: Counts, chip: Chip, fabric: Fabric, top: int = 10) -> Roofl
         interconnect_seconds=interconnect,
         network_seconds=network,
         by_kind=dict(by_kind),
-        step_seconds=max(device, interconnect),
-        bound="interconnect" if interconnect > device else max(busiest, key=lambda name: busiest[name]),
+        host_seconds=host,
+        step_seconds=max(at_once.values()),
+        bound=max(at_once, key=lambda name: at_once[name]),
         costly=tuple(sorted(costly, key=lambda c: -c.seconds)[:top]),
     )
 

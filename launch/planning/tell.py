@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.planning.search import Tried
+from mmdit_jax.chips import GIB
 
 
 def plan_lines(plan: dict[str, Any], tried: Sequence[Tried], *, sampling: bool) -> list[str]:
@@ -21,7 +22,8 @@ def plan_lines(plan: dict[str, Any], tried: Sequence[Tried], *, sampling: bool) 
         parts = f" (arguments {plan['argument_gib']:.2f}, temporaries {plan['temporary_gib']:.2f})"
     lines.append(f"memory        {plan['peak_gib']:.2f} GiB{parts} of {plan['hbm_gib']:.2f} a device: {fits}")
     if plan.get("host_gib"):
-        lines.append(f"host memory   {plan['host_gib']:.2f} GiB a device")
+        moved = f"{plan['host_bytes'] / GIB:.2f} GiB to and fro a step"
+        lines.append(f"host memory   {plan['host_gib']:.2f} GiB a device, {moved}")
     if not plan["fits"]:
         lines.append(f"              over by {plan['peak_gib'] - plan['hbm_gib']:.2f} GiB")
         lines += [f"              would fit: {way}" for way in plan.get("ways_to_fit", [])]
@@ -38,11 +40,14 @@ def _times(plan: dict[str, Any], *, sampling: bool) -> list[str]:
     also = f"; by 6ND {plan['flops_per_step_6nd']:.3e}" if "flops_per_step_6nd" in plan else ""
     unit = "an evaluation with guidance" if sampling else "a step"
     sent = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(plan["collective_bytes"].items()))
+    by_links = f"links {plan['interconnect_seconds']:.4f}"
+    if plan["host_bytes"]:
+        by_links += f", host {plan['host_seconds']:.4f}"
     lines = [
         f"FLOPs         {ours:.3e} {unit}{also}; executed {plan['device_flops']:.3e} a device",
         f"sent          {sent or 'nothing'} a device",
         f"at best       {plan['step_seconds']:.4f} s {unit}, bound by {plan['bound']}: compute "
-        f"{plan['compute_seconds']:.4f}, memory {plan['hbm_seconds']:.4f}, links {plan['interconnect_seconds']:.4f} s",
+        f"{plan['compute_seconds']:.4f}, memory {plan['hbm_seconds']:.4f}, {by_links} s",
         f"MFU at most   {100 * plan['mfu_bound']:.1f} %",
     ]
     if sampling:

@@ -15,7 +15,7 @@ from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import LossByTime
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, init_params
-from mmdit_jax.sharding import state_shardings
+from mmdit_jax.sharding import in_memory, memories, state_shardings
 from mmdit_jax.training.optimizer import make_optimizer
 from mmdit_jax.training.rounding import narrow
 
@@ -95,11 +95,12 @@ def _maker(
 
     shapes = jax.eval_shape(make, jnp.uint32(0))
     shardings: TrainState = state_shardings(shapes, mesh)
-    if offload and not any(item.kind == HOST for item in mesh.devices.flat[0].addressable_memories()):
+    known = memories(mesh)
+    if offload and known and HOST not in known:
         raise UserError(f"hardware.offload={offload!r}: {mesh.devices.flat[0].platform} devices have no {HOST} memory")
 
     def away(tree: Any, like: Any) -> Any:
-        return jax.tree.map(lambda to, leaf: to.with_memory_kind(HOST) if leaf.ndim else to, tree, like)
+        return jax.tree.map(lambda to, leaf: in_memory(to, HOST) if leaf.ndim else to, tree, like)
 
     if "optimizer" in offload:
         shardings = dataclasses.replace(shardings, opt_state=away(shardings.opt_state, shapes.opt_state))

@@ -48,6 +48,7 @@ def step_function(
     layout: str = "channels",
     accumulation: int = 1,
     mesh: Mesh | None = None,
+    offload: tuple[str, ...] = (),
 ) -> TrainStep:
     """The step of a run as a pure function, to be jitted (``make_train_step``) or mapped over replicas first.
 
@@ -119,8 +120,13 @@ def step_function(
             with rows_in_parts(onednn):
                 loss, losses, grads = gradient(state.params, drawn_from, whole)
             grads = _like_parameters(grads, mesh)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        opt_state, ema = state.opt_state, state.ema
+        if "optimizer" in offload:
+            grads, opt_state = fetched(opt_state, grads)
+        updates, opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if "ema" in offload:
+            params, ema = fetched(ema, params)
         bin_loss, bin_count = loss_by_bin(losses, t)
         metrics = {
             "loss": loss,
@@ -128,10 +134,19 @@ def step_function(
             "bin_loss": bin_loss,
             "bin_count": bin_count,
         }
-        ema = averaged(optimizer_config, state.ema, params, state.step)
+        ema = averaged(optimizer_config, ema, params, state.step)
         return TrainState(state.step + 1, params, ema, opt_state, state.loss_by_time.add(losses, t)), metrics
 
     return step
+
+
+def fetched(away: Any, after: Any) -> tuple[Any, Any]:
+    """``after``, and what lies in the host's memory on the device, where it comes no sooner than ``after`` is there.
+
+    Left to itself, XLA's compiler for GPUs copies all of it at the start of a step, beside the activations.
+    """
+    after, away = jax.lax.optimization_barrier((after, away))
+    return after, jax.device_put(away, jax.memory.Space.Device)
 
 
 def averaged(config: OptimizerConfig, ema: Any, params: Any, step: jax.Array) -> Any:
@@ -186,15 +201,19 @@ def make_train_step(
       offload: what lies in the host's memory between steps (see ``HardwareConfig.offload``).
     """
     options = onednn_options() if onednn else {}
-    inner = step_function(
-        model_config, optimizer_config, steps, drop, bool(options), layout, accumulation=accumulation, mesh=mesh
+    step = step_function(
+        model_config,
+        optimizer_config,
+        steps,
+        drop,
+        bool(options),
+        layout,
+        accumulation=accumulation,
+        mesh=mesh,
+        offload=offload,
     )
     abstract = abstract_state(model_config, optimizer_config, steps, mesh, offload)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    at_work = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model_config, optimizer_config, steps, mesh))
-
-    def step(state: TrainState, batch: Batch, f: Formulation, seed: jax.Array) -> tuple[TrainState, Metrics]:
-        return inner(jax.device_put(state, at_work) if offload else state, batch, f, seed)
 
     whole = replicated(mesh)
     compiled = jax.jit(

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from mmdit_jax.chips import GIB
+from mmdit_jax.models import MMDiTConfig
+
 SMALL = ("--depth", "2", "--batch", "64", "--set", "model.head_size=64")
 
 
@@ -50,6 +53,23 @@ def test_a_step_on_eight_devices(memo: Path, topology: str, devices: int) -> Non
     again = run(memo, *SMALL, "--topology", topology, *layout, "--price", "2", "--steps", "1000", "--json")
     assert again == {**first, "memoised": True}
     assert "MFU at most" in run(memo, *SMALL, "--topology", topology, *layout)
+
+
+@pytest.mark.parametrize(("topology", "devices"), [("h100:1x1", 1), ("v5p:2x2x1", 4)])
+def test_offloading(memo: Path, topology: str, devices: int) -> None:
+    """Average and moments, 12 bytes a parameter, lie with the host: they come and go once a step."""
+    layout = ("--fsdp", str(devices), "--sequence", "1", "--tensor", "1", "--accumulation", "1", "--remat", "full")
+    words = (*SMALL, "--topology", topology, *layout, "--json")
+    plan = run(memo, *words, "--set", "hardware.offload=('optimizer','ema')")
+    check(plan, devices)
+    state = 12 * MMDiTConfig.from_depth(2, qk_norm=True).num_params() / devices
+    # Biases and scales are whole on every device, and a TPU's arrays fill tiles.
+    assert state <= plan["host_gib"] * GIB <= (1 if devices == 1 else 1.05) * state
+    assert plan["host_bytes"] == pytest.approx(2 * plan["host_gib"] * GIB)
+    assert plan["step_seconds"] >= plan["host_seconds"] > 0
+    within = run(memo, *words)
+    assert within["host_gib"] == within["host_bytes"] == 0
+    assert within["argument_gib"] - plan["argument_gib"] == pytest.approx(plan["host_gib"], rel=1e-3)
 
 
 def test_two_slices_share_only_data(memo: Path) -> None:
