@@ -31,11 +31,7 @@ class Job:
 
 def jobs(*, tiny: bool = False) -> list[Job]:
     """All of them. ``tiny``: the same ways in shapes that a CPU takes, no goals."""
-    common = {"tiny": tiny, "text_tokens": 154, "rounds": 5}
-    if tiny:
-        common |= {"overrides": {"model.head_size": 8}}
-    else:
-        common |= {"overrides": {}}
+    common = {"tiny": tiny, "text_tokens": 154, "rounds": 5, "overrides": {"model.head_size": 8} if tiny else {}}
 
     def depth(of: int) -> int:
         return of // 8 + 1 if tiny else of
@@ -51,9 +47,9 @@ def jobs(*, tiny: bool = False) -> list[Job]:
             "depth": depth(of),
             "resolution": pixels(side),
             "accumulation": accumulation,
-            "limit_bytes": 2**28 if tiny else None,
+            "limit_bytes": 2**26 if tiny else None,
             "warm": 3,
-            "calls": 2 if tiny else 10,
+            "calls": 4 if tiny else 10,
             "round_seconds": 0.2 if tiny else 1.0,
             "overrides": {**common["overrides"], "model.remat": remat, "hardware.accumulation": accumulation},
         }

@@ -30,10 +30,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     run = run_of(job, job["batch"], sampling=True)
     mesh = make_mesh(devices=jax.local_devices()[:1])
     compiled = sampling(run, mesh).compile()
-    shapes, _, _, text, _, noise_shape = sampling_arguments(run, mesh)
+    shapes, _, rows, text, _, noise_shape = sampling_arguments(run, mesh)
     params = weights(shapes)
     prompts, negative, noise = (random_like(tree, seed) for seed, tree in enumerate((text, text, noise_shape), start=1))
-    table = plan(formulation(run.formulation), SamplerConfig(steps=job["steps"], guidance=GUIDANCE))
+    table = plan(formulation(run.formulation), SamplerConfig(steps=job["steps"], guidance=GUIDANCE), rows.t.shape[0])
     # Warm on a few evaluations: it is the same program.
     few = table._replace(evaluations=np.int32(min(_WARM_EVALUATIONS, job["steps"])))
     jax.block_until_ready(compiled(params, None, few, prompts, negative, noise))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 import zlib
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.on_device.batches import largest_batch, rung
+from benchmarks.on_device.batches import largest_batch, rungs
 from benchmarks.on_device.device import memory_limit, needed_bytes, peak_bytes, random_like, touched_bytes
 from benchmarks.on_device.programs import bound, run_of
 from launch.planning.estimate import estimate
@@ -71,11 +72,9 @@ class _Search:
 
     def largest(self) -> int:
         """The largest batch that fits, compiled."""
-        counted = [self._counted(parts * self.accumulation) for parts in (1, 2)]
-        slope = counted[1] - counted[0]
         fixed = float(state_bytes(self.run(self.accumulation)))
-        first = rung((self._limit - counted[0]) / slope + 1)
-        parts = largest_batch(self._needs, self._limit, fixed, first)
+        counted_to_fit = itertools.takewhile(lambda parts: self._counted(parts) <= self._limit, rungs())
+        parts = largest_batch(self._needs, self._limit, fixed, max(counted_to_fit, default=1))
         if parts is None:
             needs = self._bytes[self.accumulation] / 2**30
             raise UserError(f"depth={self._job['depth']}: one image needs {needs:.1f} GiB of {self._limit / 2**30:.1f}")
@@ -87,8 +86,8 @@ class _Search:
         self.tried.append({"batch": batch, "out_of_memory": True})
         self.compiled.clear()
 
-    def _counted(self, batch: int) -> float:
-        run = self.run(batch)
+    def _counted(self, parts: int) -> float:
+        run = self.run(parts * self.accumulation)
         return estimate(run, layout_of(run), parse("h100:1x1")).bytes
 
     def _needs(self, parts: int) -> float:
