@@ -14,6 +14,7 @@ that were missed are marked in it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import fnmatch
 import json
@@ -138,10 +139,8 @@ def ask(
 
 def _end(child: subprocess.Popen[str]) -> None:
     """The process and what it started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,9 +123,18 @@ def test_a_process_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
         "started = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)']); "
         f"Path({str(told)!r}).write_text(str(started.pid)); time.sleep(100)"
     )
-    assert asked(script, 2)["error"] == "ended after 2 s without an answer"
-    state = Path(f"/proc/{told.read_text()}/stat")
-    assert not state.exists() or state.read_text().split(") ")[1][0] in "ZX"
+    assert asked(script, 3)["error"] == "ended after 3 s without an answer"
+    deadline = time.monotonic() + 10
+    while running(told.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] not in "ZX"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -150,12 +161,19 @@ def test_out_of_memory_is_a_line_and_no_other_error_is(
 
 
 def test_a_step_that_runs_out_of_memory_is_tried_with_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a compiler that says 10 bytes an image, and a device that has room for 20 images, not for the 24 that this allows
-    monkeypatch.setattr(training, "compiled_step", lambda run: run.batch)
-    monkeypatch.setattr(training, "needed_bytes", lambda compiled: 1e6 * compiled)
+    # a compiler that says 1 MB an image, and a device that has room for 20 images, not for the 24 that this allows
+    class Compiled:
+        def __init__(self, run: Any) -> None:
+            self.batch, self.temp_size_in_bytes = run.batch, 1
+
+        def memory_analysis(self) -> Any:
+            return self
+
+    monkeypatch.setattr(training, "compiled_step", Compiled)
+    monkeypatch.setattr(training, "needed_bytes", lambda compiled: 1e6 * compiled.batch)
     monkeypatch.setattr(training, "state_bytes", lambda _: 0)
 
-    def timed(compiled: int, run: Any, _: Any) -> dict[str, Any]:
+    def timed(compiled: Any, run: Any, _: Any) -> dict[str, Any]:
         if run.batch > 20:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return {"batch": run.batch}
@@ -204,7 +222,7 @@ def test_what_there_was_no_time_for_is_told(
 def test_rungs_are_an_eighth_to_a_quarter_apart() -> None:
     found = [size for size, _ in zip(rungs(), range(40), strict=False)]
     assert found[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
-    assert all(1.14 < later / earlier <= 1.25 for earlier, later in zip(found[3:], found[4:], strict=False))
+    assert all(1.14 < later / earlier <= 1.25 for earlier, later in itertools.pairwise(found[3:]))
     assert [rung(0.5), rung(9.9), rung(1000)] == [1, 8, 896]
 
 
@@ -218,7 +236,7 @@ MEMORIES: dict[str, Memory] = {
 
 
 @pytest.mark.parametrize("name", MEMORIES)
-@pytest.mark.parametrize("first", [1, 8, 48, 56, 400])
+@pytest.mark.parametrize("first", [16, 48, 56, 400])
 def test_the_batch_found_is_the_largest_or_the_next_to_it(name: str, first: int) -> None:
     memory, limit, asked_of = MEMORIES[name], 72.6, []
 
@@ -231,7 +249,7 @@ def test_the_batch_found_is_the_largest_or_the_next_to_it(name: str, first: int)
     best = max(size for size in sizes if memory(size) <= limit)
     assert found in asked_of and memory(found) <= limit
     assert len(set(asked_of)) == len(asked_of) <= TRIES + 1
-    assert sizes.index(found) >= sizes.index(best) - (1 if first in (48, 56) else 3)
+    assert sizes.index(found) >= sizes.index(best) - (1 if first in (48, 56) else 2)
 
 
 def test_a_good_first_guess_is_one_compilation() -> None:

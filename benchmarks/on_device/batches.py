@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 TRIES = 3
 """Compilations, while a batch that fits is known."""
-_GROWTH = 4
+_GROWTH = 16
 
 
 def rungs() -> Iterator[int]:

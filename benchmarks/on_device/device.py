@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from mmdit_jax.chips import chip_of
 
+PERIOD = 1_048_573
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jax-cuda13-plugin", "jax-cuda12-plugin")
 
 
@@ -66,25 +68,25 @@ def touched_bytes(compiled: Any) -> int:
     return int(memory.argument_size_in_bytes + memory.output_size_in_bytes)
 
 
-def random_like(tree: Any, seed: int) -> Any:
-    """Standard normal numbers for a tree of floating shapes with shardings, the largest array first.
+def random_like(tree: Any, seed: int, finished: Callable[[str, jax.Array], jax.Array] | None = None) -> Any:
+    """Standard normal numbers for a tree of floating shapes with shardings, made on the device where they lie.
 
-    Random, since on constant numbers a GPU draws less power and clocks higher. An array at a time, so that what makes
-    the last is no more at the peak than the small ones are.
+    Random, since on constant numbers a GPU draws less power and clocks higher. They repeat after ``PERIOD``, a prime,
+    so that no two rows or layers are alike: a generator for all of them would take memory that counts as the peak.
+
+    Args:
+      finished: (name of the leaf, numbers) -> what is wanted of them.
     """
-    leaves, structure = jax.tree.flatten(tree)
-    made: dict[int, jax.Array] = {}
-    for index in sorted(range(len(leaves)), key=lambda i: -leaves[i].size):
-        leaf = leaves[index]
-        key = jax.random.fold_in(jax.random.key(seed), index)
-        made[index] = jax.jit(_normal, static_argnums=(1, 2), out_shardings=leaf.sharding)(key, leaf.shape, leaf.dtype)
-        jax.block_until_ready(made[index])
-    return jax.tree.unflatten(structure, [made[index] for index in range(len(leaves))])
+    found, structure = jax.tree_util.tree_flatten_with_path(tree)
 
+    def make(key: jax.Array) -> Any:
+        block = jax.random.normal(key, (PERIOD,))
+        made = []
+        for path, leaf in found:
+            repeats = -(-leaf.size // PERIOD)
+            numbers = jnp.tile(block.astype(leaf.dtype), repeats)[: leaf.size].reshape(leaf.shape)
+            made.append(numbers if finished is None else finished(path[-1].key, numbers))
+        return jax.tree.unflatten(structure, made)
 
-def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    if len(shape) < 3:
-        return jax.random.normal(key, shape, jnp.dtype(dtype))
-    # Bits take up to eight times a bfloat16 array's memory on a GPU: of one layer of a stack at a time.
-    keys = jax.random.split(key, shape[0])
-    return jax.lax.map(lambda one: jax.random.normal(one, shape[1:], jnp.dtype(dtype)), keys)
+    where = jax.tree.unflatten(structure, [leaf.sharding for _, leaf in found])
+    return jax.block_until_ready(jax.jit(make, out_shardings=where)(jax.random.key(seed)))

@@ -31,7 +31,12 @@ class Job:
 
 def jobs(*, tiny: bool = False) -> list[Job]:
     """All of them. ``tiny``: the same ways in shapes that a CPU takes, no goals."""
-    common = {"tiny": tiny, "text_tokens": 154, "rounds": 5, "overrides": {"model.head_size": 8} if tiny else {}}
+    common: dict[str, Any] = {
+        "tiny": tiny,
+        "text_tokens": 154,
+        "rounds": 5,
+        "overrides": {"model.head_size": 8} if tiny else {},
+    }
 
     def depth(of: int) -> int:
         return of // 8 + 1 if tiny else of

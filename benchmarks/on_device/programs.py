@@ -40,9 +40,7 @@ def bound(text: str, kind: str, rates: dict[str, float] | None) -> dict[str, Any
     chip = chip_of(kind)
     if chip is None or rates is None or chip.platform == "tpu":
         return None
-    chip = dataclasses.replace(
-        chip, bf16_flops=rates["flops_per_second"], hbm_bandwidth=rates["bytes_per_second"]
-    )
+    chip = dataclasses.replace(chip, bf16_flops=rates["flops_per_second"], hbm_bandwidth=rates["bytes_per_second"])
     try:
         counts = count(text).supply(opaque_flops)
     except Exception as error:  # a compiler whose text is not known: what was measured stands without it

@@ -56,11 +56,8 @@ def row(
 
 def _goal(name: str, value: float, found: dict[str, Any]) -> dict[str, Any]:
     reached = {"product_share": found["product_share"], "seconds": found["seconds"], "bytes": found["peak_bytes"]}[name]
-    if reached is None:
-        met = None
-    else:
-        met = reached >= value if name == "product_share" else reached <= value
-    return {"goal": name, "value": value, "reached": reached, "met": met}
+    met = reached is not None and (reached >= value if name == "product_share" else reached <= value)
+    return {"goal": name, "value": value, "reached": reached, "met": None if reached is None else met}
 
 
 COLUMNS = (

@@ -80,12 +80,10 @@ def weights(shapes: Any) -> Any:
     Kernels keep the size of what they are given, biases are 0 and scales of norms 1. Layers that start at zero are
     random, too: products of zeros would flatter the device.
     """
-    names = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key, shapes)
 
-    def leaf(name: str, array: jax.Array) -> jax.Array:
+    def finished(name: str, numbers: jax.Array) -> jax.Array:
         if name == "kernel":
-            return (array * array.shape[-2] ** -0.5).astype(array.dtype)
-        return jnp.zeros_like(array) if name == "bias" else jnp.ones_like(array)
+            return (numbers * numbers.shape[-2] ** -0.5).astype(numbers.dtype)
+        return jnp.zeros_like(numbers) if name == "bias" else jnp.ones_like(numbers)
 
-    scale = jax.jit(leaf, static_argnums=0, donate_argnums=1)
-    return jax.tree.map(scale, names, random_like(shapes, 0))
+    return random_like(shapes, 0, finished)

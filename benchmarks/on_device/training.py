@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import time
 import zlib
@@ -10,8 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from benchmarks.on_device.batches import largest_batch, rungs
+from benchmarks.on_device.batches import largest_batch, rung, rungs
 from benchmarks.on_device.device import memory_limit, needed_bytes, peak_bytes, random_like, touched_bytes
 from benchmarks.on_device.programs import bound, run_of
 from launch.planning.estimate import estimate
@@ -65,7 +67,9 @@ class _Search:
         self._limit = _SHARE * limit
         self.compiled: dict[int, Any] = {}
         self.tried: list[dict[str, Any]] = []
-        self._bytes: dict[int, float] = {}
+        self._needed: dict[int, float] = {}
+        counted_to_fit = itertools.takewhile(lambda parts: self._counted(parts) <= self._limit, rungs())
+        self._first = max(counted_to_fit, default=1)
 
     def run(self, batch: int) -> Run:
         return run_of(self._job, batch)
@@ -73,46 +77,50 @@ class _Search:
     def largest(self) -> int:
         """The largest batch that fits, compiled."""
         fixed = float(state_bytes(self.run(self.accumulation)))
-        counted_to_fit = itertools.takewhile(lambda parts: self._counted(parts) <= self._limit, rungs())
-        parts = largest_batch(self._needs, self._limit, fixed, max(counted_to_fit, default=1))
+        parts = largest_batch(self._needs, self._limit, fixed, self._first)
         if parts is None:
-            needs = self._bytes[self.accumulation] / 2**30
-            raise UserError(f"depth={self._job['depth']}: one image needs {needs:.1f} GiB of {self._limit / 2**30:.1f}")
+            raise UserError(f"depth={self._job['depth']}: no batch fits in {self._limit / 2**30:.1f} GiB")
         return parts * self.accumulation
 
     def too_large(self, batch: int) -> None:
-        """Memory ran out at this batch, whatever the compiler said."""
-        self._bytes[batch] = float("inf")
+        """Memory ran out at this batch: there is less of it than the compiler says that this takes."""
+        self._limit = self._needed[batch] - 1.0
+        self._first = rung(batch // self.accumulation - 1)
         self.tried.append({"batch": batch, "out_of_memory": True})
         self.compiled.clear()
+        gc.collect()
 
     def _counted(self, parts: int) -> float:
+        """As ``mmdit plan`` counts, and the batch, whose texts are masked and laid out: much of a tiny run."""
         run = self.run(parts * self.accumulation)
-        return estimate(run, layout_of(run), parse("h100:1x1")).bytes
+        given = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_batch(run, _mesh(run))))
+        return estimate(run, layout_of(run), parse("h100:1x1")).bytes + 4.0 * given
 
     def _needs(self, parts: int) -> float:
-        batch = parts * self.accumulation
-        if batch in self._bytes and (self._bytes[batch] > self._limit or batch in self.compiled):
-            return self._bytes[batch]
+        batch, needs = parts * self.accumulation, float("inf")
         started = time.perf_counter()
         try:
-            compiled = compiled_step(self.run(batch))
+            self.compiled[batch] = compiled_step(self.run(batch))
+            needs = needed_bytes(self.compiled[batch])
+            if not self.compiled[batch].memory_analysis().temp_size_in_bytes:  # a kept program that has forgotten
+                needs = self._counted(parts)
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):
                 raise
-            self._bytes[batch] = float("inf")
-        else:
-            self._bytes[batch] = needed_bytes(compiled)
-            self.compiled[batch] = compiled
         seconds = time.perf_counter() - started
-        known = None if self._bytes[batch] == float("inf") else self._bytes[batch]
-        self.tried.append({"batch": batch, "bytes": known, "compile_seconds": seconds})
-        return self._bytes[batch]
+        self._needed[batch] = needs
+        told = None if needs == float("inf") else needs
+        self.tried.append({"batch": batch, "bytes": told, "compile_seconds": seconds})
+        return needs
+
+
+def _mesh(run: Run) -> Mesh:
+    return mesh_of(run, jax.local_devices()[:1])
 
 
 def compiled_step(run: Run, devices: Any = None, options: Any = None) -> Any:
     """The run's own step, compiled for one device."""
-    mesh = mesh_of(run, jax.local_devices()[:1] if devices is None else devices)
+    mesh = _mesh(run) if devices is None else mesh_of(run, devices)
     state = abstract_state(run.model, run.optimizer, run.steps, mesh, run.hardware.offload)
     step: Any = step_of(run, mesh)
     lowered = step.lower(state, abstract_batch(run, mesh), formulation(run.formulation), np.uint32(0))
@@ -121,13 +129,13 @@ def compiled_step(run: Run, devices: Any = None, options: Any = None) -> Any:
 
 def state_bytes(run: Run) -> int:
     """Of weights, average and optimizer."""
-    mesh = mesh_of(run, jax.local_devices()[:1])
+    mesh = _mesh(run)
     leaves = jax.tree.leaves(abstract_state(run.model, run.optimizer, run.steps, mesh))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _timed(compiled: Any, run: Run, job: dict[str, Any]) -> dict[str, Any]:
-    mesh = mesh_of(run, jax.local_devices()[:1])
+    mesh = _mesh(run)
     state = awake(init_state(run.model, run.optimizer, run.steps, 0, mesh))
     batch = random_like(abstract_batch(run, mesh), 1)
     f, seed = formulation(run.formulation), np.uint32(0)
