@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,14 @@ def test_offloading_where_devices_tell_of_no_memories(devices_tell: Any) -> None
     # Each of them, as argument and as result.
     assert afar.count('mhlo.memory_kind = "pinned_host"') == 2 * leaves
     assert afar == here
+    # Nothing reads them before the barrier that waits for what they are needed with.
+    main = afar.partition("func.func public @main(")[2].partition("func.func private")[0]
+    signature, _, body = main.partition("\n")
+    offloaded = re.findall(r"(%arg\d+): [^%]*pinned_host", signature.partition(" -> ")[0])
+    assert len(offloaded) == leaves
+    for name in offloaded:
+        uses = [line for line in body.splitlines() if re.search(rf"{name}\b", line)]
+        assert len(uses) == 1 and "optimization_barrier" in uses[0]
 
 
 def test_offloading_where_devices_have_no_such_memory(devices_tell: Any) -> None:
