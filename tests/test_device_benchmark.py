@@ -319,6 +319,7 @@ def test_the_goals_are_the_papers_sizes() -> None:
         "training depth 24, 256 px": {"product_share": 0.6},
         "training depth 24, 512 px": {"product_share": 0.6},
         "training depth 24, 256 px, remat dots": {"product_share": 0.6},
+        "training depth 24, 512 px, remat dots": {"product_share": 0.6},
         "training depth 24, 256 px, accumulation 2": {"product_share": 0.6},
     }
     wanted = {f"training depth {depth}, {side} px" for depth in (15, 18, 24) for side in (256, 512)}

@@ -16,7 +16,7 @@ from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import Formulation, learned
 from mmdit_jax.diffusion.adaptive import bin_members
 from mmdit_jax.diffusion.loss import draw, loss_at
-from mmdit_jax.host import onednn_options
+from mmdit_jax.host import gpu_options, onednn_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.layers import rows_in_parts
 from mmdit_jax.models.products import check_products
@@ -212,6 +212,7 @@ def make_train_step(
         mesh=mesh,
         offload=offload,
     )
+    options |= gpu_options(model_config.remat, mesh.devices.flat[0].platform)
     abstract = abstract_state(model_config, optimizer_config, steps, mesh, offload)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
