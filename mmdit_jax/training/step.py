@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
 
 from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import Formulation, learned
@@ -26,6 +25,9 @@ from mmdit_jax.training.clean import clean
 from mmdit_jax.training.optimizer import ema_decay, make_optimizer
 from mmdit_jax.training.rounding import stored, widened
 from mmdit_jax.training.state import TrainState, abstract_state
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
 
 BINS = 8
 POSTERIOR = 2
