@@ -18,6 +18,7 @@ from test_step import OPTIMIZER, batch
 from experiments.quickstart import study as quickstart
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import UserError
+from mmdit_jax.evaluation.text_to_image import sampler_program
 from mmdit_jax.models import MMDiTConfig, apply, init_params
 from mmdit_jax.models.config import ARCHITECTURES, PRODUCTS
 from mmdit_jax.models.parametrization import BLOCKS
@@ -216,5 +217,7 @@ def test_bad_values_and_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> No
     assert model.num_params() == MODEL.num_params()
     with pytest.raises(UserError, match=r"products='fp8': needs qwix; pip install 'mmdit-jax\[quantized\]'"):
         make_train_step(model, replace(OPTIMIZER, b1=0.8), 6, 0.0, make_mesh())
+    with pytest.raises(UserError, match="needs qwix"):
+        sampler_program(model, True)
     with pytest.raises(UserError, match="needs qwix"):
         dots_of_gradient(model)

@@ -116,7 +116,7 @@ def _backward(products: str, kept: Kept, gradient: jax.Array) -> tuple[jax.Array
     scale = scale.reshape(*scale.shape[:-1], *(1,) * columns)
     by_column = _rounded(wide * scale, BACKWARD[products], range(rows, rows + columns), products)
     # A sum for each part of the batch that lies on devices of its own, and these added up in the kernel's dtype, as
-    # those of full products are: what passes between devices is not int32, which hold 2^17 tokens at the worst.
+    # those of full products are: int32 would be twice as much to send, and hold 2^17 tokens at the worst.
     mesh = current_mesh()
     parts = 1 if mesh is None or len(gradient) % batch_parts(mesh) else batch_parts(mesh)
     split = jax.tree.map(lambda leaf: _split(leaf, parts), by_column)
