@@ -7,7 +7,7 @@
 First the ceilings: a copy in the device's memory, and a product of 8192 x 8192 matrices in bfloat16. Then drawing
 images (1024 pixels, 50 steps, guidance) and training steps (the largest batch that fits), the most important first. A
 measurement is a process of its own, so that one that runs out of memory, dies or hangs costs a row and no more; what
-there was no time for is told. Needs jax, flax, optax, numpy and jaxtyping. Exit code 0 when the table was made: goals
+there was no time for is told. Needs jax, flax, optax and numpy. Exit code 0 when the table was made: goals
 that were missed are marked in it.
 """
 

@@ -44,8 +44,9 @@ def jobs(*, tiny: bool = False) -> list[Job]:
     def pixels(of: int) -> int:
         return of // 8 if tiny else of
 
-    def training(of: int, side: int, remat: str = "none", accumulation: int = 1) -> Job:
+    def training(of: int, side: int, remat: str = "none", accumulation: int = 1, scan: bool = True) -> Job:
         told = "" if remat == "none" else f", remat {remat}"
+        told += "" if scan else ", unrolled"
         told += "" if accumulation == 1 else f", accumulation {accumulation}"
         shape = {
             **common,
@@ -56,7 +57,12 @@ def jobs(*, tiny: bool = False) -> list[Job]:
             "warm": 3,
             "calls": 4 if tiny else 10,
             "round_seconds": 0.2 if tiny else 1.0,
-            "overrides": {**common["overrides"], "model.remat": remat, "hardware.accumulation": accumulation},
+            "overrides": {
+                **common["overrides"],
+                "model.remat": remat,
+                "model.scan": scan,
+                "hardware.accumulation": accumulation,
+            },
         }
         goals = {"product_share": PRODUCT_SHARE} if of == 24 and not tiny else {}
         return Job(f"training depth {depth(of)}, {pixels(side)} px{told}", "training", 40, 170, goals, shape)
@@ -87,13 +93,15 @@ def jobs(*, tiny: bool = False) -> list[Job]:
         Job("ceilings", "ceilings", 10, 60, {}, ceilings),
         sampling(38),
         training(24, 256),
-        training(24, 256, remat="dots"),
+        training(24, 256, scan=False),
+        training(24, 512, scan=False),
         training(24, 512),
         sampling(24),
         training(15, 256),
         training(18, 256),
         training(15, 512),
         training(18, 512),
+        training(24, 256, remat="dots"),
         training(24, 512, remat="dots"),
         training(24, 256, accumulation=2),
         sampling(38, batch=4),
