@@ -31,6 +31,7 @@ LEVERS: dict[str, tuple[str, ...]] = {
     "remat dots": ("model.remat=dots",),
     "remat attention": ("model.remat=attention",),
     "remat full": ("model.remat=full",),
+    "blocks unrolled": ("model.scan=False",),
     "moments bfloat16": ("optimizer.moments=bfloat16",),
     "EMA bfloat16": ("optimizer.ema_dtype=bfloat16",),
     "accumulation 2": ("hardware.accumulation=2",),
