@@ -9,8 +9,8 @@ The width doubles with each block, so that four depths span a factor of eight. P
 about as many as the narrowest model has channels. AdamW, since muP's rules are for it. At the
 base's shape both are the same model: its rows should agree.
 
-112 runs, 250 teraFLOP: an estimate of an hour and a half on two idle cores, of which the widest model takes three quarters
-(kill it and start it again as often as you like; every rate is compiled anew, some ten seconds for each pair of seeds).
+96 runs, 210 teraFLOP: an hour and a half on two idle cores, of which the widest model takes three quarters (kill it and
+start it again as often as you like; every rate is compiled anew, some ten seconds for each pair of seeds).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WIDTHS = {1: 24, 2: 48, 3: 96, 4: 192}
 """By depth."""
 BASE = 2
 """The depth whose model is the same under both: at depth 1 no text stream has branches."""
-EXPONENTS = range(-10, -3)
+EXPONENTS = range(-9, -3)
 """Of 2, which the learning rates are."""
 SEEDS = (0, 1)
 STEPS = 250

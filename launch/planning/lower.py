@@ -65,7 +65,7 @@ def lowered(request: Request) -> tuple[Any, Mesh]:
         _take_cudnn_as_given()
     if request.sampling:
         mesh = make_mesh(devices=devices[:1])
-        return _sampling(run, mesh), mesh
+        return sampling(run, mesh), mesh
     mesh = mesh_of(run, devices)
     state = abstract_state(run.model, run.optimizer, run.steps, mesh, run.hardware.offload)
     lower: Any = step_of(run, mesh)
@@ -103,8 +103,11 @@ def abstract_batch(run: Run, mesh: Mesh) -> dict[str, Any]:
     return {"latents": {"mean": square, "logvar": square, "shift": one, "scale": one}, "text": text}
 
 
-def _sampling(run: Run, mesh: Mesh) -> Any:
-    """The loop that draws ``run.batch`` images with guidance; weights in the blocks' dtype, text encoded beforehand."""
+def sampling_arguments(run: Run, mesh: Mesh) -> tuple[Any, ...]:
+    """Shapes of what ``sampler_program`` takes to draw ``run.batch`` images with guidance.
+
+    Weights are in the blocks' dtype, the text is encoded beforehand, the table is of 50 steps.
+    """
     where = NamedSharding(mesh, PartitionSpec())
 
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -122,9 +125,14 @@ def _sampling(run: Run, mesh: Mesh) -> Any:
         plan(formulation(run.formulation), SamplerConfig(steps=50, guidance=5.0)),
     )
     noise = array(run.batch, size, size, config.in_channels)
-    program: Any = sampler_program(config, True)
+    return params, None, table, text, text, noise
+
+
+def sampling(run: Run, mesh: Mesh) -> Any:
+    """The loop that draws them, lowered."""
+    program: Any = sampler_program(run.model, True)
     with placed_on(mesh):
-        return program.lower(params, None, table, text, text, noise)
+        return program.lower(*sampling_arguments(run, mesh))
 
 
 def _take_cudnn_as_given() -> None:

@@ -56,7 +56,16 @@ def _version(name: str) -> str | None:
 
 # What makes the programs, and what reads them; the rest of the package does not change an answer.
 _CODE = (
-    *("models", "diffusion", "training", "sharding.py", "chips.py", "config.py", "evaluation/text_to_image.py"),
+    *(
+        "models",
+        "diffusion",
+        "training",
+        "sharding.py",
+        "chips.py",
+        "config.py",
+        "host.py",
+        "evaluation/text_to_image.py",
+    ),
     *(f"../launch/planning/{name}*.py" for name in ("child", "lower", "gpu", "measure", "hlo", "col", "links", "roof")),
 )
 

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from mmdit_jax.diffusion import Formulation, Plan, SamplerConfig, plan, sample
 from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.models import MMDiTConfig, apply
+from mmdit_jax.models.products import check_products
 from mmdit_jax.models.text import assemble
 
 EVALUATIONS_BOUND = 128
@@ -110,6 +111,7 @@ def _compiled(
     config: MMDiTConfig, shape: tuple[int, ...], with_guidance: bool, mesh: Mesh | None, layout: str, pixels: bool
 ) -> Callable[..., tuple[Array, Array]]:
     """The jitted loop: noise to x0, uint8 if these are ``pixels``; conditional and unconditional side in one batch."""
+    check_products(config)
 
     def run(params: Any, table: Plan, index: Array, text: Text, seed: Array) -> tuple[Array, Array]:
         context, pooled = assemble(text, layout=layout)

@@ -19,6 +19,7 @@ from mmdit_jax.diffusion import Formulation, Plan, SamplerConfig, plan, sample
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.sampling import initial_noise
 from mmdit_jax.models import MMDiTConfig, apply
+from mmdit_jax.models.products import check_products
 from mmdit_jax.models.sd3 import SD3
 from mmdit_jax.models.text import TextEncoder, TextShape, TextStates, assemble, context_shape, text_encoder
 
@@ -140,6 +141,7 @@ def sample_latents(
 @functools.lru_cache(maxsize=8)
 def sampler_program(config: MMDiTConfig, with_guidance: bool) -> Callable[..., Array]:
     """The jitted loop of ``sample_latents``: (params, positions, table, prompts, negative, noise) -> latents."""
+    check_products(config)
 
     def run(
         params: Any, positions: Array | None, table: Plan, prompts: Conditioning, negative: Conditioning, noise: Array

@@ -45,8 +45,8 @@ class MMDiTConfig:
       dtype: of the blocks' arithmetic. Parameters, timesteps, normalisation, softmax and the output stay float32.
       products: how the blocks' dense layers multiply, forward and backward: "full", in ``dtype``, or with both operands
         rounded to eight bits, "int8" or "fp8" (see ``models.products``; needs qwix). Embeddings, conditioning MLPs,
-        modulation, the output layer, a UViT's convolutions and attention stay full: they are a few per cent of the
-        products but for attention, and errors in what they make reach every token.
+        modulation, the output layer, a UViT's convolutions and attention stay full: at 256 pixels they are
+        5 % of an MMDiT's FLOPs, and errors in embeddings and modulation reach every block.
       architecture: which network of SD3's figure 4: "mmdit", or "dit", "crossdit", "uvit", "mmdit3" (see
         ``mmdit_jax.models.architectures``), of which all other fields mean the same.
       text_split: tokens of the first text stream of "mmdit3" (CLIP's 77); the rest of the text is the second's.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.attention import save_attention
@@ -19,6 +18,9 @@ from mmdit_jax.models.parametrization import condition_scale, input_scale
 from mmdit_jax.models.positions import patchify, sincos_positions, timestep_features, unpatchify
 from mmdit_jax.models.products import save_products
 from mmdit_jax.sharding import current_mesh, gathered, place
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 class Given(NamedTuple):

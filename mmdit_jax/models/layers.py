@@ -7,14 +7,17 @@ import contextvars
 import functools
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.products import product
 from mmdit_jax.sharding import current_mesh, place, platform
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 NORM_EPS = 1e-6
 

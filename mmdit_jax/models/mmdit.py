@@ -7,17 +7,20 @@ section 4 and figure 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.attention import attention_of_each, joint_attention
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, Given, rematerialised, stacked
 from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
 from mmdit_jax.sharding import place
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 class Stream(nnx.Module):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.config import POSITION_BASE, TIME_FEATURES
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 MAX_PERIOD = 10_000.0
 

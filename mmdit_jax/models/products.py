@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.sharding import batch_parts, current_mesh
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 FORWARD = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 BACKWARD = {"int8": jnp.int8, "fp8": jnp.float8_e5m2}
@@ -113,14 +115,16 @@ def _backward(products: str, kept: Kept, gradient: jax.Array) -> tuple[jax.Array
 
     scale = scale.reshape(*scale.shape[:-1], *(1,) * columns)
     by_column = _rounded(wide * scale, BACKWARD[products], range(rows, rows + columns), products)
-    # A sum for each part of the batch that lies on devices of its own: what passes between them is float32, and the
-    # int32 of one part hold 2^17 tokens, even at the worst.
+    # A sum for each part of the batch that lies on devices of its own, and these added up in the kernel's dtype, as
+    # those of full products are: int32 would be twice as much to send, and hold 2^17 tokens at the worst.
     mesh = current_mesh()
     parts = 1 if mesh is None or len(gradient) % batch_parts(mesh) else batch_parts(mesh)
     split = jax.tree.map(lambda leaf: _split(leaf, parts), by_column)
     tokens = tuple(range(1, rows + 1))
     sums = dot(_split(left, parts), split, ((tokens, tokens), ((0,), (0,))))
-    return x_gradient.astype(gradient.dtype), jnp.sum(sums, axis=0).astype(kernel.dtype)
+    # Not jnp.sum: it would add in float32, which XLA can't turn into a reduce-scatter of the result.
+    kernel_gradient = jax.lax.reduce(sums.astype(kernel.dtype), jnp.zeros((), kernel.dtype), jax.lax.add, (0,))
+    return x_gradient.astype(gradient.dtype), kernel_gradient
 
 
 def _split(array: jax.Array, parts: int) -> jax.Array:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Given
 from mmdit_jax.models.mmdit import JointBlock, MMDiT, Stream
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 BRANCHES = ("image attention", "image MLP", "text attention", "text MLP")
 """Places within each block but the last, whose text has none; before the gates."""

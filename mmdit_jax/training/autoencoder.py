@@ -7,14 +7,13 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers, muon
 
 from mmdit_jax.data.order import batch_indices
@@ -24,6 +23,9 @@ from mmdit_jax.models.autoencoder.interface import sample_posterior
 from mmdit_jax.models.autoencoder.kl import KLAutoencoder
 from mmdit_jax.models.autoencoder.network import Network
 from mmdit_jax.training.optimizer import ADAM_SHARE
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 _CHUNK = 256
 _FIRST_LOGVAR = -4.0

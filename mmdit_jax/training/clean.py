@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from mmdit_jax.data.encoded import Examples, LatentSpace
+if TYPE_CHECKING:  # the step needs none of what reads encoded sets
+    from mmdit_jax.data.encoded import Examples, LatentSpace
 
 Inputs = Mapping[str, Any]
 """Either "image", uint8 [N, H, W, C], or "latents": "mean" and "logvar", [N, h, w, C] in any float, of a posterior

@@ -76,7 +76,19 @@ def seconds_a_call(
     samples: int = 9,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds that ``call`` takes, the median of ``samples``; compilation and ``warm`` more calls come before them.
+    """Seconds that ``call`` takes, the median of ``timings``."""
+    return statistics.median(timings(call, calls=calls, warm=warm, samples=samples, clock=clock))
+
+
+def timings(
+    call: Callable[[], Any],
+    *,
+    calls: int,
+    warm: int,
+    samples: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Seconds that ``call`` takes, ``samples`` times; compilation and ``warm`` more calls come before them.
 
     A sample is of ``calls`` calls that are waited for together, so that the host's part of one hides behind another.
     """
@@ -91,4 +103,4 @@ def seconds_a_call(
         start = clock()
         several(calls)
         found.append((clock() - start) / calls)
-    return statistics.median(found)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
@@ -12,10 +12,12 @@ from mmdit_jax.config import HardwareConfig, Run
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import UserError
 from mmdit_jax.sharding import batch_parts, make_mesh
-from mmdit_jax.training.data import TrainingData, global_batches
 from mmdit_jax.training.meter import Values
 from mmdit_jax.training.state import TrainState
 from mmdit_jax.training.step import Batch, Metrics, TrainStep, make_train_step
+
+if TYPE_CHECKING:  # the step needs none of what reads data sets
+    from mmdit_jax.training.data import TrainingData
 
 
 class Program(Protocol):
@@ -91,6 +93,8 @@ class Solo:
         return state
 
     def batches(self, data: TrainingData, start_step: int) -> Iterator[Batch]:
+        from mmdit_jax.training.data import global_batches
+
         return global_batches(self._run, data, start_step, self.mesh)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

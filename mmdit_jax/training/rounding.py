@@ -7,11 +7,13 @@ are right on average.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 def round_at_random(x: Float[Array, "*axes"], key: jax.Array) -> Float[Array, "*axes"]:

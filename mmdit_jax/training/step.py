@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
 
 from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import Formulation, learned
 from mmdit_jax.diffusion.adaptive import bin_members
 from mmdit_jax.diffusion.loss import draw, loss_at
-from mmdit_jax.host import onednn_options
+from mmdit_jax.host import gpu_options, onednn_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.layers import rows_in_parts
 from mmdit_jax.models.products import check_products
@@ -26,6 +25,9 @@ from mmdit_jax.training.clean import clean
 from mmdit_jax.training.optimizer import ema_decay, make_optimizer
 from mmdit_jax.training.rounding import stored, widened
 from mmdit_jax.training.state import TrainState, abstract_state
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
 
 BINS = 8
 POSTERIOR = 2
@@ -212,6 +214,7 @@ def make_train_step(
         mesh=mesh,
         offload=offload,
     )
+    options |= gpu_options(model_config.remat, mesh.devices.flat[0].platform)
     abstract = abstract_state(model_config, optimizer_config, steps, mesh, offload)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 

@@ -74,6 +74,13 @@ def test_offloading(memo: Path, topology: str, devices: int) -> None:
         assert within["peak_gib"] - plan["peak_gib"] > 0.9 * plan["host_gib"]
 
 
+def test_products_that_dots_keeps_are_computed_once_on_a_gpu(memo: Path) -> None:
+    words = ("--depth", "3", "--batch", "64", "--topology", "h100:1x1", "--remat", "dots")
+    plan = run(memo, *words, "--accumulation", "1", "--json")
+    assert plan["remat"] == "dots"
+    assert plan["device_flops"] < 1.05 * plan["flops_per_step"]
+
+
 def test_two_slices_share_only_data(memo: Path) -> None:
     layout = ("--fsdp", "4", "--sequence", "1", "--tensor", "1", "--accumulation", "1", "--remat", "full")
     check(run(memo, *SMALL, "--topology", "2*v5e:2x2", *layout, "--json"), 8)

@@ -7,16 +7,20 @@ and stays as it is.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, Given, scan, stacked
 from mmdit_jax.models.layers import Dense, HeadNorm, modulated_norm
 from mmdit_jax.models.mmdit import Stream, merged
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 class CrossAttention(nnx.Module):

@@ -6,15 +6,19 @@ figure 4): an MMDiT whose streams share their weights.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.attention import joint_attention
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, Given, rematerialised, scan, stacked
 from mmdit_jax.models.mmdit import Stream
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 class Block(nnx.Module):

@@ -6,15 +6,19 @@ first ``text_split`` tokens for the CLIP stream and the rest for T5's.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.architectures.counts import split_text
 from mmdit_jax.models.attention import attention_of_each
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, Given, embedding, rematerialised, scan, stacked
 from mmdit_jax.models.mmdit import Stream, all_tokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 Streams = tuple[jax.Array, jax.Array, jax.Array]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.architectures.crossdit import CrossDiT
 from mmdit_jax.models.architectures.dit import DiT
@@ -16,6 +15,9 @@ from mmdit_jax.models.architectures.uvit import UViT
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.mmdit import MMDiT
 from mmdit_jax.sharding import STACKS, gathered
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 Params = dict[str, Any]
 

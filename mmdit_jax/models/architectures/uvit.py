@@ -15,10 +15,11 @@ So the transformer sees patches of 2 x ``patch_size``: a UViT of patch size 1 ha
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.architectures.counts import UVIT_BLOCKS
 from mmdit_jax.models.architectures.dit import SingleStream
@@ -26,6 +27,9 @@ from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Given, scan, stacked
 from mmdit_jax.models.layers import Dense, modulated_norm
 from mmdit_jax.models.positions import patchify, unpatchify
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 class ResidualBlock(nnx.Module):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
 from mmdit_jax import sharding
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.attention.kernels import cudnn_attention, splash_attention
 from mmdit_jax.models.attention.plain import plain_attention
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 def attention_kind(asked: str, dtype: str, platform: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.attention.saved import SAVED
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 BLOCKS = (512, 384, 256)
 """Tokens that Splash takes at a time; its default of 128 leaves a TPU's matrix unit waiting."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.attention.saved import SAVED
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 Residuals = tuple[jax.Array, ...]
 

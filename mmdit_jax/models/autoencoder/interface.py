@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float32, UInt8
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float32, UInt8
 
 
 class Autoencoder(Protocol):

@@ -5,12 +5,16 @@ Attributes have the names of diffusers' AutoencoderKL, so that the path of a par
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mmdit_jax.models.autoencoder.config import AutoencoderConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)

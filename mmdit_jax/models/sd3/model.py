@@ -6,12 +6,11 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.architectures.registry import Params, apply
@@ -22,6 +21,9 @@ from mmdit_jax.models.sd3.infer import check
 from mmdit_jax.models.sd3.layout import from_ours, our_shape, parts, swap_halves, to_ours
 from mmdit_jax.models.sd3.names import Entry, entries
 from mmdit_jax.models.sd3.reader import Checkpoint, Source, open_checkpoint
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 @dataclass(frozen=True)

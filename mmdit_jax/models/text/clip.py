@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.models.text.layers import ACTIVATIONS, attention, layer_norm, linear
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int
 
 LAYER = "encoder.layers.*."
 PROJECTION = "text_projection.weight"

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text.layers import ACTIVATIONS, attention, linear, rms_norm
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int
 
 LAYER = "encoder.block.*.layer."
 RELATIVE = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"

@@ -1,0 +1,1 @@
+"""What ``benchmarks.device`` starts on the machine with the accelerator, a process a measurement."""
