@@ -70,8 +70,8 @@ def test_offloading(memo: Path, topology: str, devices: int) -> None:
     within = run(memo, *words)
     assert within["host_gib"] == within["host_bytes"] == 0
     assert within["argument_gib"] - plan["argument_gib"] == pytest.approx(plan["host_gib"], rel=1e-3)
-    # It comes when the activations have gone: the fullest moment is without it.
-    assert within["peak_gib"] - plan["peak_gib"] > 0.9 * plan["host_gib"]
+    if devices == 1:  # a GPU's compiler keeps to the barrier: what is away comes when the activations have gone
+        assert within["peak_gib"] - plan["peak_gib"] > 0.9 * plan["host_gib"]
 
 
 def test_products_that_dots_keeps_are_computed_once_on_a_gpu(memo: Path) -> None:
