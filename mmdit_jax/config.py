@@ -225,11 +225,13 @@ class Run:
     def run_id(self) -> str:
         """``<name>-<hash>``: the hash covers the resolved config and the encoders' weights.
 
-        Left out is what moves results by rounding only: hardware, rematerialisation, the kernel of the attention.
+        Left out is what moves results by rounding only: hardware, rematerialisation, the kernel of the attention. (But
+        blocks unrolled by ``scan=False``, as runs had that before.)
         """
         config = to_dict(self)
         del config["hardware"], config["model"]["attention"]
         config["model"]["remat"] = "none"
+        config["model"]["scan"] = self.model.scan is not False
         for group, fields in ADDED_LATER.items():
             for field_name, before in fields.items():
                 if config[group][field_name] == before:

@@ -318,8 +318,7 @@ def test_the_goals_are_the_papers_sizes() -> None:
     assert goals == {
         "sampling depth 38, 1024 px": {"seconds": 6.0, "bytes": 24e9},
         "training depth 24, 256 px": {"product_share": 0.6},
-        "training depth 24, 256 px, unrolled": {"product_share": 0.6},
-        "training depth 24, 512 px, unrolled": {"product_share": 0.6},
+        "training depth 24, 256 px, scanned": {"product_share": 0.6},
         "training depth 24, 512 px": {"product_share": 0.6},
         "training depth 24, 256 px, remat dots": {"product_share": 0.6},
         "training depth 24, 512 px, remat dots": {"product_share": 0.6},

@@ -12,6 +12,7 @@ from flax import nnx
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiT, MMDiTConfig, apply, init_params
+from mmdit_jax.models.frame import unrolls
 from mmdit_jax.models.mmdit import JointBlock
 from mmdit_jax.models.positions import sincos_positions, timestep_features
 
@@ -113,6 +114,14 @@ def test_flops_of_the_whole_model_are_xlas(dual) -> None:
     assert config.flops_6nd(size, size, text) == 6 * config.num_params() * (64 + 12)
 
 
+@pytest.mark.parametrize(("platform", "scanned"), [("cpu", True), ("tpu", True), ("gpu", False)])
+def test_blocks_are_unrolled_where_it_pays_unless_told(platform, scanned, monkeypatch) -> None:
+    monkeypatch.setattr("mmdit_jax.models.frame.platform", lambda: platform)
+    assert unrolls(TINY) is not scanned
+    assert unrolls(replace(TINY, scan=False)) and not unrolls(replace(TINY, scan=True))
+    assert not any(unrolls(replace(TINY, remat=remat)) for remat in ("dots", "attention", "full"))
+
+
 @pytest.mark.parametrize("dual", [0, 1])
 def test_scan_remat_and_unrolled_agree(dual) -> None:
     tiny = replace(TINY, dual_attention=dual)
@@ -206,6 +215,7 @@ def test_positions_are_a_centre_crop() -> None:
         ({"depth": 4, "heads": 3, "width": 256}, "width=256: expected heads x head_size = 3 x 64"),
         ({"depth": 4, "width": 100}, "width=100: expected a multiple of head_size=64"),
         ({"depth": 4, "remat": "som"}, "remat"),
+        ({"depth": 4, "scan": "yes"}, "scan"),
         ({"depth": 4, "dtype": "float16"}, "bfloat16"),
         ({"depth": 4, "dpth": 2}, "depth"),
         ({"depth": 4, "dual_attention": 5}, "dual_attention=5: expected at most depth=4"),

@@ -207,6 +207,8 @@ def test_runs_made_before_keep_their_ids() -> None:
     run = quickstart().runs[0]
     assert len({replace(run, model=replace(run.model, products=products)).run_id for products in PRODUCTS}) == 3
     assert run.run_id == "d1-rf-74a98ee81c"
+    scanned, left_open = (replace(run, model=replace(run.model, scan=scan)).run_id for scan in (True, None))
+    assert scanned == left_open != run.run_id
 
 
 def test_bad_values_and_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:

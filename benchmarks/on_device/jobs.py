@@ -44,9 +44,9 @@ def jobs(*, tiny: bool = False) -> list[Job]:
     def pixels(of: int) -> int:
         return of // 8 if tiny else of
 
-    def training(of: int, side: int, remat: str = "none", accumulation: int = 1, scan: bool = True) -> Job:
+    def training(of: int, side: int, remat: str = "none", accumulation: int = 1, scan: bool | None = None) -> Job:
         told = "" if remat == "none" else f", remat {remat}"
-        told += "" if scan else ", unrolled"
+        told += ", scanned" if scan else ""
         told += "" if accumulation == 1 else f", accumulation {accumulation}"
         shape = {
             **common,
@@ -93,14 +93,13 @@ def jobs(*, tiny: bool = False) -> list[Job]:
         Job("ceilings", "ceilings", 10, 60, {}, ceilings),
         sampling(38),
         training(24, 256),
-        training(24, 256, scan=False),
-        training(24, 512, scan=False),
         training(24, 512),
         sampling(24),
         training(15, 256),
         training(18, 256),
         training(15, 512),
         training(18, 512),
+        training(24, 256, scan=True),
         training(24, 256, remat="dots"),
         training(24, 512, remat="dots"),
         training(24, 256, accumulation=2),

@@ -40,8 +40,9 @@ class MMDiTConfig:
       remat: what a block keeps for its backward pass: "none" recomputes nothing but casts of weights, "dots" keeps
         matrix products and what attention returns, "attention" only the latter, "full" only the block's input.
       attention: "auto" takes the platform's best (``models.attention``), or "xla", "cudnn", "splash".
-      scan: run the blocks with ``jax.lax.scan`` (compile time independent of depth) or unrolled (a little faster when
-        small). The parameters are the same either way.
+      scan: run the blocks with ``jax.lax.scan`` (compile time independent of depth), or unrolled if False (a little
+        faster when small, much faster in training on GPUs). None: as ``models.frame.unrolls`` says. The parameters are
+        the same either way.
       dtype: of the blocks' arithmetic. Parameters, timesteps, normalisation, softmax and the output stay float32.
       products: how the blocks' dense layers multiply, forward and backward: "full", in ``dtype``, or with both operands
         rounded to eight bits, "int8" or "fp8" (see ``models.products``; needs qwix). Embeddings, conditioning MLPs,
@@ -72,7 +73,7 @@ class MMDiTConfig:
     dual_attention: int = 0
     remat: str = "none"
     attention: str = "auto"
-    scan: bool = True
+    scan: bool | None = None
     dtype: str = "float32"
     products: str = "full"
     architecture: str = "mmdit"
@@ -98,6 +99,8 @@ class MMDiTConfig:
                 f"head_size={self.head_size}: with heads={self.num_heads} the width is {self.width};"
                 " 2-D sin-cos positions need a multiple of 4"
             )
+        if self.scan is not None and not isinstance(self.scan, bool):
+            raise UserError(f"scan={self.scan!r}: expected True, False or None")
         if self.remat not in REMAT_POLICIES:
             unknown("remat", self.remat, REMAT_POLICIES)
         if self.attention not in ATTENTIONS:

@@ -17,7 +17,7 @@ from mmdit_jax.models.layers import ConditionMLP, Dense, modulated_norm
 from mmdit_jax.models.parametrization import condition_scale, input_scale
 from mmdit_jax.models.positions import patchify, sincos_positions, timestep_features, unpatchify
 from mmdit_jax.models.products import save_products
-from mmdit_jax.sharding import current_mesh, gathered, place
+from mmdit_jax.sharding import current_mesh, gathered, place, platform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -120,8 +120,17 @@ def stacked(make: Callable[[nnx.Rngs], Any], keys: jax.Array) -> Any:
 
 def scan(config: MMDiTConfig, block: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, count: int) -> Any:
     """``jax.lax.scan`` of a block over ``count`` stacked modules, rematerialised and unrolled as the config says."""
-    unroll = 1 if config.scan else count
-    return jax.lax.scan(rematerialised(block, config), carry, xs, unroll=unroll)
+    return jax.lax.scan(rematerialised(block, config), carry, xs, unroll=count if config.scan is False else 1)
+
+
+def unrolls(config: MMDiTConfig) -> bool:
+    """Whether a training step unrolls the blocks on the platform of ``placed_on``: as the config says, else on GPUs
+    where nothing is recomputed.
+
+    Scanned, what each block keeps for the backward pass is copied into stacks of all blocks, and out of them again. XLA
+    for GPUs does so in kernels of their own, which take longer than the products (docs/levers.md).
+    """
+    return not config.scan if config.scan is not None else config.remat == "none" and platform() == "gpu"
 
 
 def rematerialised(function: Callable[[Any, Any], Any], config: MMDiTConfig) -> Any:

@@ -160,6 +160,6 @@ class MMDiT(Frame):
         carry = (x + self.placed(given), self.context(given.context))
         for name in ("dual", "blocks"):
             if name in vars(self):
-                carry, _ = jax.lax.scan(body, carry, vars(self)[name], unroll=not self.config.scan)
+                carry, _ = jax.lax.scan(body, carry, vars(self)[name], unroll=self.config.scan is False)
         (x, _), _ = body(carry, self.last)
         return x

@@ -20,6 +20,7 @@ from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import Diverged, Preempted, UserError
 from mmdit_jax.host import sigterm_noted
 from mmdit_jax.models.attention import attention_kind
+from mmdit_jax.models.frame import unrolls
 from mmdit_jax.sharding import platform
 from mmdit_jax.training.best import Best
 from mmdit_jax.training.checkpoint import Checkpoints
@@ -90,7 +91,8 @@ def _train(
         machine: dict[str, Any] = {"devices": mesh.size, "platform": jax.default_backend(), "cores": os.cpu_count()}
         costs = step_flops(first, (first.data.resolution, first.data.resolution))
         machine |= {**dataclasses.asdict(peak), "step_flops": costs[0], "step_flops_6nd": costs[1]}
-        machine |= {"mesh": dict(mesh.shape), "attention": _attention(first)}
+        blocks = "unrolled" if unrolls(first.model) else "scanned"
+        machine |= {"mesh": dict(mesh.shape), "attention": _attention(first), "blocks": blocks}
         if len(program.runs) > 1:
             machine["replicas"] = len(program.runs)
         members = []
@@ -102,7 +104,9 @@ def _train(
         progress = Progress(_names(program), first.steps, enabled=main and not quiet)
         closing.callback(progress.close)
         axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "1 device"
-        progress.say(f"from step {start} on {peak.device_kind}: {axes}, attention {machine['attention']}")
+        progress.say(
+            f"from step {start} on {peak.device_kind}: {axes}, attention {machine['attention']}, blocks {blocks}"
+        )
 
         in_flight, batches = InFlight(), program.batches(data, start)
         compiled: set[Any] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ from mmdit_jax.diffusion.adaptive import bin_members
 from mmdit_jax.diffusion.loss import draw, loss_at
 from mmdit_jax.host import gpu_options, onednn_options
 from mmdit_jax.models import MMDiTConfig, apply
+from mmdit_jax.models.frame import unrolls
 from mmdit_jax.models.layers import rows_in_parts
 from mmdit_jax.models.products import check_products
 from mmdit_jax.models.text import assemble
@@ -78,6 +80,8 @@ def step_function(
       UserError: the model's products need a package that is not installed.
     """
     check_products(model_config)
+    with placed_on(mesh):
+        model_config = dataclasses.replace(model_config, scan=not unrolls(model_config))
     optimizer = make_optimizer(optimizer_config, steps, model_config)
 
     def loss_of(params: Any, f: Formulation, part: _Part) -> tuple[jax.Array, jax.Array]:
