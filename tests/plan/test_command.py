@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_told_with_what_would(memo: Path) -> None:
     """By the compiler's own refusal on a TPU, by comparing on a GPU."""
     layout = ("--fsdp", "1", "--sequence", "1", "--tensor", "1", "--remat", "none", "--accumulation", "1")
     for topology in ("v5e:2x4", "h100:1x8"):
-        plan = run(memo, "--depth", "8", "--batch", "8192", "--topology", topology, *layout, "--json")
+        plan = run(memo, "--depth", "8", "--batch", "16384", "--topology", topology, *layout, "--json")
         assert not plan["fits"] and plan["peak_gib"] > plan["hbm_gib"] and len(plan["ways_to_fit"]) == 3
 
 
