@@ -18,11 +18,11 @@ from typing import Any
 import pandas as pd
 
 from launch.plan import planned_run
-from launch.planning.ask import ask
+from launch.planning.ask import ask, default_memo
 from launch.planning.request import Request
 from launch.planning.target import parse
 from mmdit_jax.config import Run
-from mmdit_jax.config_values import override
+from mmdit_jax.config_values import overridden, override
 from mmdit_jax.errors import unknown
 
 BASE = "none"
@@ -49,10 +49,7 @@ RATIOS = {"flops": "device_flops", "hbm": "hbm_bytes", "step": "step_seconds"}
 
 def pulled(run: Run, lever: str) -> Run:
     """``run`` with a lever."""
-    for item in LEVERS[lever]:
-        field, _, value = item.partition("=")
-        run = override(run, field, value)
-    return run
+    return overridden(run, LEVERS[lever])
 
 
 def row(lever: str, plan: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +88,7 @@ def main() -> None:
     parser.add_argument("--resolution", default="256")
     parser.add_argument("--fsdp", type=int, default=1, help="devices that the state is spread over, in every row")
     parser.add_argument("--only", nargs="+", default=list(LEVERS), metavar="LEVER", help="these rows, and the base")
-    parser.add_argument("--memo", type=Path, default=Path.home() / ".cache" / "mmdit-jax" / "plans")
+    parser.add_argument("--memo", type=Path, default=default_memo())
     args = parser.parse_args()
     for name in args.only:
         if name not in LEVERS:

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from launch.plan import planned_run
-from launch.planning.ask import ask
+from launch.planning.ask import ask, default_memo
 from launch.planning.request import Request
 from launch.planning.search import search
 from launch.planning.target import parse
@@ -57,7 +57,7 @@ def row(topology: str, depth: int, resolution: int, tries: int, memo: Path) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="CSV file")
-    parser.add_argument("--memo", type=Path, default=Path.home() / ".cache" / "mmdit-jax" / "plans")
+    parser.add_argument("--memo", type=Path, default=default_memo())
     parser.add_argument("--tries", type=int, default=3, help="compilations for a row at most")
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)

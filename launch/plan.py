@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from launch.planning.ask import ask
+from launch.planning.ask import ask, default_memo
 from launch.planning.layout import Layout, layout_of, why_not
 from launch.planning.request import Request
 from launch.planning.search import Tried, ranked, search, ways_to_fit
@@ -19,7 +18,7 @@ from launch.planning.tell import plan_lines, study_lines
 from launch.studies import load_study
 from mmdit_jax.chips import GIB
 from mmdit_jax.config import DataConfig, OptimizerConfig, Run
-from mmdit_jax.config_values import override
+from mmdit_jax.config_values import overridden
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig
 from mmdit_jax.models.config import REMAT_POLICIES
@@ -131,11 +130,7 @@ def planned_run(args: argparse.Namespace) -> Run:
     batch = args.batch or (1 if args.sample else 4096)
     steps = args.steps or (50 if args.sample else 500_000)
     run = Run("planned", model, data, OptimizerConfig(), "rf/lognorm(0.00,1.00)", steps=steps, batch=batch)
-    for item in args.overrides:
-        path, equals, text = item.partition("=")
-        if not equals:
-            raise UserError(f"--set {item!r}: expected field=value, such as optimizer.moments=bfloat16")
-        run = override(run, path.strip(), text.strip())
+    run = overridden(run, args.overrides)
     run.model.grid(run.data.resolution, run.data.resolution)
     return run
 
@@ -161,8 +156,7 @@ def laid_out(args: argparse.Namespace, run: Run, target: Target) -> Run:
 
 
 def _ask(args: argparse.Namespace, request: Request) -> dict[str, Any]:
-    memo = args.memo or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmdit-jax" / "plans"
-    return ask(request, memo)
+    return ask(request, args.memo or default_memo())
 
 
 def _searched(args: argparse.Namespace, run: Run, target: Target) -> tuple[dict[str, Any], list[Tried]]:

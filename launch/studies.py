@@ -13,7 +13,7 @@ from types import ModuleType
 import experiments
 from mmdit_jax import config
 from mmdit_jax.config import Study
-from mmdit_jax.config_values import override
+from mmdit_jax.config_values import overridden
 from mmdit_jax.errors import UserError, nearest
 from mmdit_jax.models import MMDiTConfig
 
@@ -54,13 +54,7 @@ def load_study(name_or_path: str, overrides: list[str] | None = None) -> Study:
         raise UserError(
             f"study={name_or_path!r}: study() returned {type(study).__name__}, expected mmdit_jax.config.Study"
         )
-    runs = list(study.runs)
-    for item in overrides or []:
-        path, equals, text = item.partition("=")
-        if not equals:
-            raise UserError(f"--set {item!r}: expected field=value, such as optimizer.learning_rate=1e-3")
-        runs = [override(run, path.strip(), text.strip()) for run in runs]
-    return Study(study.name, tuple(runs))
+    return Study(study.name, tuple(overridden(run, overrides or ()) for run in study.runs))
 
 
 def _import(name_or_path: str) -> ModuleType:

@@ -248,15 +248,18 @@ class Run:
 
         Of an encoded set with several buckets: as if all latents were square.
         """
-        size, length = self.data.resolution, context_tokens(self)
-        steps = self.steps if step is None else step
-        return 3.0 * self.model.flops_per_image(size, size, length) * self.batch * steps
+        size = self.data.resolution
+        return self.step_flops(size, size)[0] * (self.steps if step is None else step)
 
     def train_flops_6nd(self, step: int | None = None) -> float:
         """The same by the 6·N·D convention, D the tokens of both streams."""
         size = self.data.resolution
-        steps = self.steps if step is None else step
-        return float(self.model.flops_6nd(size, size, context_tokens(self))) * self.batch * steps
+        return self.step_flops(size, size)[1] * (self.steps if step is None else step)
+
+    def step_flops(self, height: int, width: int) -> tuple[float, float]:
+        """FLOPs of a training step on images or latents of these sides: by the per-stream count, and by 6·N·D."""
+        shape = (height, width, context_tokens(self))
+        return 3.0 * self.model.flops_per_image(*shape) * self.batch, float(self.model.flops_6nd(*shape)) * self.batch
 
 
 ADDED_LATER: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from mmdit_jax.errors import UserError, nearest
@@ -68,6 +68,16 @@ def _typed(hint: Any, value: Any) -> Any:
         (other,) = [item for item in typing.get_args(hint) if item is not types.NoneType]
         return _typed(other, value)
     return value
+
+
+def overridden(config: Any, items: Iterable[str]) -> Any:
+    """``config`` with every ``field=value`` of ``items`` set, one after the other, as ``override`` does."""
+    for item in items:
+        path, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item!r}: expected field=value, such as optimizer.learning_rate=1e-3")
+        config = override(config, path.strip(), text.strip())
+    return config
 
 
 def override(config: Any, path: str, text: str, _full: str | None = None) -> Any:

@@ -132,13 +132,13 @@ def onednn_options() -> dict[str, bool | str]:
 
 
 def gpu_options(remat: str, platform: str) -> dict[str, bool | str]:
-    """Options for ``jax.jit(..., compiler_options=...)`` of a training step on a device's platform; none but of GPUs.
+    """Options for ``jax.jit(..., compiler_options=...)`` of a training step on ``sharding.platform``; none but of GPUs.
 
     A product that the forward pass uses and ``remat="dots"`` keeps jaxlib 0.11.2 computes twice there: once for what
     follows, once more in a kernel that writes into the stack of all layers. That is a quarter of a step's FLOPs
     more (depth 24, 256 pixels, compiled for an H100). 0.10.2 does not.
     """
-    if remat != "dots" or platform not in ("gpu", "cuda") or _release() != _TRIED_JAXLIB_ON_GPU:
+    if remat != "dots" or platform != "gpu" or _release() != _TRIED_JAXLIB_ON_GPU:
         return {}
     return {"xla_gpu_enable_dynamic_slice_fusion": False}
 

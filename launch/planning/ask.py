@@ -22,6 +22,11 @@ from mmdit_jax.files import write_json
 MODULES = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda13"}
 
 
+def default_memo() -> Path:
+    """The folder where answers are kept unless another is named."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmdit-jax" / "plans"
+
+
 def ask(request: Request, memo: Path | None) -> dict[str, Any]:
     """The plan of a request (``measure.measured``), from the folder ``memo`` where it is known there.
 

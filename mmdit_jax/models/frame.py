@@ -118,9 +118,9 @@ def stacked(make: Callable[[nnx.Rngs], Any], keys: jax.Array) -> Any:
     return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
 
 
-def scan(config: MMDiTConfig, block: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, count: int) -> Any:
-    """``jax.lax.scan`` of a block over ``count`` stacked modules, rematerialised and unrolled as the config says."""
-    return jax.lax.scan(rematerialised(block, config), carry, xs, unroll=count if config.scan is False else 1)
+def scan(config: MMDiTConfig, block: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> Any:
+    """``jax.lax.scan`` of a block over stacked modules, rematerialised and unrolled as the config says."""
+    return jax.lax.scan(rematerialised(block, config), carry, xs, unroll=config.scan is False)
 
 
 def unrolls(config: MMDiTConfig) -> bool:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from mmdit_jax.models.attention import attention_of_each, joint_attention
 from mmdit_jax.models.config import MMDiTConfig
-from mmdit_jax.models.frame import Frame, Given, rematerialised, stacked
+from mmdit_jax.models.frame import Frame, Given, rematerialised, scan, stacked
 from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
 from mmdit_jax.sharding import place
 
@@ -156,10 +156,9 @@ class MMDiT(Frame):
         def block(carry: tuple[jax.Array, jax.Array], weights: JointBlock) -> tuple[tuple[jax.Array, jax.Array], None]:
             return weights(*carry, given.condition), None
 
-        body = rematerialised(block, self.config)
         carry = (x + self.placed(given), self.context(given.context))
         for name in ("dual", "blocks"):
             if name in vars(self):
-                carry, _ = jax.lax.scan(body, carry, vars(self)[name], unroll=self.config.scan is False)
-        (x, _), _ = body(carry, self.last)
+                carry, _ = scan(self.config, block, carry, vars(self)[name])
+        (x, _), _ = rematerialised(block, self.config)(carry, self.last)
         return x

@@ -27,7 +27,7 @@ from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.clean import sides
 from mmdit_jax.training.data import TrainingData
 from mmdit_jax.training.events import EventLog
-from mmdit_jax.training.meter import InFlight, Meter, Sides, Values, step_flops
+from mmdit_jax.training.meter import InFlight, Meter, Sides, Values
 from mmdit_jax.training.peak import Peak, measured_peak
 from mmdit_jax.training.program import Program, Solo, mesh_of
 from mmdit_jax.training.progress import Progress
@@ -89,7 +89,7 @@ def _train(
             return state, [None] * len(program.runs)
         peak = measured_peak(first.model.dtype)
         machine: dict[str, Any] = {"devices": mesh.size, "platform": jax.default_backend(), "cores": os.cpu_count()}
-        costs = step_flops(first, (first.data.resolution, first.data.resolution))
+        costs = first.step_flops(first.data.resolution, first.data.resolution)
         machine |= {**dataclasses.asdict(peak), "step_flops": costs[0], "step_flops_6nd": costs[1]}
         blocks = "unrolled" if unrolls(first.model) else "scanned"
         machine |= {"mesh": dict(mesh.shape), "attention": _attention(first), "blocks": blocks}

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmdit_jax.config import Run, context_tokens
+from mmdit_jax.config import Run
 from mmdit_jax.errors import Diverged
 from mmdit_jax.training.events import EventLog
 from mmdit_jax.training.peak import Peak
@@ -87,7 +87,7 @@ class Meter:
         if self._since is not None:  # else it holds compilation or follows a validation: rates count from its end
             self._timed, self._seconds = self._timed + 1, self._seconds + now - self._since
             if sides not in self._costs:
-                self._costs[sides] = step_flops(self._run, sides)
+                self._costs[sides] = self._run.step_flops(*sides)
             flops, flops_6nd = self._costs[sides]
             self._flops, self._flops_6nd = self._flops + flops, self._flops_6nd + flops_6nd
         self._since = now
@@ -146,15 +146,6 @@ class Meter:
     def close(self) -> None:
         if self._wandb is not None:
             self._wandb.close()
-
-
-def step_flops(run: Run, sides: Sides) -> tuple[float, float]:
-    """FLOPs of a training step on images or latents of these sides: by the per-stream count, and by 6ND."""
-    length = context_tokens(run)
-    return (
-        3.0 * run.model.flops_per_image(*sides, length) * run.batch,
-        float(run.model.flops_6nd(*sides, length)) * run.batch,
-    )
 
 
 def _bin(index: int, count: int) -> str:

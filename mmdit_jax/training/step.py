@@ -22,7 +22,7 @@ from mmdit_jax.models.frame import unrolls
 from mmdit_jax.models.layers import rows_in_parts
 from mmdit_jax.models.products import check_products
 from mmdit_jax.models.text import assemble
-from mmdit_jax.sharding import batch_sharding, place, placed_on, replicated, state_shardings
+from mmdit_jax.sharding import batch_sharding, place, placed_on, platform, replicated, state_shardings
 from mmdit_jax.training.clean import clean
 from mmdit_jax.training.optimizer import ema_decay, make_optimizer
 from mmdit_jax.training.rounding import stored, widened
@@ -218,7 +218,8 @@ def make_train_step(
         mesh=mesh,
         offload=offload,
     )
-    options |= gpu_options(model_config.remat, mesh.devices.flat[0].platform)
+    with placed_on(mesh):
+        options = {**options, **gpu_options(model_config.remat, platform())}
     abstract = abstract_state(model_config, optimizer_config, steps, mesh, offload)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 

@@ -82,5 +82,5 @@ class CrossDiT(Frame):
         def block(carry: jax.Array, weights: Block) -> tuple[jax.Array, None]:
             return weights(carry, text, given.condition), None
 
-        x, _ = scan(self.config, block, x + self.placed(given), self.blocks, self.config.depth)
+        x, _ = scan(self.config, block, x + self.placed(given), self.blocks)
         return x

@@ -62,7 +62,7 @@ class SingleStream(Frame):
         tokens = jnp.concatenate([x, self.context(given.context)], axis=1)
         if config.depth > 1:
             block = lambda carry, weights: (weights(carry, given.condition), None)  # noqa: E731
-            tokens, _ = scan(config, block, tokens, self.blocks, config.depth - 1)
+            tokens, _ = scan(config, block, tokens, self.blocks)
         last = rematerialised(lambda carry, weights: weights(carry, given.condition, image), config)
         out: jax.Array = last(tokens, self.last)
         return out

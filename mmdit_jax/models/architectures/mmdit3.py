@@ -69,6 +69,6 @@ class MMDiT3(Frame):
         tokens: Streams = (x, self.context(context[:, :first]), self.second_context(context[:, first:]))
         if config.depth > 1:
             block = lambda carry, weights: (weights(carry, given.condition), None)  # noqa: E731
-            tokens, _ = scan(config, block, tokens, self.blocks, config.depth - 1)
+            tokens, _ = scan(config, block, tokens, self.blocks)
         x, *_ = rematerialised(lambda carry, weights: weights(carry, given.condition), config)(tokens, self.last)
         return x

@@ -91,11 +91,11 @@ class UViT(SingleStream):
             weights, skip = xs
             return weights(jnp.concatenate([carry, skip], axis=-1), given.condition, rows), None
 
-        x, skips = scan(config, down, x, self.descent.blocks, UVIT_BLOCKS)
+        x, skips = scan(config, down, x, self.descent.blocks)
         middle = self.merge(patchify(x.reshape(len(x), rows, columns, -1), 2))
         middle = self.transformed(middle + self.placed(given, halved=True), given)
         x = unpatchify(self.split(middle), rows // 2, columns // 2, 2).reshape(x.shape)
-        x, _ = scan(config, up, x, (self.ascent.blocks, skips[::-1]), UVIT_BLOCKS)
+        x, _ = scan(config, up, x, (self.ascent.blocks, skips[::-1]))
         return x
 
 
