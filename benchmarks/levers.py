@@ -17,12 +17,12 @@ from typing import Any
 
 import pandas as pd
 
-from launch.plan import planned_run
 from launch.planning.ask import ask, default_memo
+from launch.planning.paper import planned_run
 from launch.planning.request import Request
 from launch.planning.target import parse
 from mmdit_jax.config import Run
-from mmdit_jax.config_values import overridden, override
+from mmdit_jax.config_values import overridden
 from mmdit_jax.errors import unknown
 
 BASE = "none"
@@ -78,14 +78,12 @@ def table(levers: Sequence[str], compile: Callable[[str], dict[str, Any]], out: 
 
 
 def main() -> None:
-    from launch import cli
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="CSV file")
     parser.add_argument("--topology", default="h100:1x1")
-    parser.add_argument("--depth", default="24")
-    parser.add_argument("--batch", default="32", help="images a step, on all devices")
-    parser.add_argument("--resolution", default="256")
+    parser.add_argument("--depth", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=32, help="images a step, on all devices")
+    parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--fsdp", type=int, default=1, help="devices that the state is spread over, in every row")
     parser.add_argument("--only", nargs="+", default=list(LEVERS), metavar="LEVER", help="these rows, and the base")
     parser.add_argument("--memo", type=Path, default=default_memo())
@@ -93,8 +91,9 @@ def main() -> None:
     for name in args.only:
         if name not in LEVERS:
             unknown("only", name, list(LEVERS))
-    asked = [f"--{name}={vars(args)[name]}" for name in ("topology", "depth", "batch", "resolution")]
-    run = override(planned_run(cli.parser("plan").parse_args(["plan", *asked])), "hardware.fsdp", str(args.fsdp))
+    run = planned_run(
+        args.depth, batch=args.batch, resolution=args.resolution, overrides=[f"hardware.fsdp={args.fsdp}"]
+    )
     target = parse(args.topology)
 
     def compiled(lever: str) -> dict[str, Any]:

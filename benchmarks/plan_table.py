@@ -3,73 +3,100 @@
     python -m benchmarks.plan_table --out docs/results/plans.csv
 
 Every depth at 256 and 1024 pixels, batch 4096, on each pod: the best of the first layouts by counting that the compiler
-says fits. Needs the compilers of ``mmdit plan``. A TPU program takes minutes to compile, so all of it hours; answers
-are kept (--memo), and a second call goes on where the first was stopped. The CSV is written anew after each row.
+says fits. Needs the compilers of ``mmdit plan``. A TPU program takes one to three minutes to compile, so all of it
+hours: every row gets its first layout before any gets its second, the CSV is written anew after each compilation, and
+answers are kept (--memo), so that a second call goes on where the first was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from launch.plan import planned_run
 from launch.planning.ask import ask, default_memo
+from launch.planning.layout import Layout
+from launch.planning.paper import planned_run
 from launch.planning.request import Request
 from launch.planning.search import search
-from launch.planning.target import parse
+from launch.planning.target import Target, parse
+from mmdit_jax.config import Run
 
 DEPTHS = (15, 18, 21, 24, 30, 38)
 TOPOLOGIES = ("v5p:8x8x4", "v6e:16x16", "tpu7x:4x4x8", "h100:32x8")
 RESOLUTIONS = (256, 1024)
-COLUMNS = {
-    "peak_gib": "peak GiB",
-    "hbm_gib": "of GiB",
-    "step_seconds": "step s",
-    "mfu_bound": "MFU at most",
-    "bound": "bound by",
-}
+STEPS = 500_000
+COLUMNS = (
+    *("peak_gib", "hbm_gib", "step_seconds", "compute_seconds", "hbm_seconds", "interconnect_seconds"),
+    *("mfu_bound", "bound", "compile_seconds"),
+)
+
+Compile = Callable[[Run, Target], dict[str, Any]]
 
 
-def row(topology: str, depth: int, resolution: int, tries: int, memo: Path) -> dict[str, Any]:
-    """The best plan of a size on a pod, as a row of the table."""
-    from launch import cli
+@dataclass(frozen=True)
+class Size:
+    """What a row is of."""
 
-    words = ["plan", "--topology", topology, "--depth", str(depth), "--resolution", str(resolution)]
-    run, target = planned_run(cli.parser("plan").parse_args(words)), parse(topology)
+    topology: str
+    pixels: int
+    depth: int
 
-    def say(line: str) -> None:
-        print(f"{topology} depth {depth} {resolution} px: {line}", file=sys.stderr, flush=True)
 
-    plan, _ = search(run, target, lambda laid: ask(Request(laid, target), memo), tries, say)
-    found: dict[str, Any] = {"topology": topology, "pixels": resolution, "depth": depth, "fits": plan is not None}
+def row(size: Size, tries: int, compile: Compile) -> dict[str, Any]:
+    """The best plan of a size, after so many compilations at most, as a row of the table."""
+    run, target = planned_run(size.depth, resolution=size.pixels), parse(size.topology)
+    plan, tried = search(run, target, lambda laid: compile(laid, target), tries, lambda _: None)
+    compiled = sum(item.plan is not None for item in tried)
+    found: dict[str, Any] = {**vars(size), "compiled": compiled, "fits": plan is not None}
     if plan is None:
         return found
-    axes = " ".join(f"{name}={size}" for name, size in plan["mesh"].items() if size > 1)
-    found |= {"layout": axes, "remat": plan["remat"], "accumulation": plan["accumulation"]}
-    found |= {name: plan[name] for name in COLUMNS}
-    return found | {"days": plan["step_seconds"] * 500_000 / 86_400}
+    layout = Layout(**plan["mesh"], remat=plan["remat"], accumulation=plan["accumulation"])
+    found |= {"layout": str(layout)} | {name: plan[name] for name in COLUMNS}
+    return found | {"days": plan["step_seconds"] * STEPS / 86_400}
+
+
+def tables(sizes: Sequence[Size], tries: int, compile: Compile) -> Iterator[pd.DataFrame]:
+    """The table after each row that was looked at; all rows once with one compilation, then with two, and so on."""
+    rows: dict[Size, dict[str, Any]] = {}
+    for allowed in range(1, tries + 1):
+        for size in sizes:
+            rows[size] = row(size, allowed, compile)
+            yield pd.DataFrame([rows[size] for size in sizes if size in rows])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="CSV file")
     parser.add_argument("--memo", type=Path, default=default_memo())
-    parser.add_argument("--tries", type=int, default=3, help="compilations for a row at most")
+    parser.add_argument("--tries", type=int, default=3, help="compilations for a row at most (%(default)s)")
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
     parser.add_argument("--resolutions", type=int, nargs="+", default=RESOLUTIONS)
     args = parser.parse_args()
-    rows = []
-    for topology in args.topologies:
-        for resolution in args.resolutions:
-            for depth in args.depths:
-                rows.append(row(topology, depth, resolution, args.tries, args.memo))
-                pd.DataFrame(rows).to_csv(args.out, index=False, float_format="%.4g")
-    print(pd.DataFrame(rows).to_string(index=False))
+
+    def compile(run: Run, target: Target) -> dict[str, Any]:
+        plan = ask(Request(run, target), args.memo)
+        if not plan["memoised"]:
+            at_best = f", {plan['step_seconds']:.3f} s at best" if plan["fits"] else ""
+            told = f"{plan['peak_gib']:.1f} of {plan['hbm_gib']:.1f} GiB{at_best}"
+            mesh = f"{plan['mesh']} remat {plan['remat']} accumulation {plan['accumulation']}"
+            print(
+                f"{plan['topology']} depth {plan['depth']} latents of {plan['latent']}: {mesh}: {told}", file=sys.stderr
+            )
+        return plan
+
+    table = pd.DataFrame()
+    sizes = [Size(*what) for what in itertools.product(args.topologies, args.resolutions, args.depths)]
+    for table in tables(sizes, args.tries, compile):
+        table.to_csv(args.out, index=False, float_format="%.4g")
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":

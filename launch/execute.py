@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import logging
 import time
@@ -38,6 +37,7 @@ from mmdit_jax.training.events import EventLog, read_events, validations
 from mmdit_jax.training.loop import train, train_together
 from mmdit_jax.training.program import mesh_of
 from mmdit_jax.training.state import TrainState, abstract_state
+from mmdit_jax.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _prepared(run: Run, places: Places) -> Iterator[None]:
     keep_compiled_programs(places.root)
     main = jax.process_index() == 0
     with _lock(run_dir) if main else contextlib.nullcontext():
-        told = {"run_id": run.run_id, "config": to_dict(run), "versions": _versions()}
+        told = {"run_id": run.run_id, "config": to_dict(run), "versions": versions(PACKAGES)}
         if encoded is not None:
             _check_same_data(run_dir, encoded)
             told["data_fingerprint"] = encoded.fingerprint
@@ -293,7 +293,3 @@ def is_locked(run_dir: Path) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}

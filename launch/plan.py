@@ -10,6 +10,7 @@ from typing import Any
 
 from launch.planning.ask import ask, default_memo
 from launch.planning.layout import Layout, layout_of, why_not
+from launch.planning.paper import T5_PARAMETERS, planned_run
 from launch.planning.request import Request
 from launch.planning.search import Tried, ranked, search, ways_to_fit
 from launch.planning.target import EXAMPLES as TOPOLOGIES
@@ -17,10 +18,8 @@ from launch.planning.target import Target, parse
 from launch.planning.tell import plan_lines, study_lines
 from launch.studies import load_study
 from mmdit_jax.chips import GIB
-from mmdit_jax.config import DataConfig, OptimizerConfig, Run
-from mmdit_jax.config_values import overridden
+from mmdit_jax.config import Run
 from mmdit_jax.errors import UserError
-from mmdit_jax.models import MMDiTConfig
 from mmdit_jax.models.config import REMAT_POLICIES
 
 EXAMPLES = """examples:
@@ -30,11 +29,6 @@ EXAMPLES = """examples:
   mmdit plan --sample --depth 38 --resolution 1024 --batch 1 --topology h100:1x1
   mmdit plan sd3_schedules --topology v5p:4x4x4          every run of a study, and which do not fit
 """
-ENCODERS = {"clip_l": (77, 768, 768), "clip_g": (77, 1280, 1280)}
-"""SD3's text encoders beside T5: length, width, pooled width."""
-CLIP_TOKENS, T5_WIDTH = 77, 4096
-T5_PARAMETERS = 4_762_310_656
-"""Of T5 v1.1 XXL's encoder: 32128 x 4096 + 24 (4 x 4096^2 + 3 x 4096 x 10240 + 2 x 4096) + 32 x 64 + 4096."""
 AXES = ("fsdp", "sequence", "tensor")
 
 
@@ -89,7 +83,16 @@ def run_plan(args: argparse.Namespace) -> int:
             raise UserError(f"{name}={value}: expected more than 0")
     if args.study is not None:
         return _study(args, target)
-    run = planned_run(args)
+    run = planned_run(
+        args.depth,
+        resolution=args.resolution,
+        batch=args.batch,
+        steps=args.steps,
+        factor=args.factor,
+        text_tokens=args.text_tokens,
+        sampling=args.sample,
+        overrides=args.overrides,
+    )
     tried: list[Tried] = []
     if args.sample:
         plan = _ask(args, Request(run, target, sampling=True))
@@ -107,32 +110,6 @@ def run_plan(args: argparse.Namespace) -> int:
     else:
         print("\n".join(plan_lines(plan, tried, sampling=args.sample)))
     return 0
-
-
-def planned_run(args: argparse.Namespace) -> Run:
-    """The run of the paper's scaling study (bfloat16, QK-norm, AdamW, encoded data) with the options' shape."""
-    if args.resolution % args.factor:
-        raise UserError(f"resolution={args.resolution}: expected a multiple of {args.factor} (--factor)")
-    t5 = args.text_tokens - CLIP_TOKENS
-    if t5 < 0:
-        raise UserError(f"text-tokens={args.text_tokens}: expected {CLIP_TOKENS} of CLIP or more")
-    shapes = dict(ENCODERS) | ({"t5": (t5, T5_WIDTH, 0)} if t5 else {})
-    data = DataConfig(
-        name="encoded",
-        resolution=args.resolution // args.factor,
-        text_encoders=tuple(shapes),
-        text_layout="sd3",
-        text_shapes=tuple((name, *shape) for name, shape in shapes.items()),
-    )
-    model = MMDiTConfig.from_depth(
-        args.depth, qk_norm=True, dtype="bfloat16", context_dim=T5_WIDTH if t5 else sum(s[1] for s in ENCODERS.values())
-    )
-    batch = args.batch or (1 if args.sample else 4096)
-    steps = args.steps or (50 if args.sample else 500_000)
-    run = Run("planned", model, data, OptimizerConfig(), "rf/lognorm(0.00,1.00)", steps=steps, batch=batch)
-    run = overridden(run, args.overrides)
-    run.model.grid(run.data.resolution, run.data.resolution)
-    return run
 
 
 def laid_out(args: argparse.Namespace, run: Run, target: Target) -> Run:
@@ -189,7 +166,7 @@ def _add_costs(plan: dict[str, Any], args: argparse.Namespace, devices: int, ste
 
 def _told(item: Tried) -> dict[str, Any]:
     layout = vars(item.layout)
-    told = {"layout": layout, "counted_gib": item.estimate.bytes / 2**30, "counted_seconds": item.estimate.seconds}
+    told = {"layout": layout, "counted_gib": item.estimate.bytes / GIB, "counted_seconds": item.estimate.seconds}
     if item.plan is not None:
         told |= {name: item.plan.get(name) for name in ("fits", "peak_gib", "step_seconds", "mfu_bound")}
     return told | {"why": item.why or "chosen"}

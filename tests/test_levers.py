@@ -15,10 +15,9 @@ import pytest
 
 from benchmarks import levers
 from benchmarks.levers import BASE, LEVERS, pulled
-from launch import cli
-from launch.plan import planned_run
 from launch.planning.lower import abstract_batch
-from mmdit_jax.config import OFFLOADED, Run
+from launch.planning.paper import planned_run
+from mmdit_jax.config import OFFLOADED
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.config import DTYPES, PRODUCTS, REMAT_POLICIES
@@ -29,14 +28,10 @@ from mmdit_jax.training.state import HOST, abstract_state
 from mmdit_jax.training.step import make_train_step
 
 
-def run_of(*words: str) -> Run:
-    return planned_run(cli.parser("plan").parse_args(["plan", "--topology", "h100:1x1", *words]))
-
-
 @pytest.mark.parametrize("lever", LEVERS)
 def test_bytes_of_the_state(lever: str) -> None:
     """Parameters of 4 bytes, the average and two moments of 4 or 2, each where the lever puts it, at depth 24."""
-    run = pulled(run_of("--depth", "24", "--batch", "32"), lever)
+    run = pulled(planned_run(24, batch=32), lever)
     n, each = run.model.num_params(), {"float32": 4, "bfloat16": 2}
     ema, moments = n * each[run.optimizer.ema_dtype], 2 * n * each[run.optimizer.moments]
     expected = defaultdict(int, {False: 4 * n})
@@ -53,7 +48,7 @@ def test_bytes_of_the_state(lever: str) -> None:
 
 def test_every_value_of_a_lever_has_a_row() -> None:
     """The base has the first of each; of what can be offloaded, each alone. No row is another by a second name."""
-    base = run_of("--depth", "24", "--batch", "32")
+    base = planned_run(24, batch=32)
     runs = {name: pulled(base, name) for name in LEVERS}
     alone = [run for name, run in runs.items() if len(LEVERS[name]) <= 1]
     assert {run.model.remat for run in alone} == set(REMAT_POLICIES)
@@ -68,7 +63,7 @@ def test_every_value_of_a_lever_has_a_row() -> None:
 
 def test_which_levers_make_another_run() -> None:
     """As docs/levers.md says: those that move results by more than rounding."""
-    base = run_of("--depth", "24", "--batch", "32")
+    base = planned_run(24, batch=32)
     others = {name for name in LEVERS if pulled(base, name).run_id != base.run_id}
     assert others == {"moments bfloat16", "EMA bfloat16", "products int8", "products fp8", "dots, 16 bits"}
 
@@ -126,7 +121,7 @@ def devices_tell(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_offloading_where_devices_tell_of_no_memories(devices_tell: Any) -> None:
     """A GPU that is compiled for, but is not here: the program is the one of a device that is."""
-    run = run_of("--depth", "2", "--batch", "2", "--set", "model.head_size=32", "--set", "model.attention='xla'")
+    run = planned_run(2, batch=2, overrides=["model.head_size=32", "model.attention='xla'"])
     run = replace(run, hardware=replace(run.hardware, offload=OFFLOADED))
     mesh = make_mesh()
 
@@ -158,7 +153,7 @@ def test_offloading_where_devices_tell_of_no_memories(devices_tell: Any) -> None
 
 
 def test_offloading_where_devices_have_no_such_memory(devices_tell: Any) -> None:
-    run = run_of("--depth", "3", "--batch", "2")
+    run = planned_run(3, batch=2)
     devices_tell("device")
     with pytest.raises(UserError, match=r"hardware.offload=\('ema',\): cpu devices have no pinned_host memory"):
         abstract_state(run.model, run.optimizer, run.steps, make_mesh(), ("ema",))

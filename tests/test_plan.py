@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from launch import cli
-from launch.plan import planned_run
 from launch.planning import ask as asking
 from launch.planning.estimate import estimate
 from launch.planning.hlo import Opaque
 from launch.planning.layout import Layout, layout_of, layouts, why_not
 from launch.planning.measure import opaque_flops
+from launch.planning.paper import planned_run
 from launch.planning.request import Request
 from launch.planning.search import ranked, search, ways_to_fit
 from launch.planning.target import parse
@@ -28,11 +28,6 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig
 from mmdit_jax.sharding import make_mesh
 from mmdit_jax.training.state import abstract_state
-
-
-def run_of(*words: str) -> Run:
-    """The run of ``mmdit plan``'s options."""
-    return planned_run(cli.parser("plan").parse_args(["plan", "--topology", "v5p:8x8x4", *words]))
 
 
 def test_targets_by_their_names() -> None:
@@ -55,7 +50,7 @@ def test_targets_by_their_names() -> None:
 
 
 def test_every_layout_divides_what_it_cuts() -> None:
-    run, target = run_of("--depth", "15", "--batch", "512"), parse("v5p:4x4x4")
+    run, target = planned_run(15, batch=512), parse("v5p:4x4x4")
     found = [layout for layout in layouts(run, target.devices) if why_not(run, layout, target.devices) is None]
     assert len(found) > 50
     for layout in found:
@@ -71,7 +66,7 @@ def test_every_layout_divides_what_it_cuts() -> None:
 
 def test_counted_state_is_the_state() -> None:
     """Bytes of parameters, average and moments against those of the state that training makes."""
-    run = run_of("--depth", "15")
+    run = planned_run(15)
     state: Any = abstract_state(run.model, run.optimizer, run.steps, make_mesh())
     true = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)))
     for layout in (Layout(fsdp=64), Layout(fsdp=64, accumulation=2)):
@@ -105,7 +100,7 @@ def machine(best: Layout, room: float) -> Any:
 
 
 def test_the_search_trusts_the_compiler_and_says_why_the_rest_lost() -> None:
-    run, target, said = run_of("--depth", "38", "--resolution", "1024"), parse("v5p:8x8x4"), []
+    run, target, said = planned_run(38, resolution=1024), parse("v5p:8x8x4"), []
     possible, _ = ranked(run, target)
     first = possible[0][0]
     second = next(layout for layout, _ in possible if (layout.fsdp, layout.remat) != (first.fsdp, first.remat))
@@ -123,7 +118,7 @@ def test_the_search_trusts_the_compiler_and_says_why_the_rest_lost() -> None:
 
 
 def test_ways_to_fit_fit() -> None:
-    run, target = run_of("--depth", "38", "--resolution", "1024"), parse("v6e:16x16")
+    run, target = planned_run(38, resolution=1024), parse("v6e:16x16")
     bad = Layout(fsdp=16).of(run)
     needs = estimate(bad, layout_of(bad), target).bytes / GIB
     assert needs > target.usable_bytes / GIB
@@ -155,24 +150,24 @@ def test_flops_of_fused_attention() -> None:
 
 
 def test_the_run_that_is_planned_is_the_papers() -> None:
-    run = run_of("--depth", "38")
+    run = planned_run(38)
     assert run.model.num_params() == 8_056_627_520 and run.batch == 4096 and run.data.resolution == 32
     assert run.model.dtype == "bfloat16" and run.model.context_dim == 4096 and run.model.pooled_dim == 2048
-    assert run_of("--depth", "15", "--text-tokens", "77").model.context_dim == 2048
-    assert run_of("--depth", "15", "--set", "optimizer.moments=bfloat16").optimizer.moments == "bfloat16"
-    for words, says in (
-        (["--resolution", "300"], "expected a multiple of 8"),
-        (["--text-tokens", "10"], "expected 77"),
-        (["--set", "moments"], "expected field=value"),
-        (["--resolution", "8192"], "position_table"),
+    assert planned_run(15, text_tokens=77).model.context_dim == 2048
+    assert planned_run(15, overrides=["optimizer.moments=bfloat16"]).optimizer.moments == "bfloat16"
+    for fields, says in (
+        ({"resolution": 300}, "expected a multiple of 8"),
+        ({"text_tokens": 10}, "expected 77"),
+        ({"overrides": ["moments"]}, "expected field=value"),
+        ({"resolution": 8192}, "position_table"),
     ):
         with pytest.raises(UserError, match=says):
-            run_of("--depth", "15", *words)
+            planned_run(15, **fields)
 
 
 def test_answers_are_kept_by_config_and_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not change the program does not change the key; a damaged answer is asked for again."""
-    run, target = run_of("--depth", "15"), parse("v5p:8x8x4")
+    run, target = planned_run(15), parse("v5p:8x8x4")
     request = Request(run, target)
     same = [replace(run, name="other"), replace(run, seed=3), replace(run, steps=7), replace(run, formulation="rf")]
     assert {Request(item, target).key for item in same} == {request.key}
@@ -232,7 +227,7 @@ def test_depths_of_the_paper_have_a_layout_everywhere() -> None:
     for topology in ("v5p:8x8x4", "v6e:16x16", "tpu7x:4x4x8", "h100:32x8"):
         for depth in (15, 18, 21, 24, 30, 38):
             for resolution in (256, 1024):
-                run = run_of("--depth", str(depth), "--resolution", str(resolution))
+                run = planned_run(depth, resolution=resolution)
                 assert run.model == MMDiTConfig.from_depth(depth, qk_norm=True, dtype="bfloat16")
                 possible, _ = ranked(run, parse(topology))
                 assert possible and np.isfinite(possible[0][1].seconds), (topology, depth, resolution)

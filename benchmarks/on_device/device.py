@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mmdit_jax.chips import chip_of
+from mmdit_jax.versions import versions
 
 PERIOD = 1_048_573
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jax-cuda13-plugin", "jax-cuda12-plugin")
@@ -20,24 +20,15 @@ def described() -> dict[str, Any]:
     """Name, platform, memory and data sheet of the first device, and versions; plain values."""
     device = jax.local_devices()[0]
     chip = chip_of(device.device_kind)
+    found = {name: version for name, version in versions(PACKAGES).items() if version is not None}
     return {
         "name": device.device_kind,
         "platform": device.platform,
         "memory_bytes": memory_limit(),
         "datasheet_flops_per_second": None if chip is None else chip.bf16_flops,
         "datasheet_bytes_per_second": None if chip is None else chip.hbm_bandwidth,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **found},
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def memory_limit() -> int | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from typing import Any
 
-from launch.plan import planned_run
 from launch.planning.hlo import count
 from launch.planning.links import gpu_fabric
 from launch.planning.measure import opaque_flops
+from launch.planning.paper import planned_run
 from launch.planning.roofline import roofline
 from mmdit_jax.chips import chip_of
 from mmdit_jax.config import Run
@@ -19,17 +18,15 @@ TOP = 15
 
 def run_of(job: dict[str, Any], batch: int, *, sampling: bool = False) -> Run:
     """The run of the paper's scaling study (see ``mmdit plan``) in a job's shape."""
-    fields = argparse.Namespace(
-        depth=job["depth"],
+    return planned_run(
+        job["depth"],
         batch=batch,
         resolution=job["resolution"],
-        factor=8,
         text_tokens=job["text_tokens"],
         steps=job["steps"] if sampling else None,
-        sample=sampling,
+        sampling=sampling,
         overrides=[f"{field}={value}" for field, value in job["overrides"].items()],
     )
-    return planned_run(fields)
 
 
 def bound(text: str, kind: str, rates: dict[str, float] | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""From answers to a table: rates, floors, shares, goals; standard library only."""
+"""From answers to a table: rates, floors, shares, goals; standard library and data sheets only."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import statistics
 from typing import Any
 
 from benchmarks.on_device.jobs import Job
-
-GIB = 2**30
+from mmdit_jax.chips import GIB
 
 
 def rates(answer: dict[str, Any]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from launch.planning.estimate import estimate
 from launch.planning.layout import layout_of
 from launch.planning.lower import abstract_batch
 from launch.planning.target import parse
+from mmdit_jax.chips import GIB
 from mmdit_jax.config import Run
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import Diverged, UserError
@@ -79,7 +80,7 @@ class _Search:
         fixed = float(state_bytes(self.run(self.accumulation)))
         parts = largest_batch(self._needs, self._limit, fixed, self._first)
         if parts is None:
-            raise UserError(f"depth={self._job['depth']}: no batch fits in {self._limit / 2**30:.1f} GiB")
+            raise UserError(f"depth={self._job['depth']}: no batch fits in {self._limit / GIB:.1f} GiB")
         return parts * self.accumulation
 
     def too_large(self, batch: int) -> None:

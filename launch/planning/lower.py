@@ -17,6 +17,7 @@ from launch.planning.gpu import target_config
 from launch.planning.request import Request
 from launch.planning.target import Target
 from mmdit_jax.config import Run, context_tokens, text_shapes
+from mmdit_jax.data.store import BUILDERS
 from mmdit_jax.diffusion import SamplerConfig, formulation, plan
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.text_to_image import Conditioning, sampler_program
@@ -24,8 +25,6 @@ from mmdit_jax.models import init_params
 from mmdit_jax.sharding import batch_sharding, make_mesh, placed_on
 from mmdit_jax.training.program import mesh_of, step_of
 from mmdit_jax.training.state import abstract_state
-
-BUILT_IN = ("scenes", "emoji")
 
 
 def devices_of(target: Target) -> Sequence[Any]:
@@ -87,7 +86,7 @@ def abstract_batch(run: Run, mesh: Mesh) -> dict[str, Any]:
     """Shapes of a batch with the states of the run's text encoders: of images, or of latents as encoded sets have."""
     where = batch_sharding(mesh)
 
-    built_in = run.data.name in BUILT_IN
+    built_in = run.data.name in BUILDERS
 
     def array(*shape: int, dtype: Any = jnp.float16 if built_in else jnp.bfloat16) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((run.batch, *shape), dtype, sharding=where)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ from launch.planning.target import Target
 from mmdit_jax.config import Run
 from mmdit_jax.config_values import to_dict
 from mmdit_jax.diffusion import formulation
+from mmdit_jax.versions import versions
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin", "qwix")
+"""What an answer depends on."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,8 @@ class Request:
             del config[name]
         # Formulations of a family are one program.
         config["formulation"] = str(jax.tree.structure(formulation(self.run.formulation)))
-        told = [config, self.target.name, self.sampling, versions(), source()]
+        told = [config, self.target.name, self.sampling, versions(PACKAGES), source()]
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
-def versions() -> dict[str, str | None]:
-    """Of the packages that an answer depends on; none for those that are not installed."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 # What makes the programs, and what reads them; the rest of the package does not change an answer.

@@ -9,6 +9,7 @@ from typing import Any
 from launch.planning.estimate import Estimate, estimate
 from launch.planning.layout import Layout, layout_of, layouts, why_not
 from launch.planning.target import Target
+from mmdit_jax.chips import GIB
 from mmdit_jax.config import Run
 from mmdit_jax.errors import UserError
 
@@ -42,7 +43,7 @@ def ranked(run: Run, target: Target) -> tuple[list[tuple[Layout, Estimate]], lis
             continue
         found = estimate(run, layout, target)
         if found.bytes > ROOM * target.usable_bytes:
-            over = f"counted {found.bytes / 2**30:.1f} GiB of {target.usable_bytes / 2**30:.1f}"
+            over = f"counted {found.bytes / GIB:.1f} GiB of {target.usable_bytes / GIB:.1f}"
             refused.append(Tried(layout, found, None, over))
         else:
             possible.append((layout, found))
@@ -125,7 +126,7 @@ def ways_to_fit(run: Run, target: Target, peak_gib: float) -> list[str]:
     """
     now = layout_of(run)
     base = estimate(run, now, target)
-    scale = peak_gib * 2**30 / base.bytes
+    scale = peak_gib * GIB / base.bytes
     changes: dict[tuple[str, ...], tuple[float, str]] = {}
     for layout in layouts(run, target.devices):
         if why_not(run, layout, target.devices) is not None:
@@ -135,7 +136,7 @@ def ways_to_fit(run: Run, target: Target, peak_gib: float) -> list[str]:
             continue
         fields = tuple(name for name in vars(now) if vars(now)[name] != vars(layout)[name])
         told = ", ".join(f"{name} {vars(layout)[name]}" for name in fields)
-        line = f"{told}: about {found.bytes * scale / 2**30:.1f} GiB, {found.seconds / base.seconds:.2f}x the time"
+        line = f"{told}: about {found.bytes * scale / GIB:.1f} GiB, {found.seconds / base.seconds:.2f}x the time"
         # The fewer things change the better: each counts as 5 % of the time.
         cost = found.seconds * (1 + 0.05 * len(fields))
         if fields and (fields not in changes or cost < changes[fields][0]):

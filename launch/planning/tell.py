@@ -63,7 +63,7 @@ def _times(plan: dict[str, Any], *, sampling: bool) -> list[str]:
 
 
 def _row(item: Tried) -> str:
-    counted = f"{item.estimate.seconds:.3f} s {item.estimate.bytes / 2**30:.1f} GiB"
+    counted = f"{item.estimate.seconds:.3f} s {item.estimate.bytes / GIB:.1f} GiB"
     plan = item.plan
     said = "" if plan is None else f"{plan['step_seconds']:.3f} s " if "step_seconds" in plan else ""
     said += "" if plan is None else f"{plan['peak_gib']:.1f} GiB"
