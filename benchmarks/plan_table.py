@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks import markdown
 from launch.planning.ask import ask, default_memo
 from launch.planning.layout import Layout
 from launch.planning.paper import planned_run
@@ -71,6 +72,22 @@ def tables(sizes: Sequence[Size], tries: int, compile: Compile) -> Iterator[pd.D
             yield pd.DataFrame([rows[size] for size in sizes if size in rows])
 
 
+def told(table: pd.DataFrame) -> list[str]:
+    """Lines of a Markdown table with what matters of each row."""
+    columns = ("pod", "pixels", "depth", "layout", "GiB a device", "step at best", "bound by", "MFU at most", "days")
+    rows = []
+    for found in table.to_dict("records"):
+        cells = [str(found["topology"]), str(found["pixels"]), str(found["depth"])]
+        if found["fits"]:
+            cells += [found["layout"], f"{found['peak_gib']:.1f} of {found['hbm_gib']:.1f}"]
+            cells += [f"{found['step_seconds']:.3f} s", found["bound"], f"{100 * found['mfu_bound']:.0f} %"]
+            cells += [f"{found['days']:.1f}"]
+        else:
+            cells += [f"none of {found['compiled']} fits", *["–"] * 5]
+        rows.append(cells)
+    return markdown.table(columns, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="CSV file")
@@ -85,10 +102,11 @@ def main() -> None:
         plan = ask(Request(run, target), args.memo)
         if not plan["memoised"]:
             at_best = f", {plan['step_seconds']:.3f} s at best" if plan["fits"] else ""
-            told = f"{plan['peak_gib']:.1f} of {plan['hbm_gib']:.1f} GiB{at_best}"
+            result = f"{plan['peak_gib']:.1f} of {plan['hbm_gib']:.1f} GiB{at_best}"
             mesh = f"{plan['mesh']} remat {plan['remat']} accumulation {plan['accumulation']}"
             print(
-                f"{plan['topology']} depth {plan['depth']} latents of {plan['latent']}: {mesh}: {told}", file=sys.stderr
+                f"{plan['topology']} depth {plan['depth']} latents of {plan['latent']}: {mesh}: {result}",
+                file=sys.stderr,
             )
         return plan
 
@@ -96,7 +114,7 @@ def main() -> None:
     sizes = [Size(*what) for what in itertools.product(args.topologies, args.resolutions, args.depths)]
     for table in tables(sizes, args.tries, compile):
         table.to_csv(args.out, index=False, float_format="%.4g")
-    print(table.to_string(index=False))
+    print("\n".join(told(table)))
 
 
 if __name__ == "__main__":

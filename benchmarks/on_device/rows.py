@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from benchmarks import markdown
 from benchmarks.on_device.jobs import Job
 from mmdit_jax.chips import GIB
 
@@ -76,8 +77,7 @@ COLUMNS = (
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of a Markdown table; a row without figures has its reason."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    return lines + ["| " + " | ".join(_cells(one)) + " |" for one in rows]
+    return markdown.table(COLUMNS, map(_cells, rows))
 
 
 def _cells(one: dict[str, Any]) -> list[str]:
