@@ -28,12 +28,11 @@ from typing import Any
 
 from benchmarks.on_device.jobs import Job, jobs
 from benchmarks.on_device.rows import rates, row, table
+from mmdit_jax.host import tell_gpu_share
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "out"
 COMMAND = (sys.executable, "-m", "benchmarks.on_device.job")
-MEMORY_SHARE = "0.93"
-"""Of the device's memory that JAX takes, instead of its 0.75: CUDA's context and cuDNN need some of the rest."""
 BAD_INPUT = 2
 
 
@@ -96,10 +95,11 @@ def environment(out: Path) -> dict[str, str]:
     own = {
         "JAX_COMPILATION_CACHE_DIR": str((out / "compiled").resolve()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": MEMORY_SHARE,
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
-    return {**own, **os.environ}
+    variables = {**own, **os.environ}
+    tell_gpu_share(variables)
+    return variables
 
 
 def ask(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import logging
+import math
 import os
 import platform
 import tempfile
@@ -22,6 +24,9 @@ every program that any process reads, needs another package, and ends all writin
 CHECKED = ".checked"
 """File whose time says up to when entries were checked."""
 ENTRIES = "*-cache"
+AUTOTUNED = "xla_gpu_per_fusion_autotune_cache_dir"
+"""Folder below, as JAX calls it, in which XLA for GPUs keeps which kernels it found the fastest. XLA makes it for its
+user alone, and ends a compilation in an error where it can't write there."""
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
@@ -29,27 +34,44 @@ def keep_compiled_programs(root: Path) -> None:
     """Keep every program that XLA compiles from here on in ``root/_cache/xla``, where the next start finds it.
 
     A folder that was chosen before (by JAX_COMPILATION_CACHE_DIR) stays chosen, with JAX's own rules of what is kept.
-    Where ``root`` can't be written nothing is kept, which is said in the log. Of several processes JAX lets the first
-    write. Devices must be set up by now.
+    Where ``root`` can't be written nothing is kept, which is said in the log; but for GPUs, what lies there is read. Of
+    several processes JAX lets the first write. Devices must be set up by now.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     # Whole, because XLA's own cache on GPUs lies below it, and its path is part of what programs are found by.
     folder = (root / "_cache" / "xla").resolve()
+    on_gpu = jax.default_backend() == "gpu"
     if jax.default_backend() == "cpu":
         folder /= f"cpu-{_instruction_set()}"
+    shortest = 0.0  # seconds of a compilation that is worth keeping: many small ones add up
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            now = os.fstat(probe.fileno()).st_mtime_ns  # by the clock that entries get their times from
+        now = _written(folder)
     except OSError as error:
-        log.warning("root=%s: compiled programs can't be kept (%s); each start compiles anew", root, error.strerror)
-        return
-    if jax.process_index() == 0:
-        tidy(folder, now, LIMIT)
+        if on_gpu or not os.access(folder, os.R_OK | os.X_OK):
+            log.warning("root=%s: compiled programs can't be kept (%s); each start compiles anew", root, error.strerror)
+            return
+        log.warning("root=%s: compiled programs are read there, no new ones are kept (%s)", root, error.strerror)
+        shortest = math.inf
+    else:
+        if jax.process_index() == 0:
+            tidy(folder, now, LIMIT)
+    if on_gpu:
+        try:
+            _written(folder / AUTOTUNED)
+            _written(folder / AUTOTUNED / "tmp")
+        except OSError:  # another user's: programs are kept without it, apart from those that were made with it
+            jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small ones are seconds, too
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
     compilation_cache.reset_cache()  # a program may have been compiled before there was a folder
+
+
+def _written(folder: Path) -> int:
+    """Make the folder, write there, and return when, in nanoseconds by the clock of its file system."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        return os.fstat(probe.fileno()).st_mtime_ns
 
 
 def tidy(folder: Path, now: int, limit: int) -> None:
@@ -57,7 +79,7 @@ def tidy(folder: Path, now: int, limit: int) -> None:
 
     JAX writes entries in place, and never replaces one: a run would compile again at each start what one kill left
     half-written. Only entries written since the last call are read. Another process may be writing or reading here:
-    it loses an entry at most, and compiles that program again.
+    it loses an entry at most, and compiles that program again. What another user's rights forbid is left as it is.
 
     Args:
         now: time in nanoseconds before the call, by the clock of the folder's file system.
@@ -71,17 +93,19 @@ def tidy(folder: Path, now: int, limit: int) -> None:
             if found.st_mtime_ns >= since and not _whole(path.read_bytes()):
                 path.unlink(missing_ok=True)
                 continue
-        except OSError:  # another process has removed it
+        except OSError:  # another process has removed it, or another user owns it
             continue
         kept.append((max(found.st_atime_ns, found.st_mtime_ns), found.st_size, path))
     total = sum(size for _, size, _ in kept)
     for _, size, path in sorted(kept):
         if total <= limit:
             break
-        path.unlink(missing_ok=True)
-        total -= size
-    marker.touch()
-    os.utime(marker, ns=(now, now))
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            total -= size
+    with contextlib.suppress(OSError):
+        marker.touch()
+        os.utime(marker, ns=(now, now))
 
 
 def _whole(entry: bytes) -> bool:

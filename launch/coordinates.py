@@ -59,6 +59,7 @@ def run_coordinates(args: argparse.Namespace) -> int:
     """Train each model for some steps; print the slopes of what lies in them."""
     from launch.studies import load_study
     from mmdit_jax.training.data import training_data
+    from mmdit_jax.training.program import Solo, mesh_of
     from scaling.coordinates import coordinate_figure, slopes
 
     check_out(args.out)
@@ -72,6 +73,8 @@ def run_coordinates(args: argparse.Namespace) -> int:
     if not ways:
         raise UserError("widths, depths: neither given; say which to compare")
     models = {x: list(shapes(run, x, values)) for x, values in ways.items()}
+    for model in itertools.chain(*models.values()):
+        Solo(dataclasses.replace(run, model=model), mesh_of(run))  # refuses a batch or heads that do not divide
     data = training_data(run, data_folder(args))
     batches = {seed: list(itertools.islice(data.batches(run.batch, seed, 0), args.steps)) for seed in range(args.seeds)}
     probe = make_probe(run, next(data.batches(PROBES, args.seeds, 0)))
@@ -151,30 +154,42 @@ def watched(
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table of ``scaling.coordinates`` for one model: trained on each seed's batches, without a warm-up.
 
-    The rate is constant: at the first steps what it is later is what matters.
+    The rate is constant: at the first steps what it is later is what matters. The devices are laid out by the run's
+    hardware.
     """
     import jax
 
     from mmdit_jax.diffusion import formulation
     from mmdit_jax.models.watch import activations
-    from mmdit_jax.sharding import make_mesh
+    from mmdit_jax.training.program import mesh_of
     from mmdit_jax.training.state import init_state
     from mmdit_jax.training.step import make_train_step
 
     optimizer = dataclasses.replace(run.optimizer, warmup_steps=0, schedule="constant")
-    steps, mesh, f = len(next(iter(batches.values()))), make_mesh(), formulation(run.formulation)
-    step = make_train_step(model, optimizer, steps, run.data.text_drop, mesh, layout=run.data.text_layout)
+    steps, mesh, f = len(next(iter(batches.values()))), mesh_of(run), formulation(run.formulation)
+    data, hardware = run.data, run.hardware
+    step = make_train_step(
+        model,
+        optimizer,
+        steps,
+        data.text_drop,
+        mesh,
+        onednn=hardware.onednn,
+        layout=data.text_layout,
+        accumulation=hardware.accumulation,
+        offload=hardware.offload,
+    )
 
     @jax.jit
     def look(params: Any) -> dict[str, jax.Array]:
         return activations(model, params, probe.latents, probe.t, probe.context, probe.pooled)
 
     for seed, stream in batches.items():
-        state = init_state(model, optimizer, steps, seed, mesh)
-        start = look(state.params)
+        state = init_state(model, optimizer, steps, seed, mesh, hardware.offload)
+        start = jax.device_get(look(state.params))
         for done in range(steps + 1):
             if done in (*AT, steps):
-                for place, value in look(state.params).items():
+                for place, value in jax.device_get(look(state.params)).items():
                     yield {
                         "parametrization": model.parametrization,
                         "width": model.width,

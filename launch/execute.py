@@ -9,12 +9,13 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from launch.compiled import keep_compiled_programs
 from launch.drawing import check_drawing, drawing
@@ -29,13 +30,13 @@ from mmdit_jax.evaluation.evaluate import evaluate, nothing_drawn
 from mmdit_jax.evaluation.removal import draw_without
 from mmdit_jax.files import write_json
 from mmdit_jax.training.best import FOLDER as BEST
-from mmdit_jax.training.best import restore_best
+from mmdit_jax.training.best import restore_best, without_memory
 from mmdit_jax.training.checkpoint import FOLDER as CHECKPOINTS
 from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.data import LatentData, TrainingData, flops_beside_square, training_data
 from mmdit_jax.training.events import EventLog, read_events, validations
 from mmdit_jax.training.loop import train, train_together
-from mmdit_jax.training.program import mesh_of
+from mmdit_jax.training.program import ema_on_devices, mesh_of
 from mmdit_jax.training.state import TrainState, abstract_state
 from mmdit_jax.versions import versions
 
@@ -84,7 +85,7 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
         started = time.perf_counter()
         data = training_data(run, places.data)
         check_drawing(run, data, places.vae)
-        state = train(run, run_dir, data, project=places.study, quiet=quiet)
+        state = without_memory(train(run, run_dir, data, project=places.study, quiet=quiet))
         trained = time.perf_counter()
         curve = [{"step": v["step"], "loss": v["loss"], "levels": v["levels"]} for v in validations(run_dir)]
         result = {
@@ -99,10 +100,11 @@ def execute(run: Run, places: Places, *, quiet: bool = False) -> dict[str, Any]:
             step, state = restore_best(run_dir, _abstract(run))
             (loss,) = [point["loss"] for point in curve if point["step"] == step]
             result |= {"best_step": step, "best_val_loss": loss}
+        state = replace(state, ema=ema_on_devices(run, state, mesh_of(run)))
         scores = _scores(run, state, run_dir, data, places)
         density = formulation(run.formulation)
         if density.adaptive:
-            scores["learned_formulation"] = learned_name(density, jax.device_get(state.loss_by_time))
+            scores["learned_formulation"] = learned_name(density, jax.tree.map(_on_host, state.loss_by_time))
         result |= {"params_sha256": digest(state.params), "ema_sha256": digest(state.ema), **scores}
         if jax.process_index() == 0:
             write_json(run_dir / RESULT, result)
@@ -250,11 +252,17 @@ def _abstract(run: Run) -> TrainState:
     return abstract_state(run.model, run.optimizer, run.steps, mesh_of(run))
 
 
+def _on_host(leaf: Any) -> np.ndarray:
+    """The whole array, wherever its parts are; to be called by every process that has some."""
+    elsewhere = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    return np.asarray(process_allgather(leaf, tiled=True) if elsewhere else jax.device_get(leaf))
+
+
 def digest(tree: Any) -> str:
-    """SHA-256 over names, shapes and bytes of a parameter tree."""
+    """SHA-256 over names, shapes and bytes of a parameter tree; to be called by every process that has parts of it."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(jax.device_get(leaf))
+        array = _on_host(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()

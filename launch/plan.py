@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from launch.planning.ask import ask, default_memo
+from launch.planning.fit import ways_to_draw, ways_to_fit
 from launch.planning.layout import Layout, layout_of, why_not
 from launch.planning.paper import T5_PARAMETERS, planned_run
 from launch.planning.request import Request
-from launch.planning.search import Tried, ranked, search, ways_to_fit
+from launch.planning.search import ROOM, Tried, outcome, ranked, search
 from launch.planning.target import EXAMPLES as TOPOLOGIES
 from launch.planning.target import Target, parse
 from launch.planning.tell import plan_lines, study_lines
@@ -30,6 +33,14 @@ EXAMPLES = """examples:
   mmdit plan sd3_schedules --topology v5p:4x4x4          every run of a study, and which do not fit
 """
 AXES = ("fsdp", "sequence", "tensor")
+LAYOUT = tuple(vars(Layout()))
+FIELDS = {f"{'model' if name == 'remat' else 'hardware'}.{name}": name for name in LAYOUT}
+"""Fields of a run that --set may give, which ask for a layout as the options do."""
+SEARCHES = ("auto", "tries")
+OF_ONE_RUN = ("batch", "resolution", "factor", "text_tokens", "steps", "sample", *LAYOUT, *SEARCHES)
+NUMBERS = (
+    *("depth", "batch", "resolution", "factor", "text_tokens", "steps", *AXES, "accumulation", "tries", "price"),
+)
 
 
 def add_parsers(commands: Any) -> None:
@@ -47,9 +58,9 @@ def add_parsers(commands: Any) -> None:
     shape = parser.add_argument_group("the run")
     shape.add_argument("--depth", type=int, metavar="N", help="blocks; width and heads follow")
     shape.add_argument("--batch", type=int, metavar="N", help="images a step (4096; of --sample 1)")
-    shape.add_argument("--resolution", type=int, default=256, metavar="PX", help="side of an image (%(default)s)")
-    shape.add_argument("--factor", type=int, default=8, metavar="N", help="pixels a latent pixel (%(default)s)")
-    shape.add_argument("--text-tokens", type=int, default=154, metavar="N", help="CLIP's 77 and T5's (%(default)s)")
+    shape.add_argument("--resolution", type=int, metavar="PX", help="side of an image (256)")
+    shape.add_argument("--factor", type=int, metavar="N", help="pixels a latent pixel (8)")
+    shape.add_argument("--text-tokens", type=int, metavar="N", help="CLIP's 77 and T5's (154)")
     shape.add_argument(
         "--steps", type=int, metavar="N", help="of training, for the days (500,000), or of sampling (50)"
     )
@@ -65,7 +76,7 @@ def add_parsers(commands: Any) -> None:
     laid.add_argument(
         "--auto", action="store_true", help="search: counting puts layouts in order, the compiler decides"
     )
-    laid.add_argument("--tries", type=int, default=6, metavar="N", help="compilations of --auto (%(default)s)")
+    laid.add_argument("--tries", type=int, metavar="N", help="compilations of --auto (6)")
     parser.add_argument("--price", type=float, metavar="P", help="of a device and hour")
     parser.add_argument("--memo", type=Path, metavar="DIR", help="where answers are kept (~/.cache/mmdit-jax/plans)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -74,89 +85,128 @@ def add_parsers(commands: Any) -> None:
 
 def run_plan(args: argparse.Namespace) -> int:
     """Plan one run, or every run of a study; exit code 0 whether it fits or not: the answer says."""
+    _check(args)
     target = parse(args.topology)
-    if (args.study is None) == (args.depth is None):
-        raise UserError("plan: expected --depth N or a STUDY, one of them")
-    for name in ("price", "tries", "steps", "batch"):
-        value = vars(args)[name]
-        if value is not None and value <= 0:
-            raise UserError(f"{name}={value}: expected more than 0")
     if args.study is not None:
         return _study(args, target)
     run = planned_run(
         args.depth,
-        resolution=args.resolution,
+        resolution=args.resolution or 256,
         batch=args.batch,
         steps=args.steps,
-        factor=args.factor,
-        text_tokens=args.text_tokens,
+        factor=args.factor or 8,
+        text_tokens=args.text_tokens or 154,
         sampling=args.sample,
         overrides=args.overrides,
     )
     tried: list[Tried] = []
+    more = 0
     if args.sample:
         plan = _ask(args, Request(run, target, sampling=True))
     elif args.auto:
-        plan, tried = _searched(args, run, target)
+        plan, tried, more = _searched(args, run, target)
     else:
-        plan = _ask(args, Request(laid_out(args, run, target), target))
+        plan = _ask(args, Request(laid_out(run, target, asked_of(args, run)), target))
     _add_costs(plan, args, 1 if args.sample else target.devices, run.steps)
     if args.sample:
         plan["peak_gib_beside_t5"] = plan["peak_gib"] + 2 * T5_PARAMETERS / GIB
-    if not plan["fits"] and not args.sample:
-        plan["ways_to_fit"] = ways_to_fit(laid_out(args, run, target), target, plan["peak_gib"])
+    if not plan["fits"]:
+        _add_ways(plan, run, target, sampling=args.sample)
     if args.json:
-        print(json.dumps(plan | ({"tried": [_told(item) for item in tried]} if tried else {})))
+        searched = {"tried": [_told(item) for item in tried], "more_layouts": more} if tried else {}
+        print(json.dumps(plan | searched))
     else:
-        print("\n".join(plan_lines(plan, tried, sampling=args.sample)))
+        print("\n".join(plan_lines(plan, tried, sampling=args.sample, more=more)))
     return 0
 
 
-def laid_out(args: argparse.Namespace, run: Run, target: Target) -> Run:
-    """The run in the layout that the options ask for; what they leave open as counting likes it best."""
-    asked = {name: vars(args)[name] for name in vars(Layout()) if vars(args)[name] is not None}
-    if set(asked) == set(vars(Layout())):
-        layout = Layout(**asked)
-        reason = why_not(run, layout, target.devices)
-        if reason is not None:
-            raise UserError(f"{layout}: {reason}")
-        return layout.of(run)
-    possible, refused = ranked(run, target)
-    every = [layout for layout, _ in possible] + [item.layout for item in refused]
-    alike = [layout for layout in every if all(vars(layout)[name] == value for name, value in asked.items())]
-    if not alike:
-        told = ", ".join(f"{name}={value}" for name, value in asked.items())
-        rest = {name: asked.get(name, value) for name, value in vars(every[0]).items()}
-        reason = why_not(run, Layout(**rest), target.devices) or "no such layout"
-        raise UserError(f"{told}: {reason}")
-    return alike[0].of(run)
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that have no meaning together, and numbers that are none."""
+    if (args.study is None) == (args.depth is None):
+        raise UserError("plan: expected --depth N or a STUDY, one of them")
+    for name in NUMBERS:
+        value = vars(args)[name]
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{name}={value}: expected {'more than 0' if value <= 0 else 'a finite number'}")
+    given = [name for name in OF_ONE_RUN if vars(args)[name] not in (None, False)]
+    if args.study is not None and given:
+        option = given[0].replace("_", "-")
+        raise UserError(f"--{option}: of one run, by --depth; a study has its own (change it by --set FIELD=VALUE)")
+    if args.sample:
+        paths = [item.partition("=")[0].strip() for item in args.overrides]
+        laid = [f"--{name}" for name in given if name in (*LAYOUT, *SEARCHES)]
+        for option in (*laid, *(f"--set {path}" for path in paths if path in FIELDS)):
+            raise UserError(f"{option}: of training; --sample draws on one device")
+    if args.tries is not None and not args.auto:
+        raise UserError(f"tries={args.tries}: expected with --auto")
+
+
+def asked_of(args: argparse.Namespace, run: Run) -> dict[str, Any]:
+    """Fields of the layout that are asked for, by their options or by --set.
+
+    Raises:
+      UserError: by both, and they differ.
+    """
+    paths = {item.partition("=")[0].strip() for item in args.overrides}
+    asked = {}
+    for path, name in FIELDS.items():
+        given, there = vars(args)[name], vars(layout_of(run))[name]
+        if path in paths and given not in (None, there):
+            raise UserError(f"{name}={given}: --set {path}={there} says otherwise; expected one of them")
+        if path in paths or given is not None:
+            asked[name] = there if path in paths else given
+    return asked
+
+
+def laid_out(run: Run, target: Target, asked: Mapping[str, Any]) -> Run:
+    """The run in the layout that is asked for; what that leaves open as counting likes it best."""
+    possible, refused = ranked(run, target, asked)
+    return (possible[0][0] if possible else refused[0].layout).of(run)
 
 
 def _ask(args: argparse.Namespace, request: Request) -> dict[str, Any]:
-    return ask(request, args.memo or default_memo())
+    """The plan; what the compiler does not say of a program that it refuses is None."""
+    nothing = dict.fromkeys(("argument_gib", "temporary_gib", "step_seconds", "mfu_bound"))
+    return nothing | ask(request, args.memo or default_memo())
 
 
-def _searched(args: argparse.Namespace, run: Run, target: Target) -> tuple[dict[str, Any], list[Tried]]:
-    """The best layout's plan; where none fits, that of the one that needs least."""
-    best, tried = search(
-        run,
-        target,
-        lambda laid: _ask(args, Request(laid, target)),
-        args.tries,
-        lambda line: print(line, file=sys.stderr, flush=True),
-    )
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _searched(args: argparse.Namespace, run: Run, target: Target) -> tuple[dict[str, Any], list[Tried], int]:
+    """The best layout's plan (where none fits, that of the one that needs least), others, and how many more there are.
+
+    Raises:
+      UserError: the compiler died of all that it was asked.
+    """
+    asked = asked_of(args, run)
+    best, tried = search(run, target, lambda laid: _ask(args, Request(laid, target)), args.tries or 6, _say, asked)
+    possible, refused = ranked(run, target, asked)
+    more = len(possible) + len(refused) - len(tried)
     if best is not None:
-        return best, tried
+        return best, tried, more
     plans = [item.plan for item in tried if item.plan is not None]
     if plans:
-        return min(plans, key=lambda plan: plan["peak_gib"]), tried
-    least = tried[0].layout
-    return _ask(args, Request(least.of(run), target)), tried
+        return min(plans, key=lambda plan: plan["peak_gib"]), tried, more
+    least = tried[0]
+    if least.estimate.bytes <= ROOM * target.usable_bytes:  # it was asked for
+        raise UserError(f"{least.layout}: {least.why}")
+    return _ask(args, Request(least.layout.of(run), target)), tried, more
+
+
+def _add_ways(plan: dict[str, Any], run: Run, target: Target, *, sampling: bool) -> None:
+    """What would make it fit."""
+    if sampling:
+        plan["ways_to_fit"] = ways_to_draw(run, target, plan["peak_gib"])
+    else:
+        layout = Layout(**plan["mesh"], remat=plan["remat"], accumulation=plan["accumulation"])
+        plan["ways_to_fit"] = ways_to_fit(layout.of(run), target, plan["peak_gib"])
 
 
 def _add_costs(plan: dict[str, Any], args: argparse.Namespace, devices: int, steps: int) -> None:
     """Seconds, days, device-hours and cost of all steps at the bound."""
-    if "step_seconds" not in plan:
+    if plan["step_seconds"] is None:
         return
     seconds = plan["step_seconds"] * steps
     plan |= {"steps": steps, "seconds": seconds, "days": seconds / 86_400, "device_hours": seconds * devices / 3600}
@@ -173,19 +223,21 @@ def _told(item: Tried) -> dict[str, Any]:
 
 
 def _study(args: argparse.Namespace, target: Target) -> int:
-    """A row a run; runs of the same program are compiled once."""
+    """A row a run; runs of the same program are compiled once, and told on stderr as they are."""
     study = load_study(args.study, args.overrides)
     rows = []
     for run in study.runs:
         row: dict[str, Any] = {"run_id": run.run_id, "name": run.name, "depth": run.model.depth}
         try:
-            reason = why_not(run, layout_of(run), target.devices)
+            reason = why_not(run, layout_of(run), target)
             if reason is not None:
                 raise UserError(reason)
             plan = _ask(args, Request(run, target))
+            if not plan["memoised"]:
+                _say(f"{run.name}: {outcome(plan)}")
             _add_costs(plan, args, target.devices, run.steps)
             if not plan["fits"]:
-                plan["ways_to_fit"] = ways_to_fit(run, target, plan["peak_gib"])
+                _add_ways(plan, run, target, sampling=False)
             row |= plan
         except UserError as error:
             row |= {"fits": False, "error": str(error)}

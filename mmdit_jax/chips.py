@@ -2,10 +2,11 @@
 
 TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, whose tables are per chip. Their "bidirectional ICI
 bandwidth per chip" is the sum over all links and both directions: 1200 GB/s of a v5p are 6 links of 100 GB/s each way.
-Usable memory is what libtpu 0.0.42.1 says is available when it refuses a program that is too large. GPUs: NVIDIA's data
-sheets of the SXM modules, dense rates (half of those "with sparsity"); memory as in XLA's own descriptions of them
-(openxla/xla, xla/backends/gpu/target_config/specs), but for the H200. To the host: PCIe of 16 lanes, Gen4 of an A100,
-Gen5 of the other GPUs (64 and 128 GB/s, both directions together); of TPUs by the scaling book, part 2
+The chips of a pod are from there too (of a v5p's 8960 a slice may take 6144). Usable memory is what libtpu 0.0.42.1
+says is available when it refuses a program that is too large. GPUs: NVIDIA's data sheets of the SXM modules, dense
+rates (half of those "with sparsity"); memory as in XLA's own descriptions of them (openxla/xla,
+xla/backends/gpu/target_config/specs), but for the H200. To the host: PCIe of 16 lanes, Gen4 of an A100, Gen5 of the
+other GPUs (64 and 128 GB/s, both directions together); of TPUs by the scaling book, part 2
 (jax-ml.github.io/scaling-book/tpus): 16 GB/s each way of a v4, 32 of a v6e, "about 2x higher than v5".
 """
 
@@ -51,6 +52,8 @@ class Chip:
     """Devices that share a chip's links; ``link_bandwidth`` is already one device's part."""
     topology_options: tuple[tuple[str, str], ...] = ()
     """For ``jax.experimental.topologies.get_topology_desc``, beside platform and name."""
+    largest: tuple[int, ...] = ()
+    """Chips along the axes of a whole pod (TPU)."""
 
 
 _DOCS = "docs.cloud.google.com/tpu/docs"
@@ -73,6 +76,7 @@ CHIPS: tuple[Chip, ...] = (
         "documentation has none",
         # A real v4 shows both cores of a chip as one device; the topology of this name would show two.
         topology_options=(("chip_config_name", "megacore"),),
+        largest=(16, 16, 16),
     ),
     Chip(
         name="v5e",
@@ -88,6 +92,7 @@ CHIPS: tuple[Chip, ...] = (
         network_bandwidth=3.125e9,
         host_bandwidth=16e9,
         source=f"{_DOCS}/v5e: ICI 400 GB/s a chip in both directions, network 6.4 Tb/s a pod of 256",
+        largest=(16, 16),
     ),
     Chip(
         name="v5p",
@@ -104,6 +109,7 @@ CHIPS: tuple[Chip, ...] = (
         host_bandwidth=16e9,
         source=f"{_DOCS}/v5p: ICI 1200 GB/s a chip in both directions, network 50 Gb/s a chip; int8 from Google's "
         "announcement of 6 December 2023",
+        largest=(16, 20, 28),
     ),
     Chip(
         name="v6e",
@@ -119,6 +125,7 @@ CHIPS: tuple[Chip, ...] = (
         network_bandwidth=12.5e9,
         host_bandwidth=32e9,
         source=f"{_DOCS}/v6e and /tpu7x: ICI 800 GB/s a chip in both directions, network 100 Gb/s a chip",
+        largest=(16, 16),
     ),
     Chip(
         name="tpu7x",
@@ -135,6 +142,7 @@ CHIPS: tuple[Chip, ...] = (
         host_bandwidth=0,
         source=f"{_DOCS}/tpu7x, halved: ICI 1200 GB/s a chip in both directions, network 100 Gb/s a chip",
         devices_per_chip=2,
+        largest=(16, 24, 24),
     ),
     Chip(
         name="a100",

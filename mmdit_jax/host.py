@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 
 # glibc's names (malloc.h) for the parameters of mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
@@ -34,13 +34,29 @@ _TRIED_JAXLIB = (0, 10)
 _TRIED_JAXLIB_ON_GPU = (0, 11)
 
 
+GPU_SHARE = 0.94
+"""Of a GPU's memory, what JAX takes for arrays and programs; CUDA's context, NCCL and cuDNN's plans have the rest."""
+GPU_SHARE_VARIABLE = "XLA_CLIENT_MEM_FRACTION"
+"""Where JAX reads that share; it takes three quarters unless told."""
+_FORMER = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # JAX refuses to be told by both
+
+
 def prepare_host() -> None:
-    """Fit a process that trains to its host. Call it once, before jax starts its threads."""
+    """Fit a process that trains to its host. Call it once, before jax starts its threads.
+
+    What the environment says already stays.
+    """
     if keep_freed_memory():
         use_huge_pages()
     present = os.environ.get("XLA_FLAGS", "")
     if _SEQUENTIAL.split("=")[0] not in present:
         os.environ["XLA_FLAGS"] = f"{_SEQUENTIAL} {present}".strip()
+    tell_gpu_share(os.environ)
+
+
+def tell_gpu_share(variables: MutableMapping[str, str]) -> None:
+    """Have a process of these variables take ``GPU_SHARE``, or what they say already."""
+    variables.setdefault(GPU_SHARE_VARIABLE, variables.pop(_FORMER, str(GPU_SHARE)))
 
 
 @contextlib.contextmanager
@@ -129,6 +145,16 @@ def onednn_options() -> dict[str, bool | str]:
     if jax.default_backend() != "cpu" or platform.machine() != "x86_64" or _release() != _TRIED_JAXLIB:
         return {}
     return dict(_ONEDNN)
+
+
+def step_options(onednn: bool, remat: str, platform: str) -> dict[str, bool | str]:
+    """Options for ``jax.jit(..., compiler_options=...)`` of a training step, alone or of replicas.
+
+    Args:
+      onednn: whether to take ``onednn_options``.
+      remat, platform: as of ``gpu_options``.
+    """
+    return {**(onednn_options() if onednn else {}), **gpu_options(remat, platform)}
 
 
 def gpu_options(remat: str, platform: str) -> dict[str, bool | str]:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -28,6 +30,8 @@ from mmdit_jax.errors import UserError
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = ("data", "fsdp")
 """Axes that examples are spread over."""
+CUTS = ("fsdp", "sequence", "tensor")
+"""Axes that parameters are cut by."""
 
 # What activations are named by where they are placed: the mesh axes that carry each.
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
@@ -40,9 +44,11 @@ ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
 # Layers whose columns (outputs) or rows (inputs) belong to heads or to hidden channels.
 COLUMNS = ("qkv", "up", "cross_q", "cross_kv")
 ROWS = ("out", "down", "cross_out")
+# Of COLUMNS, those that make several equal things side by side, each of them cut: how many.
+PARTS = {"qkv": 3, "cross_kv": 2}
 # Layers whose input is a row an image: it is cheaper to send that to where the kernel's parts lie.
 STAYS = ("modulation",)
-# Biases, scales and counters: replicated where they don't divide. Nothing larger is.
+# Biases, scales and counters, of a block if they are stacked: replicated where they don't divide. Nothing larger is.
 SMALL = 2**16
 STACKS = ("dual", "blocks")
 """Names under which blocks are stacked: the leading axis is their number, which is never cut."""
@@ -96,7 +102,8 @@ def parameter_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) 
 
     Kernels in COLUMNS and ROWS are cut by ``tensor`` along that axis. Then ``fsdp`` and ``sequence`` (and ``tensor``,
     of other parameters) cut the largest axis that they all divide, the later one of equals; where no axis has room for
-    all of them, each its own. The axis of stacked blocks is never cut.
+    all of them, each its own; where there is no such way, ``tensor`` takes any axis. That of stacked blocks is never
+    cut.
 
     Args:
       name: dotted path of the parameter, as ``blocks.latent.qkv.kernel``.
@@ -104,39 +111,71 @@ def parameter_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) 
       sizes: devices along each mesh axis, as ``mesh.shape``.
 
     Raises:
-      UserError: a parameter of more than 65,536 numbers can't be cut so. It names the parameter and a size that works.
+      UserError: a parameter of more than 65,536 numbers (a block) can't be cut so. It names the parameter, and sizes
+        that would cut it.
     """
-    path = name.split(".")
-    first = 1 if set(STACKS) & set(path) else 0
-    cuts = {axis: sizes.get(axis, 1) for axis in ("fsdp", "sequence", "tensor")}
-    found = _placed(path, shape, first, cuts)
-    if found is not None:
-        return found
-    if math.prod(shape) <= SMALL:
-        return PartitionSpec()
-    by = max((axis for axis in cuts if cuts[axis] > 1), key=lambda axis: cuts[axis])
-    works = max(n for n in range(1, cuts[by]) if n == 1 or _placed(path, shape, first, {**cuts, by: n}) is not None)
-    beside = "".join(f", {axis}={cuts[axis]}" for axis in cuts if axis != by and cuts[axis] > 1)
-    raise UserError(f"{by}={cuts[by]}{beside}: divides no axis of {name} {list(shape)}; {by}={works} would")
+    return parameter_specs({name: shape}, sizes)[name]
 
 
-def _placed(path: list[str], shape: tuple[int, ...], first: int, cuts: Mapping[str, int]) -> PartitionSpec | None:
+def parameter_specs(shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]) -> dict[str, PartitionSpec]:
+    """``parameter_spec`` of each; what an error says would work, works for all of them."""
+    cuts = tuple((axis, sizes.get(axis, 1)) for axis in CUTS)
+    found = {name: _placed(name, shape, cuts) for name, shape in shapes.items()}
+    fails = next((name for name, spec in found.items() if spec is None), None)
+    if fails is not None:
+        told = ", ".join(f"{axis}={size}" for axis, size in sorted(cuts, key=lambda cut: -cut[1]) if size > 1)
+        works = _nearest(shapes, dict(cuts))
+        raise UserError(f"{told}: can't cut {fails} {list(shapes[fails])} so; {works} would work")
+    return {name: spec for name, spec in found.items() if spec is not None}
+
+
+def _nearest(shapes: Mapping[str, tuple[int, ...]], cuts: Mapping[str, int]) -> str:
+    """The mesh that cuts all parameters and differs in the fewest axes, then by least; each divides what it is now."""
+    divisors = [[n for n in range(size, 0, -1) if size % n == 0] for size in cuts.values()]
+    meshes = [dict(zip(cuts, sizes, strict=True)) for sizes in itertools.product(*divisors)]
+    meshes.sort(key=lambda mesh: (sum(mesh[axis] != cuts[axis] for axis in cuts), -math.prod(mesh.values())))
+    works = next(
+        mesh
+        for mesh in meshes
+        if all(_placed(name, shape, tuple(mesh.items())) is not None for name, shape in shapes.items())
+    )
+    return ", ".join(f"{axis}={size}" for axis, size in works.items() if size != cuts[axis])
+
+
+@functools.lru_cache(maxsize=2**16)
+def _placed(name: str, shape: tuple[int, ...], sizes: tuple[tuple[str, int], ...]) -> PartitionSpec | None:
     """The rule of ``parameter_spec``, none where it has no answer."""
-    taken: dict[int, tuple[str, ...]] = {axis: () for axis in range(first, len(shape))}
-    left = [axis for axis in cuts if cuts[axis] > 1]
+    path, cuts = name.split("."), dict(sizes)
+    first = 1 if set(STACKS) & set(path) else 0
+    found = _cut(path, shape, first, cuts)
+    return PartitionSpec() if found is None and math.prod(shape[first:]) <= SMALL else found
+
+
+def _cut(path: list[str], shape: tuple[int, ...], first: int, cuts: Mapping[str, int]) -> PartitionSpec | None:
+    """Without the exception of what is small."""
+    by_tensor = _tensor_axis(path, len(shape))
+    pinned = by_tensor is not None and cuts["tensor"] > 1 and shape[by_tensor] % cuts["tensor"] == 0
+    for held in ({by_tensor: ("tensor",)}, {}) if pinned else ({},):
+        taken: dict[Any, tuple[str, ...]] = {axis: held.get(axis, ()) for axis in range(first, len(shape))}
+        found = _filled(taken, shape, cuts)
+        if found is not None:
+            return found
+    return None
+
+
+def _filled(
+    taken: Mapping[int, tuple[str, ...]], shape: tuple[int, ...], cuts: Mapping[str, int]
+) -> PartitionSpec | None:
+    """What ``taken`` has of the axes, and a place for all others of the mesh that cut; none where there is not."""
+    left = tuple(axis for axis in cuts if cuts[axis] > 1 and (axis,) not in taken.values())
 
     def room(axis: int, names: tuple[str, ...]) -> bool:
         return shape[axis] > 0 and shape[axis] % math.prod(cuts[name] for name in (*taken[axis], *names)) == 0
 
-    by_tensor = _tensor_axis(path, len(shape))
-    if "tensor" in left and by_tensor is not None and room(by_tensor, ("tensor",)):
-        taken[by_tensor] = ("tensor",)
-        left.remove("tensor")
     order = sorted(taken, key=lambda axis: (not taken[axis], shape[axis], axis), reverse=True)
-    whole = [axis for axis in order if room(axis, tuple(left))]
+    whole = [axis for axis in order if room(axis, left)]
     if whole:
-        taken[whole[0]] = (*taken[whole[0]], *left)
-        return _spec(taken)
+        return _spec({**taken, whole[0]: (*taken[whole[0]], *left)})
     for axes in itertools.product(order, repeat=len(left)):
         parts = {axis: tuple(n for n, at in zip(left, axes, strict=True) if at == axis) for axis in order}
         if all(room(axis, names) for axis, names in parts.items()):
@@ -162,6 +201,8 @@ def gathered(weights: Any, dtype: str) -> Any:
     """Kernels as products take them: in ``dtype``, whole but for ``tensor``; all else, and kernels of STAYS, as it is.
 
     The cast comes first, so that what passes between devices is in ``dtype``. Outside of ``placed_on``: as they are.
+    Over ``tensor``, a kernel of PARTS comes apart, [features_in, parts, part], each part cut: where its numbers lie is
+    another cut, of all parts side by side, and what has to move for that moves before the rest is gathered.
 
     Args:
       weights: a tree of parameters, stacks of blocks left out or taken apart.
@@ -175,12 +216,45 @@ def gathered(weights: Any, dtype: str) -> Any:
         names = [name for name in names if name != "value"]
         if "kernel" not in names or set(STAYS) & set(names):
             return leaf
-        axis = _tensor_axis(names[: names.index("kernel") + 1], leaf.ndim)
-        cut = axis is not None and leaf.shape[axis] % mesh.shape["tensor"] == 0
-        used = PartitionSpec(*("tensor" if cut and i == axis else None for i in range(leaf.ndim)))
-        return jax.lax.with_sharding_constraint(leaf.astype(dtype), NamedSharding(mesh, used))
+        name, tensor, leaf = names[: names.index("kernel") + 1], mesh.shape["tensor"], leaf.astype(dtype)
+        kept = parameter_spec(".".join(name), leaf.shape, mesh.shape)
+        axis = _tensor_axis(name, leaf.ndim)
+        used: list[Any] = [None] * leaf.ndim
+        if axis is not None and leaf.shape[axis] % tensor == 0:
+            used[axis] = "tensor"
+        parts = PARTS.get(name[-2], 1)
+        if tensor > 1 and parts > 1 and leaf.shape[-1] % (parts * tensor) == 0:
+            rows = kept[0] if kept and "tensor" not in (kept[0] or ()) else None
+            leaf = _moved(leaf, mesh, kept, kept).reshape(len(leaf), parts, -1)
+            kept, used = PartitionSpec(rows, None, "tensor"), [None, None, "tensor"]
+            leaf = _moved(leaf, mesh, kept, kept)
+        return _moved(leaf, mesh, kept, PartitionSpec(*used))
 
     return jax.tree_util.tree_map_with_path(whole, weights)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _moved(leaf: jax.Array, mesh: Mesh, there: PartitionSpec, here: PartitionSpec) -> jax.Array:
+    """A kernel that lies ``there``, as ``here``; its gradient goes back the same way.
+
+    By JAX's own rule the gradient would first be laid as the kernel is, whole: a sum over all devices of which each
+    keeps a part, twice the bytes of sums of which each device makes its part.
+    """
+    return _moved_forward(leaf, mesh, there, here)[0]
+
+
+def _moved_forward(leaf: jax.Array, mesh: Mesh, there: PartitionSpec, here: PartitionSpec) -> tuple[jax.Array, None]:
+    # Not by ``_moved``: policies of rematerialisation know this primitive, and keep nothing of it.
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, here)), None
+
+
+def _moved_backward(
+    mesh: Mesh, there: PartitionSpec, here: PartitionSpec, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, there)),)
+
+
+_moved.defvjp(_moved_forward, _moved_backward)
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
@@ -190,11 +264,10 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
       state: a tree of arrays or shapes; moments lie under the same names as the parameters they belong to.
     """
 
-    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh.shape))
-
-    return jax.tree_util.tree_map_with_path(sharding, state)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(state)
+    shapes = {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+    specs = parameter_specs(shapes, mesh.shape)
+    return jax.tree.unflatten(structure, [NamedSharding(mesh, specs[name]) for name in shapes])
 
 
 def memories(mesh: Mesh) -> tuple[str, ...]:
@@ -222,15 +295,22 @@ def batch_parts(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def own_part(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): of the equal parts of a batch that processes hold, the one that this process's devices do.
+def own_rows(mesh: Mesh, batch: int, process: int | None = None) -> np.ndarray:
+    """Rows of a global batch that a process's devices hold, ascending int64; None is this process.
 
-    Processes whose devices lie along ``sequence`` or ``tensor`` only have the same one.
+    They need not follow one another: on a TPU the mesh follows the torus, not the processes. Processes whose devices
+    lie side by side along ``sequence`` or ``tensor`` hold some of the same rows.
+
+    Raises:
+      UserError: the batch does not divide into the parts of the mesh.
     """
-    parts = batch_parts(mesh)
-    slices = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()
-    mine = sorted({item[0].start or 0 for item in slices if item})
-    return mine[0] // len(mine), parts // len(mine)
+    number = jax.process_index() if process is None else process
+    data, fsdp = mesh.devices.shape[:2]
+    if batch < 1 or batch % (data * fsdp):
+        raise UserError(f"batch={batch}: expected a multiple of {data * fsdp}, data x fsdp of the mesh")
+    own = np.array([device.process_index == number for device in mesh.devices.flat])
+    blocks = own.reshape(data * fsdp, -1).any(axis=1)
+    return np.flatnonzero(blocks.repeat(batch // (data * fsdp)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -239,9 +319,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's examples (a tree of numpy arrays, first axis the examples) as global arrays over the mesh."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+    """This process's examples as global arrays over the mesh, whose row i is example i of the global batch.
+
+    Args:
+      batch: a tree of numpy arrays, first axis the examples: those at ``own_rows``, in that order.
+
+    Raises:
+      UserError: another number of examples than this process's blocks can have.
+    """
+    sharding, parts = batch_sharding(mesh), batch_parts(mesh)
+    blocks = own_rows(mesh, parts)  # of a batch with one example a block
+
+    def whole(own: np.ndarray) -> jax.Array:
+        each, over = divmod(len(own), len(blocks))
+        if over:
+            raise UserError(f"examples={len(own)}: expected a multiple of {len(blocks)}, this process's blocks")
+
+        def block(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(each * parts)
+            at = int(np.searchsorted(blocks, start // each)) * each
+            return own[at : at + stop - start]
+
+        return jax.make_array_from_callback((each * parts, *own.shape[1:]), sharding, block)
+
+    return jax.tree.map(whole, batch)
 
 
 _MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh that activations are placed on", default=None)

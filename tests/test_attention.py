@@ -9,8 +9,8 @@ import pytest
 from conftest import on_fake_devices
 
 from mmdit_jax.errors import UserError
-from mmdit_jax.models.attention import attention_kind, attention_of_each, joint_attention
-from mmdit_jax.models.attention.kernels import BLOCKS, splash_block
+from mmdit_jax.models.attention import attention_kind, attention_of_each, capability, joint_attention
+from mmdit_jax.models.attention.kernels import BLOCKS, cudnn_attention, splash_block
 from mmdit_jax.sharding import make_mesh, placed_on
 
 LENGTHS = [154 + 256, 154 + 1024, 333 + 4096, 77, 391]
@@ -70,9 +70,9 @@ def test_fewer_queries_than_tokens_and_sixteen_bits() -> None:
 @pytest.mark.hardware
 def test_the_platforms_own_kernel_agrees() -> None:
     """cuDNN on a GPU, Splash on a TPU, in bfloat16 against the definition on the rounded inputs."""
-    kind = attention_kind("auto", "bfloat16", jax.default_backend())
+    kind = attention_kind("auto", "bfloat16", jax.default_backend(), 64, capability())
     if kind == "xla":
-        pytest.skip("no accelerator: the platform's own is XLA's")
+        pytest.skip("no accelerator with a kernel of its own: the platform's is XLA's")
     for tokens in LENGTHS:
         x = tensors(tokens, dtype="bfloat16")
         assert worst(by(kind, *x), by_definition(*(item.astype(jnp.float32) for item in x))) < 3e-2, tokens
@@ -80,23 +80,66 @@ def test_the_platforms_own_kernel_agrees() -> None:
 
 def test_the_choice() -> None:
     choices = {
-        ("auto", "bfloat16", "tpu"): "splash",
-        ("auto", "float32", "tpu"): "splash",
-        ("auto", "bfloat16", "gpu"): "cudnn",
-        ("auto", "float32", "gpu"): "xla",
-        ("auto", "bfloat16", "cpu"): "xla",
-        ("xla", "bfloat16", "tpu"): "xla",
-        ("splash", "float32", "cpu"): "splash-interpreted",
+        ("auto", "bfloat16", "tpu", 64): "splash",
+        ("auto", "float32", "tpu", 64): "splash",
+        ("auto", "bfloat16", "gpu", 64): "cudnn",
+        ("auto", "float32", "gpu", 64): "xla",
+        ("auto", "bfloat16", "cpu", 64): "xla",
+        ("xla", "bfloat16", "tpu", 64): "xla",
+        ("splash", "float32", "cpu", 64): "splash-interpreted",
+        **{("auto", "bfloat16", "gpu", size): "cudnn" for size in (8, 24, 72, 128)},
+        **{("auto", "bfloat16", "gpu", size): "xla" for size in (4, 12, 100, 136, 256)},
+        **{("auto", "float16", "gpu", 64, able): "cudnn" for able in ("8.0", "8.6", "9.0", "12.1", None)},
+        **{("auto", "float16", "gpu", 64, unable): "xla" for unable in ("7.5", "6.0", "gfx942", "gfx90a")},
+        ("xla", "bfloat16", "gpu", 100, "7.5"): "xla",
+        ("cudnn", "bfloat16", "gpu", 64, "9.0"): "cudnn",
     }
     for asked, kind in choices.items():
         assert attention_kind(*asked) == kind
     for asked, says in (
-        (("cudnn", "bfloat16", "cpu"), "runs on GPUs in bfloat16, this is cpu"),
-        (("cudnn", "float32", "gpu"), "this is gpu in float32"),
-        (("splash", "bfloat16", "gpu"), "runs on TPUs, this is gpu"),
+        (("cudnn", "bfloat16", "cpu", 64), "runs on GPUs in bfloat16, this is cpu"),
+        (("cudnn", "float32", "gpu", 64), "this is gpu in float32"),
+        (("cudnn", "bfloat16", "gpu", 100), "a multiple of 8 up to 128, this is head_size=100"),
+        (("cudnn", "bfloat16", "gpu", 136), "a multiple of 8 up to 128, this is head_size=136"),
+        (("cudnn", "bfloat16", "gpu", 64, "7.5"), "compute capability 8.0 or more, this is 7.5"),
+        (("cudnn", "bfloat16", "gpu", 64, "gfx942"), "runs on NVIDIA's GPUs .*, this is gfx942"),
+        (("splash", "bfloat16", "gpu", 64), "runs on TPUs, this is gpu"),
     ):
         with pytest.raises(UserError, match=says):
             attention_kind(*asked)
+
+
+def test_what_jax_refuses_on_any_gpu_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX's own check of shapes, as on a GPU before Hopper, has nothing to say of what ``auto`` gives to cuDNN."""
+    import jax._src.cudnn.fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: capability == "8.0")
+    layout = fused.AttentionLayout.BTNH.value
+    for size in range(1, 300):
+        row = jax.ShapeDtypeStruct((1, 77, 2, size), jnp.bfloat16)
+        try:
+            fused.check_is_flash_attention(row, row, row, layout, 91000, False, True)
+            runs = "cudnn"
+        except NotImplementedError:
+            runs = "xla"
+        assert attention_kind("auto", "bfloat16", "gpu", size, "8.0") == runs, size
+
+
+@pytest.mark.parametrize(("queries", "tokens"), [(77, 77), (39, 410), (154, 391), (5, 5), (16, 20)])
+def test_cudnn_is_given_even_numbers_of_tokens(queries: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX refuses the gradient of odd ones. XLA computes what cuDNN is asked for here."""
+    ask, asked = jax.nn.dot_product_attention, []
+
+    def by_xla(*rows: jax.Array, implementation: str, **options: object) -> jax.Array:
+        asked.extend(row.shape[1] for row in rows)
+        assert implementation == "cudnn"
+        return ask(*rows, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    q, k, v, g = tensors(tokens, queries)
+    out, back = jax.vjp(cudnn_attention, q, k, v)
+    assert worst((out, *back(g)), by_definition(q, k, v, g)) < 2e-5
+    assert asked == [queries + queries % 2, *[tokens + tokens % 2] * 2]
 
 
 def test_blocks_pad_least() -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jax.sharding import AbstractMesh
 
 from launch.cli import main
+from launch.studies import load_study
+from mmdit_jax.config import HardwareConfig, Run
+from mmdit_jax.errors import UserError
+from mmdit_jax.sharding import AXES
+from mmdit_jax.training.program import Solo
 
 BASE = Path(__file__).parent
 
@@ -92,6 +99,38 @@ def test_unwritable_root(tmp_path, capsys, tiny_study, monkeypatch, root) -> Non
     line = told(capsys, "study", "run", str(tiny_study), "--root", root)
     assert f"root={root}" in line and "choose another --root" in line
     assert Path("file").read_text() == "in the way"
+
+
+def test_runs_that_do_not_divide_over_their_devices(tiny_study: Path) -> None:
+    """Told before anything is compiled: there are no such devices here."""
+    run = load_study(str(tiny_study)).runs[0]
+    heads = replace(run, model=replace(run.model, heads=6))
+
+    def told_by(run: Run, *shape: int) -> str:
+        with pytest.raises(UserError) as caught:
+            Solo(run, AbstractMesh(shape, AXES))  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert told_by(run, 3, 4, 1, 1) == "batch=8: expected a multiple of 12, data x fsdp = 12 devices"
+    parts = replace(run, hardware=HardwareConfig(accumulation=4))
+    expected = "batch=8: expected a multiple of 16, data x fsdp = 4 devices x accumulation = 4"
+    assert told_by(parts, 4, 1, 1, 1) == expected
+    assert told_by(heads, 1, 1, 1, 4) == "hardware.tensor=4: expected a divisor of the model's 6 heads (1, 2)"
+    assert told_by(heads, 2, 2, 2, 9) == "hardware.tensor=9: expected a divisor of the model's 6 heads (1, 2, 3, 6)"
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("hardware.tensor=4", "hardware.tensor=4: expected a divisor of the model's 2 heads (1, 2)"),
+        ("batch=6", "batch=6: expected a multiple of 4, data x fsdp = 4 devices"),
+    ],
+)
+def test_a_run_that_does_not_divide_is_told_in_one_line(mmdit, setting: str, expected: str) -> None:
+    refused = mmdit("train", "tiny.py", "--run", "rf", "--quiet", "--set", setting, devices=4)
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stderr.strip() == f"mmdit: {expected}"
+    assert not list(mmdit.folder.glob("studies/tiny/*/checkpoints/[0-9]*"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -9,17 +10,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 from conftest import TINY_STUDY
 from jax.experimental.compilation_cache import compilation_cache
 
-from launch.compiled import CHECKED, keep_compiled_programs, tidy
+from launch.compiled import AUTOTUNED, CHECKED, keep_compiled_programs, tidy
 from launch.studies import load_study
 from mmdit_jax.training.events import read_events
 
@@ -171,10 +176,43 @@ def test_tidy_keeps_what_was_used_last(tmp_path: Path) -> None:
     assert [path.exists() for path in entries] == [False, True, True, False]
 
 
+def forbidden(*_: Any, **__: Any) -> Any:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_what_another_user_owns_ends_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a shared root: entries beyond the limit that can't be removed, and a marker that can't be set."""
+    entries = [entry(tmp_path, name, 1000, used) for name, used in (("a", 100), ("b", 200), ("c", 300))]
+    cut = entry(tmp_path, "cut", 1000, 100)
+    os.truncate(cut, 10)
+    unlink = Path.unlink
+    others = [cut, entries[0]]
+
+    def unlink_own(path: Path, missing_ok: bool = False) -> None:
+        if path in others:
+            forbidden()
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", unlink_own)
+        patched.setattr(os, "utime", forbidden)
+        tidy(tmp_path, now=10**12, limit=2500)
+    assert [path.exists() for path in (*entries, cut)] == [True, False, True, True]  # the next oldest went instead
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "touch", forbidden)
+        tidy(tmp_path, now=10**12, limit=2500)
+    tidy(tmp_path, now=10**12, limit=1500)
+    assert [path.exists() for path in (*entries, cut)] == [False, False, True, False]
+
+
 @pytest.fixture
 def no_folder() -> Iterator[None]:
     """No folder chosen, as at the start of a process."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_enable_xla_caches",
+    )
     before = {name: jax.config.values[name] for name in names}
     jax.config.update(names[0], None)
     yield
@@ -195,3 +233,55 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path: Path, no_folder:
     assert chosen.is_dir() and chosen.is_relative_to(tmp_path / "_cache" / "xla")
     keep_compiled_programs(tmp_path / "another")  # what is chosen stays so
     assert Path(jax.config.values["jax_compilation_cache_dir"]) == chosen and not (tmp_path / "another").exists()
+
+
+def test_a_folder_that_can_only_be_read_is_read(
+    tmp_path: Path, no_folder: None, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    """What was kept there is found, what is not there is compiled, and nothing is written or warned about."""
+    keep_compiled_programs(tmp_path)
+    folder = Path(jax.config.values["jax_compilation_cache_dir"])
+    old, new = (jax.jit(lambda x, n=n: jnp.cos(x) + n) for n in (1, 2))
+    x = jnp.arange(3.0)
+    expected = old(x)
+    kept = sorted(folder.iterdir())
+    assert len(kept) >= 2
+    jax.clear_caches()
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setattr(tempfile, "TemporaryFile", forbidden)
+    for name in ("touch", "unlink", "write_bytes"):
+        monkeypatch.setattr(Path, name, forbidden)
+    with caplog.at_level(logging.WARNING):
+        keep_compiled_programs(tmp_path)
+    assert "are read there, no new ones are kept (Operation not permitted)" in caplog.text
+    assert Path(jax.config.values["jax_compilation_cache_dir"]) == folder
+    found: list[str] = []
+    listener = lambda name, **_: found.append(name)  # noqa: E731
+    jax.monitoring.register_event_listener(listener)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again, first = old(x), new(x)
+    jax.monitoring.unregister_event_listener(listener)
+    assert found.count("/jax/compilation_cache/cache_hits") == 1
+    assert (again == expected).all() and (first == expected + 1).all()
+    assert sorted(folder.iterdir()) == kept
+
+
+@pytest.mark.parametrize("whose", ["ours", "side", "all"])
+def test_on_gpus_nothing_is_used_where_xla_could_not_write(
+    whose: str, tmp_path: Path, no_folder: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XLA ends a compilation there: without its own folder where that is another user's, none at all where all is."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    folder = tmp_path / "_cache" / "xla"
+    temporary = tempfile.TemporaryFile
+    (folder / AUTOTUNED / "tmp").mkdir(parents=True)
+
+    def own(dir: Path) -> Any:
+        return forbidden() if whose == "all" or (whose == "side" and AUTOTUNED in str(dir)) else temporary(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", own)
+    side = jax.config.values["jax_persistent_cache_enable_xla_caches"]
+    keep_compiled_programs(tmp_path)
+    assert jax.config.values["jax_compilation_cache_dir"] == (None if whose == "all" else str(folder))
+    assert jax.config.values["jax_persistent_cache_enable_xla_caches"] == ("none" if whose == "side" else side)

@@ -232,7 +232,7 @@ def test_gpus_are_shared_out() -> None:
     assert device_environment(3, 4, []) == {} and device_environment(0, 1, ["0", "1"]) == {}
     given = [device_environment(n, 4, ["5", "7"]) for n in range(4)]
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in given] == ["5", "7", "5", "7"]
-    assert {environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for environment in given} == {"0.450"}
+    assert {environment["XLA_CLIENT_MEM_FRACTION"] for environment in given} == {"0.450"}
     assert device_environment(1, 2, ["0", "1"]) == {"CUDA_VISIBLE_DEVICES": "1"}
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.planning.target import parse
+
 REPORT = """
 import numpy as np
 from mmdit_jax.host import prepare_host, use_huge_pages
@@ -47,3 +49,17 @@ def test_a_limit_on_addresses_is_no_error() -> None:
     limit += "resource.setrlimit(resource.RLIMIT_AS, (fifth, fifth))\n"
     kept, _ = _report(limit + "prepare_host(); assert use_huge_pages() == 0")
     assert kept
+
+
+def test_jax_is_given_the_memory_that_plans_count_on() -> None:
+    """Unless it was told otherwise, by either name: JAX refuses to be told by both."""
+    script = "import os; from mmdit_jax.host import prepare_host; prepare_host()\n"
+    script += "print(*(os.environ.get(n) for n in ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')))"
+
+    def told(**variables: str) -> str:
+        done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert told() == f"{parse('h100:1x1').usable_bytes / parse('h100:1x1').chip.hbm_bytes:g} None"
+    assert told(XLA_PYTHON_CLIENT_MEM_FRACTION="0.5") == "0.5 None"
+    assert told(XLA_CLIENT_MEM_FRACTION="0.6") == "0.6 None"

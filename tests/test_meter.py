@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,10 +17,21 @@ import pytest
 from launch.execute import Places
 from launch.studies import load_study
 from launch.study import status_row
+from mmdit_jax.config import Run
+from mmdit_jax.sharding import make_mesh
+from mmdit_jax.training import loop
 from mmdit_jax.training.clean import sides
 from mmdit_jax.training.events import EventLog, read_events
 from mmdit_jax.training.meter import SPEED, InFlight, Meter
-from mmdit_jax.training.peak import Peak, measured_peak, seconds_a_call
+from mmdit_jax.training.peak import (
+    AHEAD,
+    Peak,
+    matmul_flops_per_second,
+    measured_peak,
+    product_size,
+    seconds_a_call,
+    timings,
+)
 from mmdit_jax.training.progress import Progress
 
 UNKNOWN = Peak("cpu", None, 1e12, 1024, "float32")
@@ -112,6 +128,72 @@ def test_mfu_by_hand(tmp_path: Path, tiny_study: Path, capsys) -> None:
     assert f"  MFU {200 * rate / 4e9:.0f} %  {200 * rate / 1e9:.0f} % of ceiling  0:00 left" in line
 
 
+class Later:
+    """A number that the device has at second ``ready``: who looks at it waits until then."""
+
+    def __init__(self, clock: Clock, ready: float, value: np.ndarray) -> None:
+        self._clock, self._ready, self._value = clock, ready, value
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self._clock.now = max(self._clock.now, self._ready)
+        return np.asarray(self._value)
+
+
+class Simulated:
+    """A program of one run on a device that takes 1 s for a square batch, 0.5 s for a wide one, one after the other.
+
+    The host waits 0.1 s for a batch, and 60 s for the compiler where the batch's shape is new.
+    """
+
+    def __init__(self, run: Run, clock: Clock, wide: range) -> None:
+        self.runs, self.mesh, self._clock, self._wide = (run,), make_mesh(), clock, wide
+        self._free, self._compiled, self._step = 0.0, set[tuple[int, ...]](), 0
+
+    def batches(self, data: Any, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        for step in range(1, self.runs[0].steps + 1):
+            self._clock.now += 0.1
+            yield {"image": np.zeros((8, *((24, 48) if step in self._wide else (32, 32)), 3), np.uint8)}
+
+    def step(self, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, dict[str, Later]]:
+        shape = batch["image"].shape
+        self._clock.now += 0.0 if shape in self._compiled else 60.0
+        self._compiled.add(shape)
+        self._step += 1
+        self._free = max(self._free, self._clock.now) + (0.5 if self._step in self._wide else 1.0)
+        return state, {name: Later(self._clock, self._free, value) for name, value in values(self._step).items()}
+
+    def metrics_of(self, index: int, found: Any) -> Any:
+        return found
+
+    def ema_of(self, index: int, state: Any) -> Any:
+        return state
+
+    def state_of(self, index: int, state: Any) -> Any:
+        return state
+
+
+def test_steps_in_flight_when_another_bucket_compiles_have_their_own_times(
+    tmp_path: Path, tiny_study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop itself, of 30 steps; from the 15th on batches are wide. Only steps 1 and 15 are not timed."""
+    run, clock, order = load_study(str(tiny_study)).runs[0], Clock(), []
+    run = replace(run, steps=30, validate_every=30, hardware=replace(run.hardware, checkpoint_every=30))
+    monkeypatch.setattr(loop, "Meter", functools.partial(Meter, clock=clock))
+    monkeypatch.setattr(loop, "measured_peak", lambda dtype: order.append("peak") or UNKNOWN)
+    monkeypatch.setattr(loop, "_first_state", lambda *_: order.append("state") or (0, {"weights": np.zeros(2)}))
+    monkeypatch.setattr(loop, "validation_loss", lambda *_, **__: np.zeros(8))
+    data: Any = SimpleNamespace(held_out=())
+    loop._train(Simulated(run, clock, range(15, 31)), [tmp_path], data, "tiny", True)  # type: ignore[arg-type]
+    found = [event for event in read_events(tmp_path) if event["event"] == "train"]
+    assert [event["step"] for event in found] == [10, 20, 30]
+    timed = [9 / 9, (4 + 5) / (4 * 1 + 5 * 0.5), 10 / 5]  # steps a second: 2 to 10; 11 to 14 and 16 to 20; 21 to 30
+    assert [event["images_per_second"] for event in found] == pytest.approx([8 * rate for rate in timed], rel=1e-9)
+    square, wide = run.step_flops(32, 32)[0], run.step_flops(24, 48)[0]
+    flops = [square, (4 * square + 5 * wide) / 6.5, wide / 0.5]
+    assert [event["flops_per_second"] for event in found] == pytest.approx(flops, rel=1e-9)
+    assert order == ["peak", "state"]  # the ceiling is measured while the memory is free
+
+
 def test_the_ceiling_is_a_median_after_warming_up() -> None:
     clock, seconds = Clock(), iter([60.0] + [3.0] * 4 + [1.0, 1.0, 50.0, 1.0, 1.0, 0.1, 2.0, 1.0] * 2)
 
@@ -121,6 +203,38 @@ def test_the_ceiling_is_a_median_after_warming_up() -> None:
 
     # 60 s of compilation, four warm ones, then pairs: (1, 1), (50, 1), (1, 0.1), (2, 1), (1, 1)
     assert seconds_a_call(call, calls=2, warm=4, samples=5, clock=clock) == 1.0
+
+
+def test_few_results_are_alive_and_each_is_waited_for() -> None:
+    class Result:
+        def block_until_ready(self) -> Result:
+            waited.add(self)
+            return self
+
+    alive, waited, most, made = weakref.WeakSet[Result](), weakref.WeakSet[Result](), 0, 0
+
+    def call() -> Result:
+        nonlocal most, made
+        result = Result()
+        alive.add(result)
+        most, made = max(most, len(alive)), made + 1
+        return result
+
+    def clock() -> float:
+        assert set(alive) <= set(waited), "a sample ends before its calls"
+        return 0.0
+
+    assert timings(call, calls=10, warm=30, samples=3, clock=clock) == [0.0] * 3
+    assert (most, made, len(alive)) == (AHEAD, 1 + 30 + 3 * 10, 0)
+
+
+def test_the_ceiling_leaves_nothing_in_memory() -> None:
+    def large() -> int:
+        return sum(array.shape == (product_size(),) * 2 for array in jax.live_arrays())
+
+    before = large()
+    assert matmul_flops_per_second.__wrapped__("float32") > 1e8
+    assert large() == before
 
 
 @pytest.mark.parametrize(("kind", "sheet"), [("NVIDIA H100 80GB HBM3", 989.4e12), ("Abacus 9000", None)])

@@ -81,10 +81,11 @@ def test_batches_follow_the_global_step(data_dir: Path) -> None:
     np.testing.assert_array_equal(far["index"], batch_indices(700, 64, 9, 10**9))
     for count in (2, 4, 8):
         parts = [
-            next(batches(split, batch=64, seed=9, start_step=13, process_index=i, process_count=count))
-            for i in range(count)
+            next(batches(split, batch=64, seed=9, start_step=13, rows=np.arange(64)[i::count])) for i in range(count)
         ]
-        np.testing.assert_array_equal(np.concatenate([part["image"] for part in parts]), seen[13]["image"])
+        for i, part in enumerate(parts):
+            np.testing.assert_array_equal(part["image"], seen[13]["image"][i::count])
+            np.testing.assert_array_equal(part["index"], seen[13]["index"][i::count])
 
 
 def test_reading_without_the_cache_gives_the_same(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,8 +172,9 @@ def test_bad_input_is_told_in_one_line(tmp_path: Path, data_dir: Path) -> None:
     data = load("scenes", data_dir, **SIZES)
     assert "did you mean 'train'" in _refused(lambda: data.split("trian"))
     split: Split = data.split("train")
-    assert "batch=10" in _refused(lambda: batches(split, batch=10, seed=0, process_count=4))
-    assert "process_index=4" in _refused(lambda: batches(split, batch=8, seed=0, process_index=4, process_count=4))
+    assert "batch=0" in _refused(lambda: batches(split, batch=0, seed=0))
+    assert "rows=3 to 8" in _refused(lambda: batches(split, batch=8, seed=0, rows=np.array([3, 8])))
+    assert "rows=[]" in _refused(lambda: batches(split, batch=8, seed=0, rows=np.arange(0)))
     assert "start_step=-1" in _refused(lambda: batches(split, batch=8, seed=0, start_step=-1))
     assert "examples=0" in _refused(lambda: batch_indices(0, 8, 0, 0))
 

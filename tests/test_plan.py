@@ -14,12 +14,13 @@ import pytest
 from launch import cli
 from launch.planning import ask as asking
 from launch.planning.estimate import estimate
+from launch.planning.fit import ways_to_fit
 from launch.planning.hlo import Opaque
 from launch.planning.layout import Layout, layout_of, layouts, why_not
 from launch.planning.measure import opaque_flops
 from launch.planning.paper import planned_run
 from launch.planning.request import Request
-from launch.planning.search import ranked, search, ways_to_fit
+from launch.planning.search import ranked, search
 from launch.planning.target import parse
 from launch.planning.tell import plan_lines
 from mmdit_jax.chips import GIB
@@ -39,7 +40,7 @@ def test_targets_by_their_names() -> None:
     gpus = parse("h100:16x8")
     assert gpus.devices == 128 and gpus.usable_bytes < gpus.chip.hbm_bytes and not gpus.is_tpu
     for text, says in (
-        ("v5q:8x8", r"did you mean 'v5p:8x8'\?"),
+        ("v5q:8x8x4", r"did you mean 'v5p:8x8x4'\?"),
         ("v5p", "expected CHIP:SHAPE"),
         ("h100:8", "expected NODES x GPUS"),
         ("2*h100:8x8", "slices are of TPUs"),
@@ -51,7 +52,7 @@ def test_targets_by_their_names() -> None:
 
 def test_every_layout_divides_what_it_cuts() -> None:
     run, target = planned_run(15, batch=512), parse("v5p:4x4x4")
-    found = [layout for layout in layouts(run, target.devices) if why_not(run, layout, target.devices) is None]
+    found = [layout for layout in layouts(run, target) if why_not(run, layout, target) is None]
     assert len(found) > 50
     for layout in found:
         data = target.devices // layout.shards
@@ -59,9 +60,9 @@ def test_every_layout_divides_what_it_cuts() -> None:
         assert layout.tensor == 1  # 15 heads: no power of two
         assert layout_of(layout.of(run)) == layout
     # 960 = 2^6 x 15 and 2880 = 2^6 x 45 can't be cut by 128.
-    assert "divides no axis of" in str(why_not(run, Layout(fsdp=128), 128))
-    assert why_not(run, Layout(tensor=2), 64) == "tensor=2 does not divide 15 heads"
-    assert "no multiple of" in str(why_not(run, Layout(fsdp=64, accumulation=16), 64))
+    assert "fsdp=128: can't cut" in str(why_not(run, Layout(fsdp=128), parse("v5p:4x4x8")))
+    assert why_not(run, Layout(tensor=2), target) == "tensor=2 does not divide 15 heads"
+    assert "no multiple of" in str(why_not(run, Layout(fsdp=64, accumulation=16), target))
 
 
 def test_counted_state_is_the_state() -> None:
@@ -146,6 +147,13 @@ def test_flops_of_fused_attention() -> None:
             "bf16",
             products * once,
         )
+    # Of one image a device the compiler leaves the batch's axis out, of one head that too.
+    one = ("s8[1,1,1]", "bf16[24,410,64]", "bf16[24,512,64]", "bf16[24,512,64]", "f32[24,1,410]")
+    assert opaque_flops(kernel("tpu_custom_call", "splash_mha_dkv", *one)) == ("bf16", once)
+    alone = ("s8[1]", "bf16[410,64]", "bf16[512,64]")
+    assert opaque_flops(kernel("tpu_custom_call", "splash_mha_fwd", *alone)) == ("bf16", 2 * once / (4 * 24))
+    with pytest.raises(ValueError, match="expected queries and keys"):
+        opaque_flops(kernel("tpu_custom_call", "splash_mha_fwd", "s8[1,1,1]", "s32[4]"))
     assert opaque_flops(kernel("AssumeGatherIndicesInBound", "gather", "u32[8]")) == ("bf16", 0.0)
 
 

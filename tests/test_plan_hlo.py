@@ -112,6 +112,8 @@ def test_tpu_memory_spaces() -> None:
     row = 2 * 8 * 512 * 2048  # written to the host asynchronously, and read back
     for name in ("dynamic-update-slice-start", "dynamic-slice-start"):
         assert (work(counts, name).hbm_bytes, work(counts, name).host_bytes) == (row, row)
+        assert work(counts, name).beside
+    assert rows.beside and not offloaded.beside and not work(counts, "scores").beside
     assert counts.host_bytes == 2 * 1536 * 144 + 2 * row
 
 

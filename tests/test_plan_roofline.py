@@ -169,8 +169,8 @@ def test_a_group_of_devices_that_are_not_there() -> None:
         tpu_fabric([])
 
 
-def job(name: str, count: float, flops: dict[str, float], bytes_: float) -> Work:
-    return Work(name, "fusion", f"jit(step)/{name}", count, flops, bytes_, 0)
+def job(name: str, count: float, flops: dict[str, float], bytes_: float, beside: bool = False) -> Work:
+    return Work(name, "fusion", f"jit(step)/{name}", count, flops, bytes_, 0, beside)
 
 
 def test_the_bound_adds_the_longer_of_products_and_memory() -> None:
@@ -204,9 +204,22 @@ def test_the_bound_adds_the_longer_of_products_and_memory() -> None:
     assert json.loads(json.dumps(bound.to_json()))["step_seconds"] == bound.step_seconds
 
 
+def test_what_runs_beside_others_takes_memory_alone() -> None:
+    """A product that is bound by compute hides copies; these and a sum take no less than their bytes."""
+    second = V5P.hbm_bandwidth
+    product, sum_ = job("product", 1, {"bf16": 4 * V5P.bf16_flops}, second), job("sum", 1, {}, second)
+
+    def device(copied: float) -> float:
+        copy = job("copy-start", 2, {}, copied * second, beside=True)
+        return roofline(Counts(1, (product, sum_, copy), (), (), ()), V5P, slices(1, 1, 1)).device_seconds
+
+    assert device(0) == device(1) == device(1.5) == pytest.approx(4 + 1)
+    assert device(3) == pytest.approx(1 + 1 + 2 * 3)
+
+
 def test_copies_of_the_host() -> None:
     """Both ways at once beside everything else; a chip whose link is not known does not count them."""
-    copies = Work("copy-start", "copy-start", "", 3, {}, 2e9, 2e9)
+    copies = Work("copy-start", "copy-start", "", 3, {}, 2e9, 2e9, beside=True)
     alone = slices(1, 1, 1)
     for chip, rate in ((H100, 64e9), (V5P, 16e9)):
         found = roofline(Counts(1, (copies,), (), (), ()), chip, alone)
@@ -214,7 +227,7 @@ def test_copies_of_the_host() -> None:
         assert (found.step_seconds, found.bound) == (found.host_seconds, "host")
     longer = Work("product", "dot", "", 1, {"bf16": H100.bf16_flops}, 0, 0)
     found = roofline(Counts(1, (copies, longer), (), (), ()), H100, alone)
-    assert found.bound == "compute" and found.step_seconds == pytest.approx(1 + 3 * 2e9 / H100.hbm_bandwidth)
+    assert found.bound == "compute" and found.step_seconds == pytest.approx(1)
     unknown = roofline(Counts(1, (copies,), (), (), ()), TPU7X, alone)
     assert unknown.host_seconds == 0 and unknown.bound == "hbm"
 

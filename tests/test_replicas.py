@@ -7,8 +7,10 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ from launch.groups import groups
 from launch.studies import load_study
 from mmdit_jax.diffusion import STUDY_61, formulation
 from mmdit_jax.errors import UserError
+from mmdit_jax.host import gpu_options
 from mmdit_jax.models import MMDiTConfig
 from mmdit_jax.sharding import make_mesh
 from mmdit_jax.training.checkpoint import Checkpoints
@@ -92,6 +95,27 @@ def test_on_four_devices_nothing_passes_between_replicas() -> None:
     for found in on_fake_devices(4, "test_replicas", "[t.apart('adamw', True, 4), t.apart('muon', False)]"):
         assert found["devices"] == 4 and found["collectives"] == 0
         assert max(found["loss"], found["params"], found["ema"]) < 1e-6, found
+
+
+@pytest.mark.parametrize(("remat", "release"), [("dots", (0, 11)), ("none", (0, 11)), ("dots", (0, 10))])
+def test_the_compiler_is_told_as_of_a_run_alone(remat: str, release: tuple[int, int], monkeypatch) -> None:
+    """On GPUs, where a release of XLA needs to be told something."""
+    told: list[dict] = []
+    jit = jax.jit
+
+    def noted(function: Callable, **options: Any) -> Any:
+        told.append(options.get("compiler_options"))
+        return jit(function, **options)
+
+    monkeypatch.setattr(jax, "jit", noted)
+    monkeypatch.setattr("mmdit_jax.host._release", lambda: release)
+    for module in ("step", "replicas"):
+        monkeypatch.setattr(f"mmdit_jax.training.{module}.platform", lambda: "gpu")
+    model = replace(MODEL, remat=remat)
+    make_train_step.__wrapped__(model, OPTIMIZER, STEPS, 0.1, make_mesh())
+    alone = told[-1]
+    make_replica_step.__wrapped__(model, OPTIMIZER, STEPS, 0.1, replica_mesh(2), shared_batch=True)
+    assert told[-1] == alone == gpu_options(remat, "gpu") and bool(alone) == (remat == "dots" and release == (0, 11))
 
 
 def test_a_stack_gives_its_parts_back() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +21,16 @@ from mmdit_jax.diffusion.loss import draw, loss_at
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply, init_params
 from mmdit_jax.models.text import assemble
-from mmdit_jax.sharding import SMALL, make_mesh, parameter_spec, placed_on, state_shardings
+from mmdit_jax.sharding import (
+    SMALL,
+    make_mesh,
+    parameter_spec,
+    parameter_specs,
+    placed_on,
+    state_shardings,
+)
 from mmdit_jax.training.state import TrainState, abstract_state, init_state
-from mmdit_jax.training.step import make_train_step
+from mmdit_jax.training.step import make_train_step, step_function
 
 MODEL = MMDiTConfig.from_depth(
     3, heads=4, head_size=16, patch_size=4, in_channels=3, context_dim=12, pooled_dim=4, position_table=8, qk_norm=True
@@ -46,10 +55,10 @@ def losses(
     return found
 
 
-def gradient_errors(meshes: list[dict[str, int]]) -> list[float]:
+def gradient_errors(meshes: list[dict[str, int]], model: MMDiTConfig = MODEL) -> list[float]:
     """Largest error of any parameter's gradient against one device, relative to that gradient's largest number."""
     f, data = formulation(NAME), batch(16)
-    whole = init_params(MODEL, jax.random.key(3))
+    whole = init_params(model, jax.random.key(3))
     # Layers that start at zero would hide most of the network from the gradient.
     whole = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(jax.random.key(p.size), p.shape), whole)
     x0 = data["image"] / np.float32(127.5) - 1
@@ -59,7 +68,7 @@ def gradient_errors(meshes: list[dict[str, int]]) -> list[float]:
         def loss(params: Any) -> jax.Array:
             with placed_on(mesh):
                 context, pooled = assemble(data["text"])
-                return jnp.mean(loss_at(f, lambda z, t: apply(MODEL, params, z, t, context, pooled), x0, t, eps))
+                return jnp.mean(loss_at(f, lambda z, t: apply(model, params, z, t, context, pooled), x0, t, eps))
 
         params = whole if mesh is None else jax.device_put(whole, state_shardings(whole, mesh))
         return jax.device_get(jax.jit(jax.grad(loss))(params))
@@ -92,6 +101,60 @@ def test_any_mesh_gives_the_same_losses_and_gradients() -> None:
         assert found == pytest.approx(alone, rel=1e-5), axes
     for axes, error in zip(MESHES, on_fake_devices(8, "test_sharding", "t.gradient_errors(t.MESHES)"), strict=True):
         assert error < 1e-5, axes
+
+
+NETWORKS = {
+    **{name: replace(MODEL, architecture=name) for name in ("dit", "crossdit", "uvit")},
+    "mmdit3": replace(MODEL, architecture="mmdit3", text_split=2),
+    "mmdit, unrolled": replace(MODEL, scan=False),
+    "mmdit, a second attention": replace(MODEL, dual_attention=2),
+}
+CUBE = {"fsdp": 2, "sequence": 2, "tensor": 2}
+
+
+@pytest.mark.slow
+def test_every_network_has_the_same_gradients_on_a_mesh() -> None:
+    found = on_fake_devices(8, "test_sharding", "[t.gradient_errors([t.CUBE], m)[0] for m in t.NETWORKS.values()]")
+    assert dict(zip(NETWORKS, found, strict=True)) == pytest.approx(dict.fromkeys(NETWORKS, 0), abs=1e-5)
+
+
+ROWS = 20
+"""Examples of a batch: a number that no array but of examples has along an axis."""
+
+
+def moved_modulations(model: MMDiTConfig, axes: dict[str, int]) -> list[str]:
+    """Arrays of one row an example that devices hand to one another in a training step: parts of modulations."""
+    mesh = make_mesh(**axes)
+    step = jax.jit(step_function(model, OPTIMIZER, STEPS, 0.464, mesh=mesh))
+    lowered = step.lower(abstract_state(model, OPTIMIZER, STEPS, mesh), batch(ROWS), formulation(NAME), 0)
+    rows = "|".join(str(ROWS // n) for n in {1, axes.get("fsdp", 1)})
+    return re.findall(rf"= (\w+\[(?:{rows}),\d+\]).* collective-permute", lowered.compile().as_text())
+
+
+@pytest.mark.slow
+def test_modulations_are_split_where_they_are_used() -> None:
+    """Within residual blocks of a UViT, and before the output, on meshes where they were not once."""
+    asked = "[*t.moved_modulations(t.NETWORKS['uvit'], t.CUBE), *t.moved_modulations(t.MODEL, t.MESHES[5])]"
+    assert on_fake_devices(8, "test_sharding", asked) == []
+
+
+def gathered_shapes() -> list[str]:
+    """Shapes of what a step on fsdp x tensor = 4 x 2 gathers."""
+    mesh = make_mesh(fsdp=4, tensor=2)
+    state = abstract_state(MODEL, OPTIMIZER, STEPS, mesh)
+    step = jax.jit(step_function(MODEL, OPTIMIZER, STEPS, 0.464, mesh=mesh))
+    text = step.lower(state, batch(16), formulation(NAME), np.uint32(0)).compile().as_text()
+    return re.findall(r"= [a-z0-9]+\[([\d,]+)\]\S* all-gather(?:-start)?\(", text)
+
+
+def test_no_device_gathers_what_others_multiply_with() -> None:
+    """Over ``tensor`` = 2 a device has half the heads, and half the hidden channels, of every block's kernels."""
+    found = on_fake_devices(8, "test_sharding", "t.gathered_shapes()")
+    d = MODEL.width
+    for half in (f"{d},3,{d // 2}", f"{d},{2 * d}", f"{2 * d},{d}", f"{d // 2},{d}"):
+        assert half in found, half
+    for whole in (f"{d},{3 * d}", f"{d},3,{d}", f"{d},{4 * d}", f"{4 * d},{d}"):
+        assert whole not in found, whole
 
 
 @pytest.mark.slow
@@ -179,34 +242,65 @@ def test_the_state_is_born_sharded() -> None:
 
 @pytest.mark.parametrize("depth", [15, 18, 21, 24, 30, 38])
 def test_no_parameter_is_repeated_in_silence(depth: int) -> None:
-    """On any mesh a device holds its share, but for arrays of at most 65,536 numbers, or the rule names what fails."""
-    config = MMDiTConfig.from_depth(depth, qk_norm=True)
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    leaves = [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
-    ]
-    works = 0
+    """On any mesh a device holds its share, but for arrays of at most 65,536 numbers a block; where it can't, the rule
+    names a parameter that no way of cutting suits, and a mesh that works."""
+    shapes = parameter_shapes(MMDiTConfig.from_depth(depth, qk_norm=True))
     for fsdp in (1, 2, 3, 8, 12, 16, 64, 128, 256, 512):
         for sequence, tensor in ((1, 1), (2, 1), (1, 2), (4, 1), (1, 8), (2, 2), (1, 3), (4, 4)):
             sizes = {"data": 2, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}
             parts = fsdp * sequence * tensor
             try:
-                cuts = [(shape, parameter_spec(name, shape, sizes)) for name, shape in leaves]
+                specs = parameter_specs(shapes, sizes)
             except UserError as error:
-                named = str(error).split(" of ")[1].split(" [")[0]
-                assert named in dict(leaves) and "would" in str(error)
+                named = str(error).split("cut ")[1].split(" [")[0]
+                assert math.prod(own(named, shapes[named])) > SMALL
+                assert not can_be_cut(own(named, shapes[named]), (fsdp, sequence, tensor)), error
+                advice = str(error).split("; ")[1].removesuffix(" would work").split(", ")
+                instead = {axis: int(size) for axis, size in (change.split("=") for change in advice)}
+                assert all(sizes[axis] % size == 0 and size < sizes[axis] for axis, size in instead.items())
+                parameter_specs(shapes, {**sizes, **instead})
                 continue
-            works += 1
-            for shape, spec in cuts:
+            for name, spec in specs.items():
+                shape = shapes[name]
                 ways = [
                     sizes[axis] for names in spec for axis in (names if isinstance(names, tuple) else (names,)) if axis
                 ]
-                assert math.prod(ways) == parts or math.prod(shape) <= SMALL
+                assert math.prod(ways) == parts or math.prod(own(name, shape)) <= SMALL
                 for size, names in zip(shape, spec, strict=False):
                     axes = names if isinstance(names, tuple) else (names,)
                     assert size % math.prod(sizes[axis] for axis in axes if axis) == 0
-    assert works >= 20
+
+
+def parameter_shapes(config: MMDiTConfig) -> dict[str, tuple[int, ...]]:
+    tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+
+
+def own(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one block's."""
+    return shape[1:] if name.startswith("blocks") else shape
+
+
+def can_be_cut(shape: tuple[int, ...], cuts: tuple[int, ...]) -> bool:
+    """Whether each cut can be given to some axis so that all divide: every way tried."""
+    return any(
+        all(
+            size % math.prod(cut for cut, at in zip(cuts, axes, strict=True) if at == axis) == 0
+            for axis, size in enumerate(shape)
+        )
+        for axes in itertools.product(range(len(shape)), repeat=len(cuts))
+    )
+
+
+@pytest.mark.parametrize("depth", [15, 18, 21, 24, 30, 38])
+def test_powers_of_two_cut_every_depth(depth: int) -> None:
+    """Width 64 x depth: up to 64 devices, and 8 times as many with sequence or tensor where the heads divide."""
+    config = MMDiTConfig.from_depth(depth, qk_norm=True)
+    shapes = parameter_shapes(config)
+    for fsdp, sequence, tensor in itertools.product((1, 2, 4, 8, 16, 32, 64), (1, 2, 4), (1, 2)):
+        if config.num_heads % tensor == 0:
+            parameter_specs(shapes, {"fsdp": fsdp, "sequence": sequence, "tensor": tensor})
 
 
 def test_rules() -> None:
@@ -227,8 +321,15 @@ def test_rules() -> None:
     )
     # Where no axis has room for all of them, each takes its own.
     assert cut("blocks.x.kernel", (2, 512, 640), fsdp=512, sequence=5) == (None, "fsdp", "sequence")
-    with pytest.raises(UserError, match=r"fsdp=8: divides no axis of blocks\.latent\.up\.kernel .*; fsdp=3 would"):
-        parameter_spec("blocks.latent.up.kernel", (36, 333, 333), {"fsdp": 8})
+    with pytest.raises(
+        UserError, match=r"^fsdp=8: can't cut blocks\.latent\.up\.kernel \[36, 666, 666\] so; fsdp=2 would"
+    ):
+        parameter_spec("blocks.latent.up.kernel", (36, 666, 666), {"fsdp": 8})
+    # The axis that is at fault is named, not the largest.
+    with pytest.raises(UserError, match=r"^fsdp=8, tensor=5: .*; tensor=1 would work$"):
+        parameter_spec("blocks.latent.up.kernel", (3, 512, 2048), {"fsdp": 8, "tensor": 5})
+    # Biases of a block are small, however many blocks there are.
+    assert cut("blocks.latent.down.bias", (37, 2432), fsdp=256) == ()
     with pytest.raises(UserError, match="fsdp=3: expected a divisor"):
         make_mesh(fsdp=3)
     with pytest.raises(UserError, match="data=5: expected 1"):

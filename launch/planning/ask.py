@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,10 @@ from mmdit_jax.files import write_json
 MODULES = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda13"}
 
 
+class CompilerDied(UserError):
+    """The child ended by a signal: on a host too small for a large program, the kernel's."""
+
+
 def default_memo() -> Path:
     """The folder where answers are kept unless another is named."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmdit-jax" / "plans"
@@ -33,6 +38,7 @@ def ask(request: Request, memo: Path | None) -> dict[str, Any]:
     Raises:
       UserError: the compiler for that platform is not installed, there is no such topology, or the program can't be
         laid out so.
+      CompilerDied: its process was killed.
     """
     known = None if memo is None else memo / f"{request.key}.json"
     if known is not None and known.exists():
@@ -59,7 +65,8 @@ def _require_compiler(platform: str) -> None:
         extra = {"tpu": "tpu", "cuda": "cuda13-local"}[platform]
         raise UserError(
             f"topology: no compiler for {platform} here; "
-            f"pip install 'jax[{extra}]=={jaxlib.__version__}' (all of them: pip install 'mmdit-jax[plan]')"
+            f"pip install 'jax[{extra}]=={jaxlib.__version__}' "
+            "(all of them, in a clone of the repository: pip install -e '.[plan]')"
         )
 
 
@@ -69,8 +76,12 @@ def _child(request: Request) -> dict[str, Any]:
     done = subprocess.run(
         command, input=pickle.dumps(request), capture_output=True, env={**environment(), "PYTHONPATH": path}
     )
+    lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    if done.returncode < 0:
+        number = -done.returncode
+        cause = "out of the host's memory?" if number == signal.SIGKILL else " ".join(lines[-1:])[:200]
+        raise CompilerDied(f"the compiler's process was killed (signal {number}): {cause}")
     if done.returncode != 0 or not done.stdout:
-        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
         raise RuntimeError(f"{' '.join(command)}: ended with {done.returncode}: " + "\n".join(lines[:12] + lines[-8:]))
     said: dict[str, Any] = json.loads(done.stdout)
     if "error" in said:

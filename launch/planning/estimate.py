@@ -87,7 +87,10 @@ def estimate(run: Run, layout: Layout, target: Target) -> Estimate:
     whole = params * each / layout.tensor * (1 - 1 / (layout.fsdp * layout.sequence))
     wire = layout.accumulation * whole * 3 / links
     data = target.devices // layout.shards
-    wire += 2 * own * 4 * (1 - 1 / data) / (_links(target, target.devices))
+    inside = data // target.slices
+    summed = 2 * own * 4 * (1 - 1 / inside) / _links(target, target.devices // target.slices)
+    # Of those in a slice each has its own part of the network between slices, at the same time.
+    wire += max(summed, 2 * own * 4 * (1 - 1 / target.slices) / inside / chip.network_bandwidth)
     exchanged = layout.accumulation * tokens * width * each * model.depth * _PASSES[layout.remat] / 2
     inner = _links(target, layout.tensor * layout.sequence)
     # The next product waits for these, so they hide behind nothing.

@@ -32,6 +32,8 @@ class Work:
     hbm_bytes: float
     """Of one execution, as of the host's."""
     host_bytes: float
+    beside: bool = False
+    """Whether others run meanwhile: a copy that is started and waited for later, a collective."""
 
 
 @dataclass(frozen=True)
@@ -125,35 +127,35 @@ class _Counter:
     opaque: list[Opaque] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)
 
-    def run(self, computation: Computation, times: float, arguments: Arguments) -> None:
+    def run(self, computation: Computation, times: float, arguments: Arguments, beside: bool = False) -> None:
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
                 runs = trip_count(self.module, computation, instruction, arguments)
                 if runs is None:
                     self.uncounted.append(instruction.name)
                 known = body_arguments(self.module, computation, instruction, arguments)
-                self.run(self._called(instruction, "body"), times * (1 if runs is None else runs), known)
+                self.run(self._called(instruction, "body"), times * (1 if runs is None else runs), known, beside)
             elif instruction.opcode == "conditional":
                 self._costliest(instruction, times)
             elif instruction.operation in ("call", "async"):
                 known = call_arguments(self.module, computation, instruction, arguments)
-                self.run(self._called(instruction, "calls", "to_apply"), times, known)
+                apart = beside or instruction.operation == "async"
+                self.run(self._called(instruction, "calls", "to_apply"), times, known, apart)
             else:
-                self._one(computation, instruction, times)
+                self._one(computation, instruction, times, beside)
 
     def _called(self, instruction: Instruction, *roles: str) -> Computation:
         return self.module.computations[instruction.computation(*roles) or ""]
 
-    def _one(self, computation: Computation, instruction: Instruction, times: float) -> None:
+    def _one(self, computation: Computation, instruction: Instruction, times: float, beside: bool) -> None:
         flops: defaultdict[str, float] = defaultdict(float)
         kernels = len(self.opaque)
         self._inside(computation, instruction, times, flops, instruction.name)
         traffic = self.meter.traffic(computation, instruction)
         if flops or traffic.hbm or traffic.host or len(self.opaque) > kernels:
-            op_name = instruction.op_name
-            self.work.append(
-                Work(instruction.name, instruction.opcode, op_name, times, dict(flops), traffic.hbm, traffic.host)
-            )
+            name, opcode, told = instruction.name, instruction.opcode, instruction.op_name
+            apart = beside or opcode.endswith("-start") or kind_of(instruction) is not None
+            self.work.append(Work(name, opcode, told, times, dict(flops), traffic.hbm, traffic.host, apart))
 
     def _inside(
         self,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
+from launch.planning.target import Target
 from mmdit_jax.config import Run
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, init_params
 from mmdit_jax.models.config import REMAT_POLICIES
-from mmdit_jax.sharding import parameter_spec
+from mmdit_jax.sharding import parameter_specs
 
 
 @dataclass(frozen=True)
@@ -54,23 +58,42 @@ def layout_of(run: Run) -> Layout:
     return Layout(h.fsdp, h.sequence, h.tensor, run.model.remat, h.accumulation)
 
 
-def layouts(run: Run, devices: int) -> Iterator[Layout]:
-    """Every way to lay the run out on so many devices; ``why_not`` may refuse it still."""
-    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-    for tensor in (n for n in divisors if n <= 8):
-        for sequence in (n for n in divisors if n <= 8 and devices % (n * tensor) == 0):
-            for fsdp in (n for n in divisors if devices % (n * sequence * tensor) == 0):
-                parts = devices // (sequence * tensor)
-                each = run.batch // parts
-                for accumulation in (n for n in (1, 2, 4, 8, 16, 32, 64, 128) if each and each % n == 0):
-                    for remat in REMAT_POLICIES:
-                        yield Layout(fsdp, sequence, tensor, remat, accumulation)
+def layouts(run: Run, target: Target, asked: Mapping[str, Any] = MappingProxyType({})) -> Iterator[Layout]:
+    """Ways to lay the run out on the target; ``why_not`` may refuse one still.
+
+    Axes of up to 8, but for fsdp, parts of a batch by powers of two; fields that are ``asked`` have that value only.
+    """
+    devices = target.devices
+    divisors = _divisors(devices)
+    few = [n for n in divisors if n <= 8]
+
+    def values(name: str, free: Sequence[Any]) -> Sequence[Any]:
+        return (asked[name],) if name in asked else free
+
+    for tensor, sequence in itertools.product(values("tensor", few), values("sequence", few)):
+        each = run.batch * sequence * tensor // devices
+        powers = [2**n for n in range(each.bit_length()) if each % 2**n == 0]
+        for fsdp in values("fsdp", divisors):
+            if devices % (fsdp * sequence * tensor) == 0:
+                for accumulation, remat in itertools.product(
+                    values("accumulation", powers), values("remat", REMAT_POLICIES)
+                ):
+                    yield Layout(fsdp, sequence, tensor, remat, accumulation)
 
 
-def why_not(run: Run, layout: Layout, devices: int) -> str | None:
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def why_not(run: Run, layout: Layout, target: Target) -> str | None:
     """Why the run can't be laid out so; none where it can."""
+    devices = target.devices
     if devices % layout.shards:
         return f"fsdp x sequence x tensor = {layout.shards} does not divide {devices} devices"
+    data = devices // layout.shards
+    if data % target.slices:
+        return f"data={data} is no multiple of the {target.slices} slices, which only data may cross"
     parts = devices // (layout.sequence * layout.tensor) * layout.accumulation
     if run.batch % parts:
         return f"batch={run.batch} is no multiple of {parts} (data x fsdp x accumulation)"
@@ -83,8 +106,7 @@ def why_not(run: Run, layout: Layout, devices: int) -> str | None:
 def _undivided(config: MMDiTConfig, fsdp: int, sequence: int, tensor: int) -> str | None:
     sizes = {"fsdp": fsdp, "sequence": sequence, "tensor": tensor}
     try:
-        for name, shape in _shapes(replace(config, remat="none")):
-            parameter_spec(name, shape, sizes)
+        parameter_specs(dict(_shapes(replace(config, remat="none"))), sizes)
     except UserError as error:
         return str(error)
     return None

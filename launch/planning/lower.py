@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ def devices_of(target: Target) -> Sequence[Any]:
         near = [-(-size // by) * by for size, by in zip(target.shape, [*host, *[1] * 3], strict=False)]
         raise UserError(
             f"topology={target.name!r}: hosts of {bounds[1]} chips do not fill it; "
-            f"did you mean {target.chip.name}:{'x'.join(map(str, near))}?"
+            f"did you mean {replace(target, shape=tuple(near)).name}?"
         ) from error
 
 

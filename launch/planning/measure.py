@@ -84,6 +84,7 @@ def _sizes(operand: str) -> list[int]:
     return [int(size) for size in found[1].split(",") if size] if found else []
 
 
+_FLOATS = ("bf16", "f16", "f32")
 # Products of queries x keys x head size that each kernel does, forward and backward: scores and their use; of the
 # gradients again the scores, and one for each of dv, dp, dq, dk that it makes.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
@@ -97,12 +98,14 @@ def opaque_flops(kernel: Opaque) -> tuple[str, float]:
         products = 5 if "Backward" in kernel.target else 2
         return _type(kernel.operands[0]), 2.0 * products * batch * heads * queries * keys * size
     name = next((name for name in _SPLASH if name in kernel.op_name), None)
-    blocks = [shape for operand, shape in zip(kernel.operands, shapes, strict=True) if len(shape) == 4]
-    if name is None or len(blocks) < 2:
+    if name is None:
         return "bf16", 0.0
-    (batch, heads, queries, size), keys = blocks[0], blocks[1][2]  # [batch, heads, tokens, size]
-    kind = next(operand for operand, shape in zip(kernel.operands, shapes, strict=True) if len(shape) == 4)
-    return _type(kind), 2.0 * _SPLASH[name] * batch * heads * queries * keys * size
+    # Queries and keys come first of what is not whole numbers: [batch, heads, tokens, size], without axes of size 1.
+    floats = [operand for operand in kernel.operands if _type(operand) in _FLOATS]
+    if len(floats) < 2 or len(_sizes(floats[0])) < 2:
+        raise ValueError(f"{kernel.op_name}: expected queries and keys among {', '.join(kernel.operands)}")
+    (*rows, queries, size), keys = _sizes(floats[0]), _sizes(floats[1])[-2]
+    return _type(floats[0]), 2.0 * _SPLASH[name] * math.prod(rows) * queries * keys * size
 
 
 def _type(operand: str) -> str:

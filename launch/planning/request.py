@@ -18,7 +18,7 @@ from mmdit_jax.config_values import to_dict
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.versions import versions
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin", "qwix")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin", "jax-cuda13-pjrt", "qwix")
 """What an answer depends on."""
 
 
@@ -55,7 +55,10 @@ _CODE = (
         "host.py",
         "evaluation/text_to_image.py",
     ),
-    *(f"../launch/planning/{name}*.py" for name in ("child", "lower", "gpu", "measure", "hlo", "col", "links", "roof")),
+    *(
+        f"../launch/planning/{name}*.py"
+        for name in ("child", "request", "target", "lower", "gpu", "measure", "hlo", "col", "links", "roof")
+    ),
 )
 
 

@@ -37,7 +37,7 @@ class Roofline:
     hbm_seconds: float
     """Of the bytes of HBM at its peak."""
     device_seconds: float
-    """Instruction by instruction the longer of both: what the device takes if nothing else runs beside."""
+    """The longer of both, added up over what nothing runs beside; at least ``hbm_seconds``."""
     interconnect_seconds: float
     """Of the collectives one after the other."""
     network_seconds: float
@@ -80,16 +80,16 @@ def peak_flops(chip: Chip, type_: str) -> float:
 def roofline(counts: Counts, chip: Chip, fabric: Fabric, top: int = 10) -> Roofline:
     """Lower bound of a step; ``top`` of its costliest instructions are told.
 
-    Collectives' bytes of HBM count with the device's work, as they share its memory with it.
+    Collectives and asynchronous copies hide behind other instructions, but share the memory with them.
     """
     links = Links(fabric, chip)
-    compute = memory = device = 0.0
+    compute = memory = serial = 0.0
     costly = []
     for work in counts.work:
         products, bytes_ = _work_seconds(work, chip)
         compute, memory = compute + products * work.count, memory + bytes_ * work.count
         seconds = max(products, bytes_) * work.count
-        device += seconds
+        serial += 0.0 if work.beside else seconds
         bound = "compute" if products > bytes_ else "hbm"
         flops = sum(work.flops.values()) * work.count
         size = work.hbm_bytes * work.count
@@ -105,7 +105,7 @@ def roofline(counts: Counts, chip: Chip, fabric: Fabric, top: int = 10) -> Roofl
         costly.append(Costly(one.name, one.op_name, one.executions, 0.0, size, seconds, "interconnect"))
     interconnect = sum(by_kind.values())
     host = counts.host_bytes / (2 * chip.host_bandwidth) if chip.host_bandwidth else 0.0
-    busiest = {"compute": compute, "hbm": memory}
+    busiest, device = {"compute": compute, "hbm": memory}, max(serial, memory)
     device_bound = max(busiest, key=lambda name: busiest[name])
     at_once = {device_bound: device, "interconnect": interconnect, "host": host}
     return Roofline(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
+from launch.planning.ask import CompilerDied
 from launch.planning.estimate import Estimate, estimate
-from launch.planning.layout import Layout, layout_of, layouts, why_not
+from launch.planning.layout import Layout, layouts, why_not
 from launch.planning.target import Target
 from mmdit_jax.chips import GIB
 from mmdit_jax.config import Run
@@ -28,18 +30,20 @@ class Tried:
     why: str
 
 
-def ranked(run: Run, target: Target) -> tuple[list[tuple[Layout, Estimate]], list[Tried]]:
+def ranked(
+    run: Run, target: Target, asked: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[list[tuple[Layout, Estimate]], list[Tried]]:
     """Layouts that may fit, the fastest by counting first, of equals the plainest; and those too large, smallest first.
 
+    Args:
+      asked: fields of the layout that are fixed.
+
     Raises:
-      UserError: the run can't be laid out on the target in any way; the message has a reason.
+      UserError: the run can't be laid out on the target in any such way; the message has a reason.
     """
     possible, refused = [], []
-    reasons: list[str] = []
-    for layout in layouts(run, target.devices):
-        reason = why_not(run, layout, target.devices)
-        if reason is not None:
-            reasons.append(reason)
+    for layout in layouts(run, target, asked):
+        if why_not(run, layout, target) is not None:
             continue
         found = estimate(run, layout, target)
         if found.bytes > ROOM * target.usable_bytes:
@@ -48,8 +52,9 @@ def ranked(run: Run, target: Target) -> tuple[list[tuple[Layout, Estimate]], lis
         else:
             possible.append((layout, found))
     if not possible and not refused:
-        batch = f"batch={run.batch}: does not divide over {target.devices} devices of {target.name}"
-        raise UserError(reasons[0] if reasons else batch)
+        told = ", ".join(f"{name}={value}" for name, value in asked.items())
+        reason = why_not(run, Layout(**asked), target) or f"no layout of batch={run.batch} on {target.name}"
+        raise UserError(f"{told}: {reason}" if told else reason)
     possible.sort(key=lambda item: (_coarse(item[1].seconds), _plainness(item[0]), item[1].bytes))
     return possible, sorted(refused, key=lambda item: item.estimate.bytes)
 
@@ -63,8 +68,20 @@ def _plainness(layout: Layout) -> tuple[int, int]:
     return layout.tensor * layout.sequence, layout.accumulation
 
 
+def outcome(plan: dict[str, Any]) -> str:
+    """A plan in half a line."""
+    if plan["fits"]:
+        return f"fits, {plan['step_seconds']:.3f} s at best, MFU {100 * plan['mfu_bound']:.0f} %"
+    return f"needs {plan['peak_gib']:.1f} GiB of {plan['hbm_gib']:.1f}"
+
+
 def search(
-    run: Run, target: Target, compile: Callable[[Run], dict[str, Any]], tries: int, say: Callable[[str], None]
+    run: Run,
+    target: Target,
+    compile: Callable[[Run], dict[str, Any]],
+    tries: int,
+    say: Callable[[str], None],
+    asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Any] | None, list[Tried]]:
     """The best plan (none if nothing fits) and all that was tried, the best first.
 
@@ -72,8 +89,9 @@ def search(
       compile: gives the plan of a run (``ask``).
       tries: compilations at most.
       say: told of each.
+      asked: fields of the layout that are fixed.
     """
-    possible, refused = ranked(run, target)
+    possible, refused = ranked(run, target, asked)
     tried: list[Tried] = []
     best: Tried | None = None
     waiting = possible
@@ -81,15 +99,20 @@ def search(
         layout, counted = waiting[0]
         if best is not None and best.plan is not None and counted.seconds > 1.25 * best.plan["step_seconds"]:
             break
-        plan = compile(layout.of(run))
+        try:
+            plan = compile(layout.of(run))
+        except CompilerDied as error:
+            tried.append(Tried(layout, counted, None, str(error)))
+            say(f"{layout}: {error}")
+            waiting = waiting[1:]
+            continue
         tried.append(Tried(layout, counted, plan, ""))
+        say(f"{layout}: {outcome(plan)}")
         if plan["fits"]:
             if best is None or best.plan is None or plan["step_seconds"] < best.plan["step_seconds"]:
                 best = tried[-1]
-            say(f"{layout}: fits, {plan['step_seconds']:.3f} s at best, MFU {100 * plan['mfu_bound']:.0f} %")
             waiting = _others(waiting[1:], layout)
         else:
-            say(f"{layout}: needs {plan['peak_gib']:.1f} GiB of {plan['hbm_gib']:.1f}")
             # What counts more memory in the same way of working will not fit either.
             waiting = [
                 item for item in waiting[1:] if item[0].remat != layout.remat or item[1].bytes < 0.95 * counted.bytes
@@ -112,33 +135,7 @@ def _judged(item: Tried, best: Tried | None) -> Tried:
     if plan is None or item is best:
         return item
     if not plan["fits"]:
-        return Tried(item.layout, item.estimate, plan, f"needs {plan['peak_gib']:.1f} GiB of {plan['hbm_gib']:.1f}")
-    worst = max(("compute", "hbm", "interconnect"), key=lambda name: plan[f"{name}_seconds"])
+        return Tried(item.layout, item.estimate, plan, outcome(plan))
+    worst = max(("compute", "hbm", "interconnect", "host"), key=lambda name: plan.get(f"{name}_seconds", 0.0))
     told = f"{plan['step_seconds']:.3f} s; most of it {worst}, {plan[f'{worst}_seconds']:.3f} s"
     return Tried(item.layout, item.estimate, plan, told)
-
-
-def ways_to_fit(run: Run, target: Target, peak_gib: float) -> list[str]:
-    """Up to three changes of a run that does not fit that would make it fit, the cheapest in time first, by counting.
-
-    Args:
-      peak_gib: what the compiler says it needs, by which the counting is corrected.
-    """
-    now = layout_of(run)
-    base = estimate(run, now, target)
-    scale = peak_gib * GIB / base.bytes
-    changes: dict[tuple[str, ...], tuple[float, str]] = {}
-    for layout in layouts(run, target.devices):
-        if why_not(run, layout, target.devices) is not None:
-            continue
-        found = estimate(run, layout, target)
-        if found.bytes * scale > 0.95 * target.usable_bytes:
-            continue
-        fields = tuple(name for name in vars(now) if vars(now)[name] != vars(layout)[name])
-        told = ", ".join(f"{name} {vars(layout)[name]}" for name in fields)
-        line = f"{told}: about {found.bytes * scale / GIB:.1f} GiB, {found.seconds / base.seconds:.2f}x the time"
-        # The fewer things change the better: each counts as 5 % of the time.
-        cost = found.seconds * (1 + 0.05 * len(fields))
-        if fields and (fields not in changes or cost < changes[fields][0]):
-            changes[fields] = (cost, line)
-    return [line for _, line in sorted(changes.values())[:3]]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from launch.planning.fit import NOTHING
 from launch.planning.search import Tried
 from mmdit_jax.chips import GIB
 
 
-def plan_lines(plan: dict[str, Any], tried: Sequence[Tried], *, sampling: bool) -> list[str]:
-    """A plan as lines of text, and what else was tried."""
+def plan_lines(plan: dict[str, Any], tried: Sequence[Tried], *, sampling: bool, more: int = 0) -> list[str]:
+    """A plan as lines of text, what else was tried, and how many layouts were not told."""
     axes = " ".join(f"{name}={size}" for name, size in plan["mesh"].items() if size > 1) or "data only"
     what = f"drawing {plan['batch']} image(s)" if sampling else f"training, batch {plan['batch']}"
     lines = [f"depth {plan['depth']}, {what}, latents of {plan['latent']}, on {plan['topology']}"]
@@ -18,7 +19,7 @@ def plan_lines(plan: dict[str, Any], tried: Sequence[Tried], *, sampling: bool) 
         lines.append(f"layout        {axes}, remat {plan['remat']}, accumulation {plan['accumulation']}")
     fits = "fits" if plan["fits"] else "DOES NOT FIT"
     parts = ""
-    if "argument_gib" in plan:
+    if plan.get("argument_gib") is not None:
         parts = f" (arguments {plan['argument_gib']:.2f}, temporaries {plan['temporary_gib']:.2f})"
     lines.append(f"memory        {plan['peak_gib']:.2f} GiB{parts} of {plan['hbm_gib']:.2f} a device: {fits}")
     if plan.get("host_gib"):
@@ -26,12 +27,14 @@ def plan_lines(plan: dict[str, Any], tried: Sequence[Tried], *, sampling: bool) 
         lines.append(f"host memory   {plan['host_gib']:.2f} GiB a device, {moved}")
     if not plan["fits"]:
         lines.append(f"              over by {plan['peak_gib'] - plan['hbm_gib']:.2f} GiB")
-        lines += [f"              would fit: {way}" for way in plan.get("ways_to_fit", [])]
-    if "step_seconds" in plan:
+        ways = [f"would fit: {way}" for way in plan.get("ways_to_fit", [])]
+        lines += [f"              {line}" for line in ways or [NOTHING]]
+    if plan.get("step_seconds") is not None:
         lines += _times(plan, sampling=sampling)
     if tried:
         lines += ["", f"{'layout':52} {'counted':>18} {'compiled':>18}"]
         lines += [_row(item) for item in tried]
+        lines += [f"and {more:,} more by counting"] if more else []
     return lines
 
 
@@ -65,7 +68,7 @@ def _times(plan: dict[str, Any], *, sampling: bool) -> list[str]:
 def _row(item: Tried) -> str:
     counted = f"{item.estimate.seconds:.3f} s {item.estimate.bytes / GIB:.1f} GiB"
     plan = item.plan
-    said = "" if plan is None else f"{plan['step_seconds']:.3f} s " if "step_seconds" in plan else ""
+    said = "" if plan is None else f"{plan['step_seconds']:.3f} s " if plan.get("step_seconds") else ""
     said += "" if plan is None else f"{plan['peak_gib']:.1f} GiB"
     return f"{item.layout!s:52} {counted:>18} {said:>18}  {item.why or 'chosen'}"
 
@@ -81,9 +84,9 @@ def study_lines(name: str, topology: str, rows: Sequence[dict[str, Any]]) -> lis
         start = f"{row['name']:{width}}  {'yes' if row['fits'] else 'NO':5}"
         if "error" in row:
             lines.append(f"{start} {row['error']}")
-        elif "step_seconds" not in row:
+        elif row.get("step_seconds") is None:
             ways = "; ".join(row.get("ways_to_fit", [])[:1])
-            lines.append(f"{start} {row['peak_gib']:8.2f}  of {row['hbm_gib']:.2f}; {ways or 'no layout would'}")
+            lines.append(f"{start} {row['peak_gib']:8.2f}  of {row['hbm_gib']:.2f}; {ways or NOTHING}")
         else:
             lines.append(
                 f"{start} {row['peak_gib']:8.2f}  {row['step_seconds']:8.4f}  {100 * row['mfu_bound']:4.0f}%  "

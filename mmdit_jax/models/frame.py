@@ -13,7 +13,7 @@ from flax import nnx
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.attention import save_attention
 from mmdit_jax.models.config import TIME_FEATURES, MMDiTConfig
-from mmdit_jax.models.layers import ConditionMLP, Dense, modulated_norm
+from mmdit_jax.models.layers import ConditionMLP, Dense, modulated_norm, modulations
 from mmdit_jax.models.parametrization import condition_scale, input_scale
 from mmdit_jax.models.positions import patchify, sincos_positions, timestep_features, unpatchify
 from mmdit_jax.models.products import save_products
@@ -81,7 +81,7 @@ class Frame(nnx.Module):
         x = self.patch(place(patchify(latents, config.patch_size), "batch", "tokens", None))
         condition = place(jax.nn.silu(self.time(timestep_features(t)) + self.pooled(pooled)), "batch", None)
         x = self.through(x, Given(context, condition, rows, columns, positions))
-        shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
+        shift, scale = modulations(self.final_modulation, condition, 2)
         out = self.final(modulated_norm(x, shift, scale))
         return unpatchify(out, rows, columns, config.patch_size).astype(jnp.float32)
 

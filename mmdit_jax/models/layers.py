@@ -63,7 +63,8 @@ class Dense(nnx.Module):
         if on_one_cpu():
             return self(x).reshape(*x.shape[:-1], count, -1)
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        apart = place(kernel.reshape(len(kernel), count, -1), None, None, "heads")
+        apart = kernel if kernel.ndim == 3 else kernel.reshape(len(kernel), count, -1)  # ``sharding.gathered``
+        apart = place(apart, None, None, "heads")
         x = x.astype(self.dtype)
         out = jnp.einsum("...i,ipo->...po", x, apart) if self.products == "full" else product(x, apart, self.products)
         return out + bias.reshape(count, -1)
@@ -168,6 +169,14 @@ def _rms_backward(
 
 
 rms_norm.defvjp(_rms_forward, _rms_backward)
+
+
+def modulations(layer: Dense, condition: Float[Array, "batch width"], count: int) -> list[Float[Array, "batch part"]]:
+    """``count`` equal parts of the layer's output, those of an image whole on each device that has it.
+
+    Split where the kernel lies, parts would have to move.
+    """
+    return jnp.split(place(layer(condition), "batch", None), count, axis=-1)
 
 
 @jax.custom_vjp

@@ -16,7 +16,7 @@ from flax import nnx
 from mmdit_jax.models.attention import attention_of_each, joint_attention
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Frame, Given, rematerialised, scan, stacked
-from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm
+from mmdit_jax.models.layers import Dense, HeadNorm, gelu, modulated_norm, modulations
 from mmdit_jax.sharding import place
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Stream(nnx.Module):
 
     def chunks(self, condition: Float[Array, "batch width"]) -> list[Float[Array, "batch width"]]:
         """Modulation: shift, scale, gate of attention, MLP, second attention; only shift and scale where it ends."""
-        return jnp.split(place(self.modulation(condition), "batch", None), self.parts, axis=-1)
+        return modulations(self.modulation, condition, self.parts)
 
     def attended(self, x: Float[Array, "batch tokens width"], shift: jax.Array, scale: jax.Array) -> list[jax.Array]:
         """Queries, keys and values of this stream, each [batch, heads, tokens, head_size]."""

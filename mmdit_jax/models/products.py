@@ -51,7 +51,7 @@ def _qwix(products: str) -> ModuleType:
     try:
         import qwix
     except ImportError:
-        raise UserError(f"products={products!r}: needs qwix; pip install 'mmdit-jax[quantized]'") from None
+        raise UserError(f"products={products!r}: needs qwix; pip install qwix") from None
     module: ModuleType = qwix
     return module
 

@@ -18,7 +18,7 @@ from mmdit_jax.data.batches import batches, encoded_batches
 from mmdit_jax.data.encoded import EncodedSet, EncodedSplit
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text import TextStates, encode_all, text_encoder
-from mmdit_jax.sharding import own_part, shard_batch
+from mmdit_jax.sharding import own_rows, shard_batch
 from mmdit_jax.training.clean import latents_of
 from mmdit_jax.training.held_out import HeldOut, HeldOutImages, held_out_latents
 
@@ -34,14 +34,10 @@ class ImageData:
     """Of the held-out examples."""
 
     def batches(
-        self, batch: int, seed: int, start_step: int, part: tuple[int, int] = (0, 1)
+        self, batch: int, seed: int, start_step: int, rows: np.ndarray | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Part ``(index, count)`` of the batches from ``start_step`` on, as ``step_function`` takes them."""
-        own, count = part
-        stream = batches(
-            self.train, batch=batch, seed=seed, start_step=start_step, process_index=own, process_count=count
-        )
-        for found in stream:
+        """``rows`` (None: all) of the batches from ``start_step`` on, as ``step_function`` takes them."""
+        for found in batches(self.train, batch=batch, seed=seed, start_step=start_step, rows=rows):
             index = found["index"]
             text = {name: (states.tokens[index], states.pooled[index]) for name, states in self.train_text.items()}
             yield {"image": found["image"], "text": text}
@@ -57,14 +53,10 @@ class LatentData:
     held_out: tuple[HeldOut, ...]
 
     def batches(
-        self, batch: int, seed: int, start_step: int, part: tuple[int, int] = (0, 1)
+        self, batch: int, seed: int, start_step: int, rows: np.ndarray | None = None
     ) -> Iterator[dict[str, Any]]:
         """As of ``ImageData``; a batch is of one bucket."""
-        index, count = part
-        stream = encoded_batches(
-            self.train, batch=batch, seed=seed, start_step=start_step, process_index=index, process_count=count
-        )
-        for _, found in stream:
+        for _, found in encoded_batches(self.train, batch=batch, seed=seed, start_step=start_step, rows=rows):
             text = {name: tuple(states) for name, states in found.text.items()}
             yield {"latents": latents_of(found, self.source.latents), "text": text}
 
@@ -173,6 +165,8 @@ def global_batches(run: Run, data: TrainingData, start_step: int, mesh: Mesh) ->
 
     The examples of a step, and their bucket where there are several, are a pure function of (seed, step).
     """
-    for local in data.batches(run.batch, run.seed, start_step, own_part(mesh)):
-        # Of one process, the compiled step shards numpy arrays itself, in a twentieth of the time.
-        yield local if jax.process_count() == 1 else shard_batch(local, mesh)
+    if jax.process_count() == 1:  # the compiled step shards numpy arrays itself, in a twentieth of the time
+        yield from data.batches(run.batch, run.seed, start_step)
+        return
+    for own in data.batches(run.batch, run.seed, start_step, own_rows(mesh, run.batch)):
+        yield shard_batch(own, mesh)

@@ -19,7 +19,7 @@ from mmdit_jax.config_values import to_dict
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import Diverged, Preempted, UserError
 from mmdit_jax.host import sigterm_noted
-from mmdit_jax.models.attention import attention_kind
+from mmdit_jax.models.attention import attention_kind, capability
 from mmdit_jax.models.frame import unrolls
 from mmdit_jax.sharding import platform
 from mmdit_jax.training.best import Best
@@ -84,10 +84,10 @@ def _train(
         checkpoints = [Checkpoints(run_dir, first.hardware.keep_checkpoints) for run_dir in run_dirs]
         for item in checkpoints:
             closing.callback(item.close)
+        peak = measured_peak(first.model.dtype)  # while the device's memory is free
         start, state = _first_state(program, checkpoints)
         if start == first.steps:
             return state, [None] * len(program.runs)
-        peak = measured_peak(first.model.dtype)
         machine: dict[str, Any] = {"devices": mesh.size, "platform": jax.default_backend(), "cores": os.cpu_count()}
         costs = first.step_flops(first.data.resolution, first.data.resolution)
         machine |= {**dataclasses.asdict(peak), "step_flops": costs[0], "step_flops_6nd": costs[1]}
@@ -120,13 +120,14 @@ def _train(
         with sigterm_noted() as terminated:
             for step in range(start, first.steps):
                 batch = next(batches)
-                # Metrics of a step come from the weights before its update.
-                state, metrics = program.step(state, batch)
                 shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
-                if shapes not in compiled:  # the first of its bucket waited for the compiler
+                if shapes not in compiled:  # the first of its bucket waits for the compiler: it alone is not timed
                     compiled.add(shapes)
+                    read(everything=True)
                     for member in members:
                         member.meter.pause()
+                # Metrics of a step come from the weights before its update.
+                state, metrics = program.step(state, batch)
                 done = step + 1
                 in_flight.add(done, sides(batch), metrics)
                 read()
@@ -166,7 +167,8 @@ def _first_state(program: Program, checkpoints: Sequence[Checkpoints]) -> tuple[
 
 def _attention(run: Run) -> str:
     """The attention that the run's steps take."""
-    return attention_kind(run.model.attention, run.model.dtype, platform())
+    model = run.model
+    return attention_kind(model.attention, model.dtype, platform(), model.head_size, capability())
 
 
 def _names(program: Program) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import statistics
 import time
@@ -13,6 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from mmdit_jax.chips import chip_of
+
+AHEAD = 2
+"""Calls that are timed and not yet waited for: the next one's place on the device is taken while one runs."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,17 @@ def timings(
 ) -> list[float]:
     """Seconds that ``call`` takes, ``samples`` times; compilation and ``warm`` more calls come before them.
 
-    A sample is of ``calls`` calls that are waited for together, so that the host's part of one hides behind another.
+    A sample is of ``calls`` calls one after the other, ``AHEAD`` of them under way at a time, so that the host's part
+    of one hides behind another. No more results than that are alive.
     """
 
     def several(count: int) -> None:
-        jax.block_until_ready([call() for _ in range(count)])
+        under_way: collections.deque[Any] = collections.deque()
+        for _ in range(count):
+            if len(under_way) == AHEAD:
+                jax.block_until_ready(under_way.popleft())
+            under_way.append(call())
+        jax.block_until_ready(list(under_way))
 
     several(1)
     several(warm)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from mmdit_jax.config import HardwareConfig, Run
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import UserError
-from mmdit_jax.sharding import batch_parts, make_mesh
+from mmdit_jax.sharding import batch_parts, make_mesh, state_shardings
 from mmdit_jax.training.meter import Values
 from mmdit_jax.training.state import TrainState
 from mmdit_jax.training.step import Batch, Metrics, TrainStep, make_train_step
@@ -45,7 +46,7 @@ class Program(Protocol):
         """One run's own state, as a run alone would have it."""
 
     def ema_of(self, index: int, state: TrainState) -> Any:
-        """One run's moving average, on all of ``mesh``."""
+        """One run's moving average, on all devices of ``mesh``: in their memory, wherever the state keeps it."""
 
 
 def mesh_of(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
@@ -70,6 +71,25 @@ def step_of(run: Run, mesh: Mesh) -> TrainStep:
     )
 
 
+def ema_on_devices(run: Run, state: TrainState, mesh: Mesh) -> Any:
+    """The moving average in the memory of the devices of ``mesh``: a copy where the run offloads it, else itself."""
+    if "ema" not in run.hardware.offload:
+        return state.ema
+    return jax.device_put(state.ema, state_shardings(state.ema, mesh))
+
+
+def _check_parts(run: Run, mesh: Mesh) -> None:
+    """Refuse a batch or heads that don't divide over ``mesh``."""
+    parts = batch_parts(mesh) * run.hardware.accumulation
+    if run.batch % parts:
+        raise UserError(f"batch={run.batch}: expected a multiple of {parts}, {_parts(mesh, run.hardware)}")
+    heads, tensor = run.model.num_heads, mesh.shape["tensor"]
+    if heads % tensor:
+        left = mesh.size // (mesh.shape["fsdp"] * mesh.shape["sequence"])
+        works = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == left % n == 0)
+        raise UserError(f"hardware.tensor={tensor}: expected a divisor of the model's {heads} heads ({works})")
+
+
 def _parts(mesh: Mesh, hardware: HardwareConfig) -> str:
     devices = f"data x fsdp = {batch_parts(mesh)} devices"
     return devices if hardware.accumulation == 1 else f"{devices} x accumulation = {hardware.accumulation}"
@@ -79,9 +99,7 @@ class Solo:
     """One run, its batch over all devices. Nothing stands between the loop and ``make_train_step``."""
 
     def __init__(self, run: Run, mesh: Mesh) -> None:
-        parts = batch_parts(mesh) * run.hardware.accumulation
-        if run.batch % parts:
-            raise UserError(f"batch={run.batch}: expected a multiple of {parts}, {_parts(mesh, run.hardware)}")
+        _check_parts(run, mesh)
         self.runs: tuple[Run, ...] = (run,)
         self.mesh = mesh
         self.homes: tuple[Mesh, ...] = (mesh,)
@@ -107,4 +125,4 @@ class Solo:
         return state
 
     def ema_of(self, index: int, state: TrainState) -> Any:
-        return state.ema
+        return ema_on_devices(self._run, state, self.mesh)

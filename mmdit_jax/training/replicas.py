@@ -20,9 +20,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mmdit_jax.config import HardwareConfig, OptimizerConfig, Run
 from mmdit_jax.diffusion import Formulation, formulation
 from mmdit_jax.errors import UserError
-from mmdit_jax.host import onednn_options
+from mmdit_jax.host import onednn_options, step_options
 from mmdit_jax.models import MMDiTConfig
-from mmdit_jax.sharding import make_mesh, replicated
+from mmdit_jax.sharding import make_mesh, platform, replicated
 from mmdit_jax.training.data import TrainingData, global_batches
 from mmdit_jax.training.meter import Values
 from mmdit_jax.training.state import TrainState
@@ -72,8 +72,8 @@ def make_replica_step(
       mesh: of one axis, "replica".
       shared_batch: all runs take the same batch, without the leading axis; else each its own, stacked.
     """
-    options = onednn_options() if onednn else {}
-    inner = step_function(model_config, optimizer_config, steps, drop, onednn=bool(options), layout=layout)
+    by_onednn = onednn and bool(onednn_options())
+    inner = step_function(model_config, optimizer_config, steps, drop, onednn=by_onednn, layout=layout)
     batch_spec = PartitionSpec() if shared_batch else OWN
     spread = jax.shard_map(
         jax.vmap(inner, in_axes=(0, None if shared_batch else 0, 0, 0)),
@@ -93,7 +93,7 @@ def make_replica_step(
         in_shardings=(own, NamedSharding(mesh, batch_spec), own, own),
         out_shardings=own,
         donate_argnums=0,
-        compiler_options=options,
+        compiler_options=step_options(onednn, model_config.remat, platform()),
     )
 
 

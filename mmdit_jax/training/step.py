@@ -16,7 +16,7 @@ from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import Formulation, learned
 from mmdit_jax.diffusion.adaptive import bin_members
 from mmdit_jax.diffusion.loss import draw, loss_at
-from mmdit_jax.host import gpu_options, onednn_options
+from mmdit_jax.host import onednn_options, step_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.frame import unrolls
 from mmdit_jax.models.layers import rows_in_parts
@@ -206,20 +206,19 @@ def make_train_step(
       onednn: let oneDNN do the matrix products where the backend is an x86 CPU (see ``HardwareConfig.onednn``).
       offload: what lies in the host's memory between steps (see ``HardwareConfig.offload``).
     """
-    options = onednn_options() if onednn else {}
     step = step_function(
         model_config,
         optimizer_config,
         steps,
         drop,
-        bool(options),
+        onednn and bool(onednn_options()),
         layout,
         accumulation=accumulation,
         mesh=mesh,
         offload=offload,
     )
     with placed_on(mesh):
-        options = {**options, **gpu_options(model_config.remat, platform())}
+        options = step_options(onednn, model_config.remat, platform())
     abstract = abstract_state(model_config, optimizer_config, steps, mesh, offload)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 

@@ -17,6 +17,7 @@ from launch.planning.hlo import count
 from launch.planning.lower import compiler_options, devices_of
 from launch.planning.target import parse
 from mmdit_jax.models.products import product
+from mmdit_jax.sharding import batch_sharding, make_mesh, own_rows
 
 
 def _mesh(topology: str, **options: Any) -> Mesh:
@@ -126,3 +127,17 @@ def gradient_of_slices(topology: str) -> list[tuple[str, float, int]]:
     gradient = jax.jit(jax.grad(loss), out_shardings=NamedSharding(mesh, P()))
     collectives = count(gradient.lower(*arguments).compile().as_text()).collectives
     return [(one.kind, one.operand_bytes, one.slices) for one in collectives]
+
+
+def rows_of_processes(topology: str, axes: dict[str, int]) -> dict[str, Any]:
+    """Of a batch over a whole pod: the rows that each process reads, and those that its devices hold by JAX's rule."""
+    mesh = make_mesh(**axes, devices=devices_of(parse(topology)))
+    batch = 2 * mesh.shape["data"] * mesh.shape["fsdp"]
+    held: dict[int, set[int]] = {}
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((batch,)).items():
+        held.setdefault(device.process_index, set()).update(range(batch)[rows])
+    return {
+        "batch": batch,
+        "held": [sorted(held[process]) for process in sorted(held)],
+        "read": [own_rows(mesh, batch, process).tolist() for process in sorted(held)],
+    }

@@ -76,3 +76,27 @@ def test_slices_send_over_the_network() -> None:
     assert between
     assert sum(size for _, size in between) <= 2 * 512 * 512
     assert any(slices == 1 for _, _, slices in kinds)
+
+
+PODS = [
+    ("v5p:2x2x4", {}, 4),
+    ("v5p:2x2x4", {"fsdp": 4, "tensor": 2}, 4),
+    ("v5p:4x4x4", {"fsdp": 64}, 16),
+    ("v6e:8x8", {"fsdp": 16, "sequence": 2}, 16),
+    ("2*v5p:2x2x2", {"fsdp": 8}, 4),
+    ("2*v5p:2x2x2", {"fsdp": 2, "sequence": 2, "tensor": 2}, 4),
+]
+"""Topology, axes of the mesh, number of processes."""
+
+
+def test_processes_read_the_rows_that_their_devices_hold() -> None:
+    """On meshes laid along a torus, where a process's devices do not follow one another."""
+    in_pieces = 0
+    for (name, axes, processes), found in zip(
+        PODS, in_child(f"[t.rows_of_processes(name, axes) for name, axes, _ in {PODS!r}]"), strict=True
+    ):
+        assert len(found["held"]) == processes, name
+        assert found["read"] == found["held"], (name, axes)
+        assert {row for rows in found["read"] for row in rows} == set(range(found["batch"])), (name, axes)
+        in_pieces += any(rows[-1] - rows[0] >= len(rows) for rows in found["read"])
+    assert in_pieces  # which no rule of equal, contiguous parts gives

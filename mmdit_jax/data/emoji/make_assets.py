@@ -4,7 +4,7 @@
     mkdir fluent emojibase
     tar xzf iconify-json-fluent-emoji-flat-1.2.6.tgz -C fluent
     tar xzf emojibase-data-17.0.0.tgz -C emojibase
-    pip install "mmdit-jax[emoji]"
+    pip install resvg-py
     python -m mmdit_jax.data.emoji.make_assets fluent/package emojibase/package
 
 Writes images.npz (uint8 [3139, 64, 64, 3], on white) and emoji.tsv (a row an image) beside this file, in a minute.

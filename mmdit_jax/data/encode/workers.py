@@ -20,6 +20,7 @@ from mmdit_jax.data.encode.job import Job, Place, Report
 from mmdit_jax.data.encode.settings import Settings
 from mmdit_jax.data.sources import open_source
 from mmdit_jax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, Preempted, UserError
+from mmdit_jax.host import GPU_SHARE_VARIABLE
 
 
 class WorkerDied(RuntimeError):
@@ -58,7 +59,7 @@ def device_environment(number: int, processes: int, gpus: Sequence[str]) -> dict
     if not gpus or processes == 1:
         return {}
     sharing = -(-processes // len(gpus))
-    shared = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharing:.3f}"} if sharing > 1 else {}
+    shared = {GPU_SHARE_VARIABLE: f"{0.9 / sharing:.3f}"} if sharing > 1 else {}
     return {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)], **shared}
 
 

@@ -25,7 +25,7 @@ from mmdit_jax.models.architectures.counts import UVIT_BLOCKS
 from mmdit_jax.models.architectures.dit import SingleStream
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.frame import Given, scan, stacked
-from mmdit_jax.models.layers import Dense, modulated_norm
+from mmdit_jax.models.layers import Dense, modulated_norm, modulations
 from mmdit_jax.models.positions import patchify, unpatchify
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ResidualBlock(nnx.Module):
         self, x: Float[Array, "batch patches channels"], condition: Float[Array, "batch width"], rows: int
     ) -> Float[Array, "batch patches outer"]:
         """``rows`` of patches, row-major."""
-        shift, scale, gate = jnp.split(self.modulation(condition), 3, axis=-1)
+        shift, scale, gate = modulations(self.modulation, condition, 3)
         still = jnp.zeros((x.shape[0], x.shape[-1]), x.dtype)
         h = self.conv_in(neighbours(jax.nn.silu(modulated_norm(x, still, still)), rows))
         h = self.conv_out(neighbours(jax.nn.silu(modulated_norm(h, shift, scale)), rows))

@@ -18,26 +18,46 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-def attention_kind(asked: str, dtype: str, platform: str) -> str:
+def attention_kind(asked: str, dtype: str, platform: str, head_size: int, capability: str | None = None) -> str:
     """The attention that runs: ``xla``, ``cudnn``, ``splash``, or ``splash-interpreted`` where it is tested elsewhere.
 
-    ``auto`` is Splash on TPUs, cuDNN on GPUs in the dtypes it has, and XLA elsewhere.
+    ``auto`` is Splash on TPUs, cuDNN on the GPUs, in the dtypes and for the heads that it has, and XLA elsewhere.
+
+    Args:
+      capability: of the device, as the function of this name tells it; None is taken for one that can.
 
     Raises:
-      UserError: the one asked for does not run on the platform, or in the dtype.
+      UserError: the one asked for does not run on the platform, in the dtype, or for such heads.
     """
-    half = dtype in ("bfloat16", "float16")
+    lacks = _cudnn_lacks(dtype, platform, head_size, capability)
     if asked == "auto":
-        return "splash" if platform == "tpu" else "cudnn" if platform == "gpu" and half else "xla"
-    if asked == "cudnn" and not (platform == "gpu" and half):
-        raise UserError(
-            f"attention='cudnn': runs on GPUs in bfloat16, this is {platform} in {dtype}; 'auto' takes what runs here"
-        )
+        return "splash" if platform == "tpu" else "xla" if lacks else "cudnn"
+    if asked == "cudnn" and lacks:
+        raise UserError(f"attention='cudnn': {lacks}; 'auto' takes what runs here")
     if asked == "splash" and platform != "tpu":
         if platform == "gpu":
             raise UserError("attention='splash': runs on TPUs, this is gpu; 'auto' takes what runs here")
         return "splash-interpreted"
     return asked
+
+
+def capability() -> str | None:
+    """Compute capability of the traced program's device: ``9.0`` of NVIDIA's, ``gfx942`` of AMD's, else None."""
+    mesh = sharding.current_mesh()
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return getattr(device, "compute_capability", None)
+
+
+def _cudnn_lacks(dtype: str, platform: str, head_size: int, capability: str | None) -> str:
+    """Why cuDNN's attention does not run, by what JAX asks of it on any GPU; empty where it does."""
+    if platform != "gpu" or dtype not in ("bfloat16", "float16"):
+        return f"runs on GPUs in bfloat16, this is {platform} in {dtype}"
+    if head_size % 8 or head_size > 128:
+        return f"takes heads of a multiple of 8 up to 128, this is head_size={head_size}"
+    major = "8" if capability is None else capability.split(".")[0]
+    if not major.isdigit() or int(major) < 8:
+        return f"runs on NVIDIA's GPUs of compute capability 8.0 or more, this is {capability}"
+    return ""
 
 
 def joint_attention(
@@ -57,7 +77,7 @@ def joint_attention(
     Raises:
       UserError: as ``attention_kind``, or the heads don't divide over the mesh.
     """
-    kind = attention_kind(attention, q.dtype.name, sharding.platform())
+    kind = attention_kind(attention, q.dtype.name, sharding.platform(), q.shape[-1], capability())
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         if kind == "cudnn":

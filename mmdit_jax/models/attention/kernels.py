@@ -22,8 +22,12 @@ def cudnn_attention(
     v: Float[Array, "batch heads tokens size"],
 ) -> Float[Array, "batch heads queries size"]:
     """As ``plain_attention``, by cuDNN: float16 or bfloat16, any number of tokens, size a multiple of 8 up to 128."""
-    rows = (jnp.moveaxis(x, 1, 2) for x in (q, k, v))
-    return jnp.moveaxis(jax.nn.dot_product_attention(*rows, implementation="cudnn"), 1, 2)
+    queries, tokens = q.shape[2], k.shape[2]
+    # JAX differentiates it for even numbers only; odd ones are padded, with padded keys masked.
+    rows = (jnp.moveaxis(_padded(x, 2) if x.shape[2] % 2 else x, 1, 2) for x in (q, k, v))
+    lengths = jnp.full(len(k), tokens, jnp.int32) if tokens % 2 else None
+    out = jax.nn.dot_product_attention(*rows, key_value_seq_lengths=lengths, implementation="cudnn")
+    return jnp.moveaxis(out[:, :queries], 1, 2)
 
 
 def splash_attention(
