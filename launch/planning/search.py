@@ -54,7 +54,7 @@ def ranked(
     if not possible and not refused:
         told = ", ".join(f"{name}={value}" for name, value in asked.items())
         reason = why_not(run, Layout(**asked), target) or f"no layout of batch={run.batch} on {target.name}"
-        raise UserError(f"{told}: {reason}" if told else reason)
+        raise UserError(reason if reason.startswith(told) else f"{told}: {reason}")
     possible.sort(key=lambda item: (_coarse(item[1].seconds), _plainness(item[0]), item[1].bytes))
     return possible, sorted(refused, key=lambda item: item.estimate.bytes)
 
