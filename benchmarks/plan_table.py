@@ -35,7 +35,7 @@ RESOLUTIONS = (256, 1024)
 STEPS = 500_000
 COLUMNS = (
     *("peak_gib", "hbm_gib", "step_seconds", "compute_seconds", "hbm_seconds", "interconnect_seconds"),
-    *("mfu_bound", "bound", "compile_seconds"),
+    *("mfu_bound", "bound"),
 )
 
 Compile = Callable[[Run, Target], dict[str, Any]]

@@ -237,8 +237,8 @@ def gathered(weights: Any, dtype: str) -> Any:
 def _moved(leaf: jax.Array, mesh: Mesh, there: PartitionSpec, here: PartitionSpec) -> jax.Array:
     """A kernel that lies ``there``, as ``here``; its gradient goes back the same way.
 
-    By JAX's own rule the gradient would first be laid as the kernel is, whole: a sum over all devices of which each
-    keeps a part, twice the bytes of sums of which each device makes its part.
+    By JAX's own rule the gradient would first be laid ``here``, too. So each device is asked for its part of the sum
+    alone; whether the compiler makes that of a reduce-scatter, or of a whole sum, is its choice.
     """
     return _moved_forward(leaf, mesh, there, here)[0]
 
