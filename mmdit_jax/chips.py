@@ -53,7 +53,7 @@ class Chip:
     topology_options: tuple[tuple[str, str], ...] = ()
     """For ``jax.experimental.topologies.get_topology_desc``, beside platform and name."""
     largest: tuple[int, ...] = ()
-    """Chips along the axes of a whole pod (TPU)."""
+    """Chips along the axes of a whole pod (TPU); of a TPU7x some axes whose product is its 9,216 chips."""
 
 
 _DOCS = "docs.cloud.google.com/tpu/docs"
