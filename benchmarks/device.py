@@ -5,7 +5,7 @@
     python -m benchmarks.device --tiny             the same ways in tiny shapes, without a GPU: does it run at all?
 
 First the ceilings: a copy in the device's memory, and a product of 8192 x 8192 matrices in bfloat16. Then drawing
-images (1024 pixels, 50 steps, guidance) and training steps (the largest batch that fits), the most important first. A
+latents (1024 pixels, 50 steps, guidance) and training steps (the largest batch that fits), the most important first. A
 measurement is a process of its own, so that one that runs out of memory, dies or hangs costs a row and no more; what
 there was no time for is told. Needs jax, flax, optax and numpy. Exit code 0 when the table was made: goals
 that were missed are marked in it.
@@ -28,12 +28,14 @@ from typing import Any
 
 from benchmarks.on_device.jobs import Job, jobs
 from benchmarks.on_device.rows import rates, row, table
-from mmdit_jax.host import tell_gpu_share
+from mmdit_jax.host import GPU_SHARE_VARIABLE, tell_gpu_share
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "out"
 COMMAND = (sys.executable, "-m", "benchmarks.on_device.job")
 BAD_INPUT = 2
+LIBRARIES = 1e9
+"""Bytes of a GPU that a process takes beside what JAX has: CUDA's context, kernels."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,7 +77,8 @@ def _measure(chosen: list[Job], args: argparse.Namespace, deadline: float) -> in
             answer = {"error": f"not measured: {max(left, 0):.0f} s of {args.minutes:g} minutes were left"}
         else:
             print(f"{job.name} …", file=sys.stderr, flush=True)
-            answer = ask(job.message(report["rates"]), min(left, job.most_seconds), environment(args.out))
+            seconds = min(left, job.most_seconds)
+            answer = ask(job.message(report["rates"], seconds), seconds, environment(job, report["device"]))
         if "no_gpu" in answer:
             return _bad(answer["no_gpu"])
         report["answers"].append(
@@ -90,15 +93,26 @@ def _measure(chosen: list[Job], args: argparse.Namespace, deadline: float) -> in
     return 0
 
 
-def environment(out: Path) -> dict[str, str]:
-    """Of a measurement's process: programs compiled once are kept, nearly all of the device's memory is JAX's."""
+def environment(job: Job, device: dict[str, Any] | None) -> dict[str, str]:
+    """Of a measurement's process: programs compiled once are kept, nearly all of the device's memory is JAX's.
+
+    Where the goal is of memory, the process gets no more than that: what runs in it then is proven to fit.
+
+    Args:
+      device: as the ceilings describe it, if they were measured.
+    """
     own = {
-        "JAX_COMPILATION_CACHE_DIR": str((out / "compiled").resolve()),
+        "JAX_COMPILATION_CACHE_DIR": str(OUT / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # XLA recomputes of its own where memory is nearly full: what fits so would be another, slower program.
+        "JAX_COMPILER_ENABLE_REMAT_PASS": "false",
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
     variables = {**own, **os.environ}
     tell_gpu_share(variables)
+    if "bytes" in job.goals and device is not None and device["memory_bytes"] is not None:
+        whole = device["memory_bytes"] / float(variables[GPU_SHARE_VARIABLE])
+        variables[GPU_SHARE_VARIABLE] = f"{min(1.0, (job.goals['bytes'] - LIBRARIES) / whole):.4f}"
     return variables
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks.levers --out docs/results/levers.csv
 
 The training step is compiled as it is, and with each lever alone, for one H100 or another ``--topology``, by the
-machinery of ``mmdit plan``, whose compilers this needs. All figures are read from compiled programs: memory is the
-compiler's assignment of buffers, time is the bound of the roofline. No device was measured. Answers are kept (--memo),
-and the CSV is written anew after each row.
+machinery of ``mmdit plan``, whose compilers this needs; products in eight bits need qwix. What a run would do of itself
+goes with a lever: on GPUs a policy of recomputation brings scanned blocks, where without one they are unrolled. All
+figures are read from compiled programs: memory is the compiler's assignment of buffers, time is the bound of the
+roofline. No device was measured. Answers are kept (--memo), and the CSV is written anew after each row.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks import command
 from launch.planning.ask import ask, default_memo
 from launch.planning.paper import planned_run
 from launch.planning.request import Request
@@ -24,6 +26,7 @@ from launch.planning.target import parse
 from mmdit_jax.config import Run
 from mmdit_jax.config_values import overridden
 from mmdit_jax.errors import unknown
+from mmdit_jax.models.products import check_products
 
 BASE = "none"
 LEVERS: dict[str, tuple[str, ...]] = {
@@ -32,6 +35,7 @@ LEVERS: dict[str, tuple[str, ...]] = {
     "remat attention": ("model.remat=attention",),
     "remat full": ("model.remat=full",),
     "blocks scanned": ("model.scan=True",),
+    "dots, unrolled": ("model.remat=dots", "model.scan=False"),
     "moments bfloat16": ("optimizer.moments=bfloat16",),
     "EMA bfloat16": ("optimizer.ema_dtype=bfloat16",),
     "accumulation 2": ("hardware.accumulation=2",),
@@ -95,6 +99,8 @@ def main() -> None:
         args.depth, batch=args.batch, resolution=args.resolution, overrides=[f"hardware.fsdp={args.fsdp}"]
     )
     target = parse(args.topology)
+    for name in args.only:  # before an hour of compiling
+        check_products(pulled(run, name).model)
 
     def compiled(lever: str) -> dict[str, Any]:
         plan = ask(Request(pulled(run, lever), target), args.memo)
@@ -105,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

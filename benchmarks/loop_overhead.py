@@ -45,9 +45,9 @@ def timed(clock: Clock, part: str, function: Callable[..., Any]) -> Callable[...
 def parts_timed(clock: Clock, wait: bool) -> Iterator[None]:
     """Validation and evaluation add up on ``clock`` in here; with ``wait`` the rest, too, and steps are waited for."""
     from launch import execute
-    from mmdit_jax.training import loop, program
+    from mmdit_jax.training import data, loop, program
 
-    make_step, batches = program.make_train_step, program.global_batches
+    make_step, batches = program.make_train_step, data.global_batches
 
     def timed_batches(*arguments: Any) -> Iterator[Any]:
         advance = timed(clock, "batches", batches(*arguments).__next__)
@@ -60,8 +60,8 @@ def parts_timed(clock: Clock, wait: bool) -> Iterator[None]:
     ]
     if wait:
         parts += [
-            (program, "make_train_step", lambda *given: timed(clock, "steps", make_step(*given))),
-            (program, "global_batches", timed_batches),
+            (program, "make_train_step", lambda *given, **named: timed(clock, "steps", make_step(*given, **named))),
+            (data, "global_batches", timed_batches),
             (loop.Meter, "read", timed(clock, "metrics", loop.Meter.read)),
             (loop.Checkpoints, "save", timed(clock, "checkpoints", loop.Checkpoints.save)),
             (loop.Checkpoints, "close", timed(clock, "checkpoints", loop.Checkpoints.close)),
@@ -79,14 +79,12 @@ def measure(depth: int, rounds: int, data_dir: Path) -> dict[str, Any]:
     from mmdit_jax.diffusion import formulation
     from mmdit_jax.sharding import make_mesh
     from mmdit_jax.training.data import global_batches, training_data
+    from mmdit_jax.training.program import step_of
     from mmdit_jax.training.state import init_state
-    from mmdit_jax.training.step import make_train_step
 
     run = next(run for run in quickstart.study().runs if run.model.depth == depth)
     data, mesh, f = training_data(run, data_dir), make_mesh(), formulation(run.formulation)
-    step = make_train_step(
-        run.model, run.optimizer, run.steps, run.data.text_drop, mesh, run.hardware.onednn, run.data.text_layout
-    )
+    step = step_of(run, mesh)
 
     def bare_steps() -> float:
         state = init_state(run.model, run.optimizer, run.steps, run.seed, mesh)

@@ -20,9 +20,9 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import markdown
+from benchmarks import command, markdown
 from launch.planning.ask import ask, default_memo
-from launch.planning.layout import Layout
+from launch.planning.layout import layout_in
 from launch.planning.paper import planned_run
 from launch.planning.request import Request
 from launch.planning.search import search
@@ -58,8 +58,7 @@ def row(size: Size, tries: int, compile: Compile) -> dict[str, Any]:
     found: dict[str, Any] = {**vars(size), "compiled": compiled, "fits": plan is not None}
     if plan is None:
         return found
-    layout = Layout(**plan["mesh"], remat=plan["remat"], accumulation=plan["accumulation"])
-    found |= {"layout": str(layout)} | {name: plan[name] for name in COLUMNS}
+    found |= {"layout": str(layout_in(plan))} | {name: plan[name] for name in COLUMNS}
     return found | {"days": plan["step_seconds"] * STEPS / 86_400}
 
 
@@ -118,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -154,38 +154,27 @@ def watched(
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table of ``scaling.coordinates`` for one model: trained on each seed's batches, without a warm-up.
 
-    The rate is constant: at the first steps what it is later is what matters. The devices are laid out by the run's
-    hardware.
+    The rate is constant, so that the run's length does not matter: at the first steps what it is later does. The
+    devices are laid out by the run's hardware.
     """
     import jax
 
     from mmdit_jax.diffusion import formulation
     from mmdit_jax.models.watch import activations
-    from mmdit_jax.training.program import mesh_of
+    from mmdit_jax.training.program import mesh_of, step_of
     from mmdit_jax.training.state import init_state
-    from mmdit_jax.training.step import make_train_step
 
     optimizer = dataclasses.replace(run.optimizer, warmup_steps=0, schedule="constant")
+    changed = dataclasses.replace(run, model=model, optimizer=optimizer)
     steps, mesh, f = len(next(iter(batches.values()))), mesh_of(run), formulation(run.formulation)
-    data, hardware = run.data, run.hardware
-    step = make_train_step(
-        model,
-        optimizer,
-        steps,
-        data.text_drop,
-        mesh,
-        onednn=hardware.onednn,
-        layout=data.text_layout,
-        accumulation=hardware.accumulation,
-        offload=hardware.offload,
-    )
+    step = step_of(changed, mesh)
 
     @jax.jit
     def look(params: Any) -> dict[str, jax.Array]:
         return activations(model, params, probe.latents, probe.t, probe.context, probe.pooled)
 
     for seed, stream in batches.items():
-        state = init_state(model, optimizer, steps, seed, mesh, hardware.offload)
+        state = init_state(model, optimizer, run.steps, seed, mesh, run.hardware.offload)
         start = jax.device_get(look(state.params))
         for done in range(steps + 1):
             if done in (*AT, steps):

@@ -12,7 +12,7 @@ from typing import Any
 
 from launch.planning.ask import ask, default_memo
 from launch.planning.fit import ways_to_draw, ways_to_fit
-from launch.planning.layout import Layout, layout_of, why_not
+from launch.planning.layout import Layout, layout_in, layout_of, why_not
 from launch.planning.paper import T5_PARAMETERS, planned_run
 from launch.planning.request import Request
 from launch.planning.search import ROOM, Tried, outcome, ranked, search
@@ -36,6 +36,8 @@ AXES = ("fsdp", "sequence", "tensor")
 LAYOUT = tuple(vars(Layout()))
 FIELDS = {f"{'model' if name == 'remat' else 'hardware'}.{name}": name for name in LAYOUT}
 """Fields of a run that --set may give, which ask for a layout as the options do."""
+TWINS = {"batch": "batch", "steps": "steps", "resolution": "data.resolution"}
+"""Options, and fields that --set would change against them."""
 SEARCHES = ("auto", "tries")
 OF_ONE_RUN = ("batch", "resolution", "factor", "text_tokens", "steps", "sample", *LAYOUT, *SEARCHES)
 NUMBERS = (
@@ -108,7 +110,7 @@ def run_plan(args: argparse.Namespace) -> int:
     else:
         plan = _ask(args, Request(laid_out(run, target, asked_of(args, run)), target))
     _add_costs(plan, args, 1 if args.sample else target.devices, run.steps)
-    if args.sample:
+    if args.sample and "t5" in run.data.text_encoders:
         plan["peak_gib_beside_t5"] = plan["peak_gib"] + 2 * T5_PARAMETERS / GIB
     if not plan["fits"]:
         _add_ways(plan, run, target, sampling=args.sample)
@@ -132,10 +134,14 @@ def _check(args: argparse.Namespace) -> None:
     if args.study is not None and given:
         option = given[0].replace("_", "-")
         raise UserError(f"--{option}: of one run, by --depth; a study has its own (change it by --set FIELD=VALUE)")
+    paths = [item.partition("=")[0].strip() for item in args.overrides]
+    for name, path in TWINS.items():
+        if name in given and path in paths:
+            raise UserError(f"--{name}={vars(args)[name]}: expected it or --set {path}=..., not both")
     if args.sample:
-        paths = [item.partition("=")[0].strip() for item in args.overrides]
         laid = [f"--{name}" for name in given if name in (*LAYOUT, *SEARCHES)]
-        for option in (*laid, *(f"--set {path}" for path in paths if path in FIELDS)):
+        trains = [path for path in paths if path in FIELDS or path.startswith(("hardware.", "optimizer."))]
+        for option in (*laid, *(f"--set {path}" for path in trains)):
             raise UserError(f"{option}: of training; --sample draws on one device")
     if args.tries is not None and not args.auto:
         raise UserError(f"tries={args.tries}: expected with --auto")
@@ -200,8 +206,7 @@ def _add_ways(plan: dict[str, Any], run: Run, target: Target, *, sampling: bool)
     if sampling:
         plan["ways_to_fit"] = ways_to_draw(run, target, plan["peak_gib"])
     else:
-        layout = Layout(**plan["mesh"], remat=plan["remat"], accumulation=plan["accumulation"])
-        plan["ways_to_fit"] = ways_to_fit(layout.of(run), target, plan["peak_gib"])
+        plan["ways_to_fit"] = ways_to_fit(layout_in(plan).of(run), target, plan["peak_gib"])
 
 
 def _add_costs(plan: dict[str, Any], args: argparse.Namespace, devices: int, steps: int) -> None:

@@ -2,7 +2,8 @@
 
 TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, whose tables are per chip. Their "bidirectional ICI
 bandwidth per chip" is the sum over all links and both directions: 1200 GB/s of a v5p are 6 links of 100 GB/s each way.
-The chips of a pod are from there too (of a v5p's 8960 a slice may take 6144). Usable memory is what libtpu 0.0.42.1
+The chips of a pod are from there too: of v4, v5p and TPU7x 64, 140 and 144 cubes of 4 x 4 x 4, which optical switches
+join to any box (of a v5p's cubes one slice may have 96). Usable memory is what libtpu 0.0.42.1
 says is available when it refuses a program that is too large. GPUs: NVIDIA's data sheets of the SXM modules, dense
 rates (half of those "with sparsity"); memory as in XLA's own descriptions of them (openxla/xla,
 xla/backends/gpu/target_config/specs), but for the H200. To the host: PCIe of 16 lanes, Gen4 of an A100, Gen5 of the
@@ -53,7 +54,7 @@ class Chip:
     topology_options: tuple[tuple[str, str], ...] = ()
     """For ``jax.experimental.topologies.get_topology_desc``, beside platform and name."""
     largest: tuple[int, ...] = ()
-    """Chips along the axes of a whole pod (TPU); of a TPU7x some axes whose product is its 9,216 chips."""
+    """Chips along the axes of a whole pod (TPU); of pods of cubes one of the boxes that take all."""
 
 
 _DOCS = "docs.cloud.google.com/tpu/docs"

@@ -147,14 +147,19 @@ def onednn_options() -> dict[str, bool | str]:
     return dict(_ONEDNN)
 
 
+def by_onednn(asked: bool, platform: str) -> bool:
+    """Whether oneDNN does the products of a step on ``sharding.platform``, where a run asks for it."""
+    return asked and platform == "cpu" and bool(onednn_options())
+
+
 def step_options(onednn: bool, remat: str, platform: str) -> dict[str, bool | str]:
     """Options for ``jax.jit(..., compiler_options=...)`` of a training step, alone or of replicas.
 
     Args:
-      onednn: whether to take ``onednn_options``.
+      onednn: whether the run asks for it.
       remat, platform: as of ``gpu_options``.
     """
-    return {**(onednn_options() if onednn else {}), **gpu_options(remat, platform)}
+    return {**(onednn_options() if by_onednn(onednn, platform) else {}), **gpu_options(remat, platform)}
 
 
 def gpu_options(remat: str, platform: str) -> dict[str, bool | str]:

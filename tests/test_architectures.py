@@ -19,7 +19,8 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply, init_params
 from mmdit_jax.models.architectures.registry import NETWORKS
 from mmdit_jax.models.config import ARCHITECTURES
-from mmdit_jax.sharding import make_mesh, parameter_spec
+from mmdit_jax.parameter_sharding import parameter_spec
+from mmdit_jax.sharding import make_mesh
 from mmdit_jax.training.optimizer import muon_dimensions
 from mmdit_jax.training.state import init_state
 from mmdit_jax.training.step import make_train_step

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from conftest import TINY_STUDY, on_fake_devices
-from test_parametrization import MUP, OPTIMIZER, batch, probe_of
+from test_parametrization import MUP, OPTIMIZER, batch, probe_of, run_of
 
-from experiments.mup_small import study
 from launch.coordinates import watched
 from mmdit_jax.config import HardwareConfig
 
@@ -19,7 +16,7 @@ MUP_STUDY = TINY_STUDY.replace(
 
 def changes(**hardware: int) -> list[float]:
     """How far activations move in two steps of batches of four."""
-    run = replace(study().runs[0], optimizer=OPTIMIZER, hardware=HardwareConfig(**hardware))
+    run = run_of(OPTIMIZER, HardwareConfig(**hardware))
     return [row["change"] for row in watched(run, MUP, {0: [batch(i, 4) for i in range(2)]}, probe_of(1))]
 
 

@@ -22,6 +22,7 @@ from benchmarks.on_device import training
 from benchmarks.on_device.batches import TRIES, largest_batch, rung, rungs
 from benchmarks.on_device.jobs import Job, jobs
 from benchmarks.on_device.rows import COLUMNS, floor, rates, row, table
+from mmdit_jax.host import GPU_SHARE, GPU_SHARE_VARIABLE
 
 ABSENT = (
     *("grain", "tensorflow_datasets", "wandb", "transformers", "orbax", "pandas", "scipy", "PIL", "pyarrow"),
@@ -264,6 +265,27 @@ def test_no_batch_fits() -> None:
     assert largest_batch(lambda n: 80 + n, 72.6, 30.0, 48) is None
     assert largest_batch(lambda n: float("inf"), 72.6, 30.0, 48) is None
     assert largest_batch(lambda n: 70 + n, 72.6, 30.0, 48) == 2
+
+
+def test_a_batch_that_fits_is_enough_where_time_is_short() -> None:
+    asked_of: list[int] = []
+
+    def needs(batch: int) -> float:
+        asked_of.append(batch)
+        return 30.0 + batch
+
+    assert largest_batch(needs, 72.6, 30.0, 8, lambda: False) == 8 and asked_of == [8]
+    assert largest_batch(needs, 72.6, 30.0, 56, lambda: False) == 28 and asked_of == [8, 56, 28]
+    assert largest_batch(needs, 72.6, 30.0, 8) == 40
+
+
+def test_a_goal_of_memory_is_all_that_the_process_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(GPU_SHARE_VARIABLE, raising=False)
+    drawing = next(job for job in jobs() if "bytes" in job.goals)
+    measured_ = {"memory_bytes": GPU_SHARE * 80e9}
+    assert float(device.environment(drawing, measured_)[GPU_SHARE_VARIABLE]) == pytest.approx(23 / 80, abs=1e-4)
+    others = [(drawing, None), (drawing, {"memory_bytes": None}), (jobs()[0], measured_)]
+    assert {float(device.environment(*one)[GPU_SHARE_VARIABLE]) for one in others} == {GPU_SHARE}
 
 
 # ---- floors and rows -----------------------------------------------------------------------------------------------

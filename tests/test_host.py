@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.planning.target import parse
+from mmdit_jax.host import by_onednn, onednn_options, step_options
 
 REPORT = """
 import numpy as np
@@ -63,3 +64,12 @@ def test_jax_is_given_the_memory_that_plans_count_on() -> None:
     assert told() == f"{parse('h100:1x1').usable_bytes / parse('h100:1x1').chip.hbm_bytes:g} None"
     assert told(XLA_PYTHON_CLIENT_MEM_FRACTION="0.5") == "0.5 None"
     assert told(XLA_CLIENT_MEM_FRACTION="0.6") == "0.6 None"
+
+
+def test_onednn_is_for_cpus_alone() -> None:
+    """Also where a CPU compiles for another machine, as ``mmdit plan`` does."""
+    assert by_onednn(True, "cpu") == bool(onednn_options())
+    assert step_options(True, "none", "cpu") == onednn_options()
+    for platform in ("gpu", "tpu"):
+        assert not by_onednn(True, platform) and step_options(True, "none", platform) == {}
+    assert not by_onednn(False, "cpu") and step_options(False, "none", "cpu") == {}

@@ -27,6 +27,8 @@ from mmdit_jax.training.program import step_of
 from mmdit_jax.training.state import HOST, abstract_state
 from mmdit_jax.training.step import make_train_step
 
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
 
 @pytest.mark.parametrize("lever", LEVERS)
 def test_bytes_of_the_state(lever: str) -> None:
@@ -61,11 +63,22 @@ def test_every_value_of_a_lever_has_a_row() -> None:
     assert len({str(run) for run in runs.values()}) == len(LEVERS)
 
 
+def test_the_committed_table_has_the_rows_of_the_command() -> None:
+    assert list(pd.read_csv(RESULTS / "levers.csv")["lever"]) == list(LEVERS)
+
+
 def test_which_levers_make_another_run() -> None:
     """As docs/levers.md says: those that move results by more than rounding."""
     base = planned_run(24, batch=32)
     others = {name for name in LEVERS if pulled(base, name).run_id != base.run_id}
-    assert others == {"moments bfloat16", "EMA bfloat16", "products int8", "products fp8", "dots, 16 bits"}
+    assert others == {
+        "moments bfloat16",
+        "EMA bfloat16",
+        "products int8",
+        "products fp8",
+        "dots, 16 bits",
+        "dots, unrolled",
+    }
 
 
 def test_the_table(tmp_path: Path) -> None:

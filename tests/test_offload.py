@@ -15,7 +15,7 @@ from conftest import on_fake_devices
 from launch.execute import RESULT, Places, digest, execute, restore_ema
 from launch.studies import load_study
 from mmdit_jax.config import OFFLOADED, HardwareConfig, Run
-from mmdit_jax.sharding import state_shardings
+from mmdit_jax.parameter_sharding import state_shardings
 from mmdit_jax.training.events import read_events
 from mmdit_jax.training.program import Solo, mesh_of
 from mmdit_jax.training.state import HOST, init_state

@@ -14,7 +14,7 @@ import pytest
 from experiments.mup_small import study
 from experiments.quickstart import study as quickstart
 from launch.coordinates import Probe, watched
-from mmdit_jax.config import OptimizerConfig
+from mmdit_jax.config import HardwareConfig, OptimizerConfig, Run
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply, init_params
@@ -39,6 +39,13 @@ def batch(seed: int = 0, size: int = 8) -> dict:
     rng = np.random.default_rng(seed)
     text = (rng.normal(size=(size, 5, 12)).astype(np.float16), rng.normal(size=(size, 4)).astype(np.float16))
     return {"image": rng.integers(0, 256, (size, 16, 16, 3), np.uint8), "text": {"tower": text}}
+
+
+def run_of(optimizer: OptimizerConfig, hardware: HardwareConfig = HardwareConfig()) -> Run:  # noqa: B008
+    """The first run of mup_small with ``MUP``, whose text is as ``batch`` has it."""
+    run = study().runs[0]
+    data = replace(run.data, name="encoded", text_encoders=("tower",), text_shapes=(("tower", 5, 12, 4),))
+    return replace(run, model=MUP, data=data, optimizer=optimizer, hardware=hardware)
 
 
 def trained(model: MMDiTConfig, steps: int = STEPS, optimizer: OptimizerConfig = OPTIMIZER):
@@ -274,7 +281,7 @@ GROWING = {
 def test_activations_move_as_far_in_any_shape(x: str) -> None:
     """Coordinate check over a factor of 4: what is learned grows with the shape without muP, and hardly with it."""
     rate, growth, growing = GROWING[x]
-    run = replace(study().runs[0], optimizer=replace(OPTIMIZER, learning_rate=rate, weight_decay=0.0, clip_norm=1.0))
+    run = run_of(replace(OPTIMIZER, learning_rate=rate, weight_decay=0.0, clip_norm=1.0))
     batches = {seed: [batch(10 * seed + i, 16) for i in range(STEPS)] for seed in range(2)}
     rows = []
     for model in (STANDARD, MUP):

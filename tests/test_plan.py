@@ -15,9 +15,9 @@ from launch import cli
 from launch.planning import ask as asking
 from launch.planning.estimate import estimate
 from launch.planning.fit import ways_to_fit
-from launch.planning.hlo import Opaque
+from launch.planning.hlo import Counts, Opaque
 from launch.planning.layout import Layout, layout_of, layouts, why_not
-from launch.planning.measure import opaque_flops
+from launch.planning.measure import opaque_flops, scratch_bytes
 from launch.planning.paper import planned_run
 from launch.planning.request import Request
 from launch.planning.search import ranked, search
@@ -147,6 +147,10 @@ def test_flops_of_fused_attention() -> None:
             "bf16",
             products * once,
         )
+    # At run time cuDNN takes a float32 gradient of the queries and a sum a row beside what is assigned; once for all.
+    kernels = tuple(kernel(f"__cudnn$fmhaSoftmax{which}", "", *rows) for which in ("", "Backward", "Backward"))
+    assert scratch_bytes(Counts(1, (), (), kernels, ())) == 4 * 4 * 410 * 24 * (64 + 1)
+    assert scratch_bytes(Counts(1, (), (), kernels[:1], ())) == 0
     # Of one image a device the compiler leaves the batch's axis out, of one head that too.
     one = ("s8[1,1,1]", "bf16[24,410,64]", "bf16[24,512,64]", "bf16[24,512,64]", "f32[24,1,410]")
     assert opaque_flops(kernel("tpu_custom_call", "splash_mha_dkv", *one)) == ("bf16", once)

@@ -103,6 +103,39 @@ def test_tpu_loop_whose_limit_comes_through_its_tuple() -> None:
     assert update.hbm_bytes == pytest.approx(2 * 4 * 256 * 1536, rel=1e-5)
 
 
+def test_an_update_in_place_of_a_parameter_in_other_tiles() -> None:
+    """As a TPU7x writes stacks of blocks: what reads the stack shares its memory, so only the update moves."""
+    tiles, others = "{2,1,0:T(16,128)(2,1)}", "{2,1,0:T(8,128)(2,1)}"
+    stack, update = "bf16[14,256,1024]", "bf16[1,256,1024]"
+    text = f"""HloModule m, is_scheduled=true, num_partitions=1
+
+%retiled (p: {stack}) -> {stack} {{
+  %p = {stack}{tiles} parameter(0)
+  ROOT %c = {stack}{others} copy(%p)
+}}
+
+%written (q: {stack}, u: {update}, i: s32[]) -> {stack} {{
+  %q = {stack}{tiles} parameter(0)
+  %same = {stack}{others} fusion(%q), kind=kLoop, ALIASING calls=%retiled
+  %u = {update}{tiles} parameter(1)
+  %i = s32[] parameter(2)
+  %z = s32[] constant(0)
+  ROOT %d = {stack}{tiles} dynamic-update-slice(%same, %u, %i, %z, %z)
+}}
+
+ENTRY %main (a: {stack}, b: {update}, n: s32[]) -> {stack} {{
+  %a = {stack}{tiles} parameter(0)
+  %b = {update}{tiles} parameter(1)
+  %n = s32[] parameter(2)
+  ROOT %f = {stack}{tiles} fusion(%a, %b, %n), kind=kLoop, calls=%written
+}}
+"""
+    row, table = 2 * 256 * 1024, 14 * 2 * 256 * 1024
+    shared = text.replace("ALIASING", "output_to_operand_aliasing={{}: (0, {})},")
+    assert hlo.count(shared).hbm_bytes == pytest.approx(2 * row, abs=8)
+    assert hlo.count(text.replace("ALIASING", "")).hbm_bytes > 2 * table - row
+
+
 def test_tpu_memory_spaces() -> None:
     counts = tpu()
     rows = work(counts, "copy-start.1")  # to VMEM: HBM is only read

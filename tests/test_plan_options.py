@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from launch import cli, plan
 from launch.planning import ask as asking
 from launch.planning.ask import CompilerDied
 from launch.planning.estimate import estimate
-from launch.planning.fit import NOTHING, ways_to_draw, ways_to_fit
+from launch.planning.fit import NOTHING, NOTHING_DRAWS, ways_to_draw, ways_to_fit
 from launch.planning.layout import Layout, layout_of, layouts, why_not
 from launch.planning.paper import planned_run
-from launch.planning.request import Request, described
+from launch.planning.request import Request, code, described
 from launch.planning.search import ranked, search
 from launch.planning.target import parse
+from launch.planning.tell import plan_lines
 from mmdit_jax.chips import GIB
 
 SMALL = ["plan", "--depth", "2", "--batch", "64", "--set", "model.head_size=64"]
@@ -28,7 +31,9 @@ def counted(request: Request) -> dict[str, Any]:
     """A plan by the counting."""
     found = estimate(request.run, layout_of(request.run), request.target)
     peak, hbm = found.bytes / GIB, request.target.usable_bytes / GIB
-    seconds = {f"{name}_seconds": found.seconds for name in ("step", "compute", "hbm", "interconnect", "host")}
+    seconds = {
+        f"{name}_seconds": found.seconds for name in ("step", "compute", "hbm", "interconnect", "network", "host")
+    }
     memory = {
         "peak_gib": peak,
         "hbm_gib": hbm,
@@ -105,6 +110,16 @@ def test_a_search_keeps_to_what_is_asked_for(capsys: pytest.CaptureFixture[str])
         (["--depth", "2", "--sample", "--fsdp", "4"], "--fsdp: of training"),
         (["--depth", "2", "--sample", "--auto"], "--auto: of training"),
         (["--depth", "2", "--sample", "--set", "model.remat=full"], "--set model.remat: of training"),
+        (["--depth", "2", "--sample", "--set", "hardware.offload=('ema',)"], "--set hardware.offload: of training"),
+        (["--depth", "2", "--sample", "--set", "optimizer.moments=bfloat16"], "--set optimizer.moments: of training"),
+        (
+            ["--depth", "2", "--batch", "64", "--set", "batch=32"],
+            "--batch=64: expected it or --set batch=...",
+        ),
+        (
+            ["--depth", "2", "--resolution", "64", "--set", "data.resolution=16"],
+            "--resolution=64: expected it or",
+        ),
         (["--depth", "2", "--tries", "3"], "tries=3: expected with --auto"),
         (["--depth", "2", "--fsdp", "0"], "fsdp=0: expected more than 0"),
         (["--depth", "2", "--accumulation", "0"], "accumulation=0: expected more than 0"),
@@ -144,7 +159,7 @@ def test_ways_to_fit_fit_and_there_is_one_where_there_can_be(capsys: pytest.Capt
     """Each way is planned anew, by the counting that it was found by."""
     for words, needle in (
         (["--depth", "38", "--topology", "h100:1x1", "--remat", "full"], "devices of this kind"),
-        (["--depth", "18", "--resolution", "1024", "--topology", "h100:1x1", "--remat", "none"], "remat"),
+        (["--depth", "18", "--resolution", "1024", "--topology", "h100:1x1", "--remat", "none"], "accumulation"),
         (["--depth", "24", "--topology", "h100:1x2", "--fsdp", "1", "--remat", "none"], "fsdp"),
     ):
         found = asked(capsys, "plan", *words, "--accumulation", "1")
@@ -162,12 +177,48 @@ def test_ways_to_fit_fit_and_there_is_one_where_there_can_be(capsys: pytest.Capt
     assert estimate(again, Layout(**values), target).bytes * scale / GIB == pytest.approx(gib, abs=0.06)
 
 
+def test_kept_answers_are_of_the_code_that_made_them() -> None:
+    """All that the compiling process imports of ours is in the key, but for what only reads or refuses input."""
+    script = (
+        "import sys, launch.planning.lower, launch.planning.measure\n"
+        "for name, module in sys.modules.items():\n"
+        "    if name.split('.')[0] in ('mmdit_jax', 'launch') and module.__file__: print(name, module.__file__)"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    files = {path.resolve() for path in code()}
+    loaded = dict(line.split(" ", 1) for line in said.splitlines())
+    left_out = {name for name, file in loaded.items() if Path(file).resolve() not in files}
+    packages = {"launch", "launch.planning", "mmdit_jax", "mmdit_jax.data", "mmdit_jax.evaluation"}
+    reads = {f"mmdit_jax.{name}" for name in ("config_values", "data.store", "errors", "files", "versions")}
+    assert left_out == packages | reads
+
+
+def test_a_price_is_told_of_training_drawing_and_a_study(capsys: pytest.CaptureFixture[str], tiny_study: Path) -> None:
+    def told(*words: str) -> str:
+        assert cli.main(["plan", *words, "--topology", "h100:1x1", "--price", "3600"]) == 0
+        return capsys.readouterr().out
+
+    one = counted(Request(planned_run(2, batch=64, overrides=["model.head_size=64"]), parse("h100:1x1")))
+    assert f", {one['step_seconds'] * 500_000:,.0f} at the price given" in told(*SMALL[1:], "--remat", "none")
+    drawn = told("--sample", "--depth", "2")
+    assert "at the price given" in drawn and "with T5" in drawn
+    assert "with T5" not in told("--sample", "--depth", "2", "--text-tokens", "77")
+    study = told(str(tiny_study))
+    assert "cost" in study.splitlines()[1] and study.splitlines()[-1].endswith("in all at the price given")
+
+
 def test_ways_to_draw() -> None:
     run, target = planned_run(38, resolution=2048, batch=64, sampling=True), parse("h100:1x1")
     ways = ways_to_draw(run, target, 84.0)
     assert any("image(s) at once" in way for way in ways) and any("latents of" in way for way in ways)
     assert ways_to_draw(run, parse("v5e:1x1"), 84.0) == []  # the weights alone are 16 GB of 15.75 GiB
-    assert NOTHING
+
+
+def test_what_is_said_where_nothing_fits() -> None:
+    plan = {"mesh": {}, "batch": 1, "depth": 38, "latent": 128, "topology": "v5e:1x1", "remat": "none"}
+    plan |= {"accumulation": 1, "fits": False, "peak_gib": 17.0, "hbm_gib": 15.75, "ways_to_fit": []}
+    assert plan_lines(plan, [], sampling=True)[-2:] == [f"{'':14}over by 1.25 GiB", f"{'':14}{NOTHING_DRAWS}"]
+    assert plan_lines(plan, [], sampling=False)[-1] == f"{'':14}{NOTHING}"
 
 
 def test_a_compiler_that_is_killed_costs_a_row(

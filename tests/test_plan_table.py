@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from pathlib import Path
 from typing import Any
 
-from benchmarks.plan_table import COLUMNS, Size, tables, told
+import pandas as pd
+
+from benchmarks.plan_table import COLUMNS, DEPTHS, RESOLUTIONS, TOPOLOGIES, Size, tables, told
 from launch.planning.layout import layout_of
 from launch.planning.target import Target
 from mmdit_jax.config import Run
@@ -53,3 +57,12 @@ def test_rows_that_do_not_fit_are_told() -> None:
     assert lines[0].startswith("| v5p:8x8x4 | 256 | 15 | none of 2 fits | – |")
     *_, table = tables(SIZES, 2, Machine(2.0))
     assert "| 1.0 of 2.0 | 5.000 s | compute | 50 % |" in told(table)[2]
+
+
+def test_the_committed_table_has_every_size_and_all_fit() -> None:
+    table = pd.read_csv(Path(__file__).parent.parent / "docs" / "results" / "plans.csv")
+    sizes = list(itertools.product(TOPOLOGIES, RESOLUTIONS, DEPTHS))
+    assert list(zip(table["topology"], table["pixels"], table["depth"], strict=True)) == sizes
+    assert table["fits"].all() and (table["peak_gib"] <= table["hbm_gib"]).all()
+    largest = table[(table["topology"] == "v5p:8x8x4") & (table["pixels"] == 256) & (table["depth"] == 38)]
+    assert float(largest["mfu_bound"].item()) >= 0.55

@@ -23,7 +23,8 @@ from mmdit_jax.models import MMDiTConfig, apply, init_params
 from mmdit_jax.models.config import ARCHITECTURES, PRODUCTS
 from mmdit_jax.models.parametrization import BLOCKS
 from mmdit_jax.models.products import product, save_products
-from mmdit_jax.sharding import COLUMNS, ROWS, make_mesh
+from mmdit_jax.parameter_sharding import COLUMNS, ROWS
+from mmdit_jax.sharding import make_mesh
 from mmdit_jax.training.state import init_state
 from mmdit_jax.training.step import make_train_step
 

@@ -21,7 +21,8 @@ from launch.execute import digest
 from mmdit_jax.data.order import batch_indices
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text import TextStates
-from mmdit_jax.sharding import AXES, make_mesh, own_rows, shard_batch, state_shardings
+from mmdit_jax.parameter_sharding import state_shardings
+from mmdit_jax.sharding import AXES, make_mesh, own_rows, shard_batch
 from mmdit_jax.training.data import ImageData, global_batches
 
 HOST = 4

@@ -21,14 +21,8 @@ from mmdit_jax.diffusion.loss import draw, loss_at
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, apply, init_params
 from mmdit_jax.models.text import assemble
-from mmdit_jax.sharding import (
-    SMALL,
-    make_mesh,
-    parameter_spec,
-    parameter_specs,
-    placed_on,
-    state_shardings,
-)
+from mmdit_jax.parameter_sharding import SMALL, parameter_spec, parameter_specs, state_shardings
+from mmdit_jax.sharding import make_mesh, placed_on
 from mmdit_jax.training.state import TrainState, abstract_state, init_state
 from mmdit_jax.training.step import make_train_step, step_function
 

@@ -23,7 +23,13 @@ def rung(at_most: float) -> int:
     return max(itertools.takewhile(lambda size: size <= at_most, rungs()), default=1)
 
 
-def largest_batch(needs: Callable[[int], float], limit: float, fixed: float, first: int) -> int | None:
+def largest_batch(
+    needs: Callable[[int], float],
+    limit: float,
+    fixed: float,
+    first: int,
+    has_time: Callable[[], bool] = lambda: True,
+) -> int | None:
     """The largest batch whose bytes are within ``limit``, as far as few questions can tell; None if 1 is too large.
 
     A batch that fits is the answer where the line through what is known says that the next one would not.
@@ -32,6 +38,7 @@ def largest_batch(needs: Callable[[int], float], limit: float, fixed: float, fir
       needs: bytes of a batch; asked of no batch twice. It may be infinite.
       fixed: bytes of no images at all, or fewer.
       first: the batch asked about first.
+      has_time: whether another may be asked about, where one that fits is known.
     """
     known = {0: fixed}
     fits, over = 0, None
@@ -44,7 +51,7 @@ def largest_batch(needs: Callable[[int], float], limit: float, fixed: float, fir
             over = batch
         if over == 1:
             return None
-        enough = len(known) > TRIES
+        enough = len(known) > TRIES or not has_time()
         if fits and enough:
             return fits
         guess = rung(batch / 2) if enough or known[batch] == float("inf") else rung(_through(known, limit))

@@ -24,9 +24,10 @@ class Job:
     """``product_share`` at least; ``seconds`` and ``bytes`` at most."""
     shape: dict[str, Any] = field(default_factory=dict)
 
-    def message(self, rates: dict[str, float] | None) -> dict[str, Any]:
-        """``rates``: of the ceilings, if they were measured."""
-        return {**asdict(self), **self.shape, "rates": rates}
+    def message(self, rates: dict[str, float] | None, seconds: float | None = None) -> dict[str, Any]:
+        """``rates``: of the ceilings, if they were measured; ``seconds``: until it is ended, if not its most."""
+        limit = self.most_seconds if seconds is None else seconds
+        return {**asdict(self), **self.shape, "rates": rates, "seconds": limit}
 
 
 def jobs(*, tiny: bool = False) -> list[Job]:
@@ -65,7 +66,7 @@ def jobs(*, tiny: bool = False) -> list[Job]:
             },
         }
         goals = {"product_share": PRODUCT_SHARE} if of == 24 and not tiny else {}
-        return Job(f"training depth {depth(of)}, {pixels(side)} px{told}", "training", 40, 170, goals, shape)
+        return Job(f"training depth {depth(of)}, {pixels(side)} px{told}", "training", 60, 200, goals, shape)
 
     def sampling(of: int, batch: int = 1) -> Job:
         shape = {
@@ -74,7 +75,7 @@ def jobs(*, tiny: bool = False) -> list[Job]:
             "resolution": pixels(1024),
             "batch": batch,
             "steps": 5 if tiny else 50,
-            "rounds": 3,
+            "rounds": 3 if batch == 1 else 1,
         }
         told = "" if batch == 1 else f", batch {batch}"
         goals = {}

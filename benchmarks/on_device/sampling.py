@@ -44,7 +44,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         del drawn[:-1]
         return drawn[-1]
 
-    seconds = timings(draw, calls=1, warm=0, samples=job["rounds"])
+    seconds = timings(draw, calls=1, warm=0, samples=job["rounds"])  # warm already
     if not bool(jnp.isfinite(drawn[0]).all()):
         raise Diverged("what is drawn is not finite")
     program = bound(compiled.as_text(), jax.local_devices()[0].device_kind, job["rates"])

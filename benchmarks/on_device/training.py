@@ -30,7 +30,8 @@ from mmdit_jax.training.state import TrainState, abstract_state, init_state
 
 ZEROS = ("modulation", "final_modulation", "final")
 """Layers that training begins with at zero."""
-_SHARE = 0.98  # of the memory, as libraries take some at run time
+_SHARE = 0.97  # of the memory, as libraries take some at run time, and it has holes
+_MEASURING = 30  # seconds that a step takes to be measured once it is compiled
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error) or batch == search.accumulation:
                 raise
-            search.too_large(batch)
+        search.too_large(batch)  # not within ``except``, where the error would keep the state alive
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -66,6 +67,8 @@ class _Search:
         if limit is None:
             raise UserError("limit_bytes=None: expected bytes, as this device does not tell its memory")
         self._limit = _SHARE * limit
+        self._deadline = time.monotonic() + job["seconds"]
+        self._last = 0.0
         self.compiled: dict[int, Any] = {}
         self.tried: list[dict[str, Any]] = []
         self._needed: dict[int, float] = {}
@@ -78,10 +81,14 @@ class _Search:
     def largest(self) -> int:
         """The largest batch that fits, compiled."""
         fixed = float(state_bytes(self.run(self.accumulation)))
-        parts = largest_batch(self._needs, self._limit, fixed, self._first)
+        parts = largest_batch(self._needs, self._limit, fixed, self._first, self._has_time)
         if parts is None:
             raise UserError(f"depth={self._job['depth']}: no batch fits in {self._limit / GIB:.1f} GiB")
         return parts * self.accumulation
+
+    def _has_time(self) -> bool:
+        """For another compilation, and what comes after."""
+        return self._deadline - time.monotonic() > 1.5 * self._last + _MEASURING
 
     def too_large(self, batch: int) -> None:
         """Memory ran out at this batch: there is less of it than the compiler says that this takes."""
@@ -108,7 +115,7 @@ class _Search:
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):
                 raise
-        seconds = time.perf_counter() - started
+        seconds = self._last = time.perf_counter() - started
         self._needed[batch] = needs
         told = None if needs == float("inf") else needs
         self.tried.append({"batch": batch, "bytes": told, "compile_seconds": seconds})
@@ -148,7 +155,7 @@ def _timed(compiled: Any, run: Run, job: dict[str, Any]) -> dict[str, Any]:
         losses.append(metrics["loss"])
         return metrics
 
-    (probe,) = timings(step, calls=1, warm=job["warm"] - 1, samples=1)
+    (probe,) = timings(step, calls=1, warm=job["warm"], samples=1)
     calls = max(1, min(job["calls"], round(job["round_seconds"] / probe)))
     seconds = timings(step, calls=calls, warm=0, samples=job["rounds"])
     loss = np.asarray(losses, np.float32)
@@ -174,12 +181,13 @@ def awake(state: TrainState) -> TrainState:
     There the first gradients of the blocks are zero as well; products of zeros would flatter the device.
     """
 
-    random = jax.jit(lambda key, old: 0.02 * jax.random.normal(key, old.shape, old.dtype), donate_argnums=1)
-
     def leaf(path: tuple[Any, ...], value: jax.Array) -> jax.Array:
         names = [entry.key for entry in path]
         if names[-1] != "kernel" or names[-2] not in ZEROS:
             return value
-        return jax.device_put(random(jax.random.key(zlib.crc32("/".join(names).encode())), value), value.sharding)
+        shape, dtype, sharding = value.shape, value.dtype, value.sharding
+        value.delete()  # so that the new one takes its place, and leaves no hole
+        random = jax.jit(lambda key: 0.02 * jax.random.normal(key, shape, dtype), out_shardings=sharding)
+        return random(jax.random.key(zlib.crc32("/".join(names).encode())))
 
     return dataclasses.replace(state, params=jax.tree_util.tree_map_with_path(leaf, state.params))

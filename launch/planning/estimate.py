@@ -14,10 +14,14 @@ from launch.planning.layout import Layout
 from launch.planning.target import Target
 from mmdit_jax.config import Run, context_tokens
 
+UNROLLED = "unrolled"
+"""Of GPUs where nothing is recomputed (``models.frame.unrolls``)."""
+
 
 @dataclass(frozen=True)
 class _Costs:
-    """What a token costs in a block, by policy: fitted to what the compilers say of depths 24 and 38."""
+    """What a token costs in a block, by policy, scanned or UNROLLED: fitted to what the compilers say of depths 15 to
+    38."""
 
     kept: dict[str, float]
     """Numbers of the model's width that it leaves for the backward pass."""
@@ -33,12 +37,14 @@ _TPU = _Costs(
     moved={"none": 855.0, "dots": 930.0, "attention": 970.0, "full": 1000.0},
 )
 _GPU = _Costs(
-    kept={"none": 21.8, "dots": 11.8, "attention": 1.8, "full": 1.0},
+    kept={"none": 21.8, "dots": 11.8, "attention": 1.8, "full": 1.0, UNROLLED: 22.2},
     working=49.0,
-    moved={"none": 510.0, "dots": 435.0, "attention": 390.0, "full": 388.0},
+    moved={"none": 510.0, "dots": 435.0, "attention": 390.0, "full": 388.0, UNROLLED: 302.0},
 )
 # Forward passes that a step costs, the recomputed parts of them included, backward being two.
 _PASSES = {"none": 3.0, "dots": 3.05, "attention": 3.8, "full": 4.0}
+# Of what unrolled blocks keep on one GPU, how much more it is on several, by what the compiler says.
+_ON_SEVERAL = 0.225
 # Products and passes over memory overlap a little: a device's time over the sum of both.
 _SERIAL = 0.88
 
@@ -51,8 +57,6 @@ class Estimate:
     """Of its memory, at the fullest."""
     seconds: float
     """Of a step, all parts overlapping but for what the device does itself."""
-    compute_seconds: float
-    hbm_seconds: float
     interconnect_seconds: float
 
 
@@ -74,14 +78,22 @@ def estimate(run: Run, layout: Layout, target: Target) -> Estimate:
     state = own * 4 + sum(parts_of_state.values()) - away
     gradients = own * 4 * (2 if layout.accumulation > 1 else 1)
     block = params / model.depth / layout.tensor
-    kept = tokens * width * each * costs.kept[layout.remat] / layout.tensor * model.depth
+    unrolled = not target.is_tpu and layout.remat == "none" and model.scan is not True
+    way = UNROLLED if unrolled else layout.remat
+    kept = tokens * width * each * costs.kept[way] / layout.tensor * model.depth
     working = tokens * width * each * costs.working / layout.tensor + block * (2 * each + 4)
-    memory = state + max(gradients + kept + working, 2 * gradients)
+    if unrolled:
+        # What a block keeps makes room for its gradients. On one device its weights, cast, are kept, too; on several
+        # about a byte a parameter is on its way, and more is kept of a token than it would seem to take.
+        working = params * each if layout.shards == 1 else params / layout.tensor + _ON_SEVERAL * kept
+        memory = state + gradients - own * 4 + max(kept + working, 2 * own * 4)
+    else:
+        memory = state + max(gradients + kept + working, 2 * gradients)
 
     products = _PASSES[layout.remat] * model.flops_per_image(size, size, context_tokens(run)) * run.batch
     compute = products / target.devices / chip.bf16_flops
     passes = layout.accumulation * (3 if layout.remat == "none" else 3.3)
-    moved = layout.accumulation * tokens * width * model.depth * costs.moved[layout.remat] / layout.tensor
+    moved = layout.accumulation * tokens * width * model.depth * costs.moved[way] / layout.tensor
     hbm = (moved * each / 2 + passes * params * each / layout.tensor + 30 * own) / chip.hbm_bandwidth
     links = _links(target, layout.fsdp * layout.sequence)
     whole = params * each / layout.tensor * (1 - 1 / (layout.fsdp * layout.sequence))
@@ -98,7 +110,7 @@ def estimate(run: Run, layout: Layout, target: Target) -> Estimate:
     waits += exchanged * 2 * layout.sequence / layout.tensor * (1 - 1 / layout.sequence) / inner
     # What is offloaded comes and goes at once, each way at the link's rate.
     host = away / chip.host_bandwidth if chip.host_bandwidth else 0.0
-    return Estimate(memory, max(_SERIAL * (compute + hbm), wire, host) + waits, compute, hbm, wire + waits)
+    return Estimate(memory, max(_SERIAL * (compute + hbm), wire, host) + waits, wire + waits)
 
 
 def _links(target: Target, group: int) -> float:

@@ -14,6 +14,7 @@ from mmdit_jax.chips import GIB
 from mmdit_jax.config import Run, context_tokens
 
 NOTHING = "no layout, lever or batch would make it fit"
+NOTHING_DRAWS = "no fewer images at once, and no smaller ones, would fit beside the weights"
 SPARE = 0.95
 """Of the memory, what a way by counting may fill."""
 GPUS_A_NODE = 8
@@ -76,7 +77,8 @@ def _levers(run: Run, target: Target) -> Iterator[tuple[Run, list[str]]]:
         if vars(run.optimizer)[name] == "float32":
             narrow += [{**fields, name: "bfloat16"} for fields in narrow]
     away = [run.hardware.offload]
-    if target.chip.host_bandwidth:  # else its time is not known
+    # Of TPUs the compiler may begin the copies early, and save nothing (docs/levers.md).
+    if target.chip.host_bandwidth and not target.is_tpu:
         away += [items for items in (("ema",), ("optimizer", "ema")) if set(items) > set(run.hardware.offload)]
     for fields in narrow:
         for offload in away:

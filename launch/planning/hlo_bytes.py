@@ -42,6 +42,8 @@ FREE_CUSTOM_CALLS = frozenset(
 )
 _WHOLE = frozenset(("dot", "convolution", "custom-call", "scatter", "sort"))
 _SLICES = frozenset(("slice", "dynamic-slice", "gather"))
+_ALIAS = "output_to_operand_aliasing={{}: (0, {})}"
+"""Of a fusion whose result lies where its first operand does."""
 
 
 class Meter:
@@ -146,13 +148,16 @@ class Meter:
 
 
 def _in_place(computation: Computation, output: Instruction) -> Instruction | None:
-    """The dynamic-update-slice that an output of a fusion is, if what it updates is a parameter."""
+    """The dynamic-update-slice that an output of a fusion is, if what it updates is a parameter.
+
+    A TPU7x's fusions read the parameter in other tiles, by a fusion inside that says that it shares the memory.
+    """
     while output.opcode == "bitcast":
         output = computation.instructions[output.operands[0]]
     if output.opcode != "dynamic-update-slice":
         return None
     updated = computation.instructions[output.operands[0]]
-    while updated.opcode == "bitcast":
+    while updated.opcode == "bitcast" or (updated.opcode == "fusion" and _ALIAS in updated.attributes):
         updated = computation.instructions[updated.operands[0]]
     return output if updated.opcode == "parameter" else None
 

@@ -17,7 +17,7 @@ from mmdit_jax.config import Run
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, init_params
 from mmdit_jax.models.config import REMAT_POLICIES
-from mmdit_jax.sharding import parameter_specs
+from mmdit_jax.parameter_sharding import parameter_specs
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ def layout_of(run: Run) -> Layout:
     """How a run is laid out."""
     h = run.hardware
     return Layout(h.fsdp, h.sequence, h.tensor, run.model.remat, h.accumulation)
+
+
+def layout_in(plan: Mapping[str, Any]) -> Layout:
+    """How what a plan is of is laid out (``request.described``)."""
+    return Layout(**plan["mesh"], remat=plan["remat"], accumulation=plan["accumulation"])
 
 
 def layouts(run: Run, target: Target, asked: Mapping[str, Any] = MappingProxyType({})) -> Iterator[Layout]:

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from launch.planning.hlo import Opaque, count
+from launch.planning.hlo import Counts, Opaque, count
 from launch.planning.links import Fabric, gpu_fabric, tpu_fabric
 from launch.planning.request import Request, described
 from launch.planning.roofline import roofline
@@ -28,8 +28,7 @@ def measured(request: Request, said: dict[str, Any]) -> dict[str, Any]:
         needs = said["needs_bytes"] / GIB
         return plan | {"fits": False, "peak_gib": needs, "hbm_gib": said["hbm_bytes"] / GIB, **_model_flops(request)}
     counts = count(said["text"])
-    scratch = 0.0 if target.is_tpu else max((_cudnn_scratch(item) for item in counts.opaque), default=0.0)
-    temporary = said["temp_bytes"] + scratch
+    temporary = said["temp_bytes"] + scratch_bytes(counts)
     peak = said["argument_bytes"] + said["output_bytes"] - said["alias_bytes"] + temporary
     fabric = _fabric(request, said["places"])
     supplied = counts.supply(opaque_flops)
@@ -53,6 +52,7 @@ def measured(request: Request, said: dict[str, Any]) -> dict[str, Any]:
         "hbm_seconds": found.hbm_seconds,
         "device_seconds": found.device_seconds,
         "interconnect_seconds": found.interconnect_seconds,
+        "network_seconds": found.network_seconds,
         "host_seconds": found.host_seconds,
         "bound": found.bound,
         "mfu_bound": found.mfu(flops["flops_per_step"] / devices, chip),
@@ -65,7 +65,7 @@ def measured(request: Request, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model_flops(request: Request) -> dict[str, float]:
-    """Model FLOPs of a step by the per-stream count, and by 6ND; of drawing, of all steps with guidance."""
+    """Model FLOPs of a step by the per-stream count, and by 6ND; of drawing, of one evaluation with guidance."""
     run = request.run
     if request.sampling:
         once = run.model.flops_per_image(run.data.resolution, run.data.resolution, context_tokens(run))
@@ -112,8 +112,13 @@ def _type(operand: str) -> str:
     return operand.split("[")[0]
 
 
+def scratch_bytes(counts: Counts) -> float:
+    """What kernels take at run time beside what the compiler assigns: cuDNN's, one at a time."""
+    return max((_cudnn_scratch(kernel) for kernel in counts.opaque), default=0.0)
+
+
 def _cudnn_scratch(kernel: Opaque) -> float:
-    """Bytes that cuDNN's backward pass takes at run time, which no compiler knows of: dq in float32, and row sums."""
+    """Bytes of cuDNN's backward pass, which no compiler knows of: dq in float32, and row sums."""
     if "fmha" not in kernel.target or "Backward" not in kernel.target:
         return 0.0
     batch, queries, heads, size = _sizes(kernel.operands[0])

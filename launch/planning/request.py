@@ -49,11 +49,12 @@ _CODE = (
         "models",
         "diffusion",
         "training",
-        "sharding.py",
+        "*sharding.py",
         "chips.py",
         "config.py",
         "host.py",
         "evaluation/text_to_image.py",
+        "evaluation/sampling.py",
     ),
     *(
         f"../launch/planning/{name}*.py"
@@ -62,16 +63,23 @@ _CODE = (
 )
 
 
-@functools.cache
-def source() -> str:
-    """A hash of the code that an answer depends on."""
-    digest, root = hashlib.sha256(), Path(mmdit_jax.__file__).parent
+def code() -> list[Path]:
+    """The files that an answer depends on."""
+    files, root = [], Path(mmdit_jax.__file__).parent
     for pattern in _CODE:
         found = sorted((root / pattern).rglob("*.py") if (root / pattern).is_dir() else root.glob(pattern))
         if not found:
             raise RuntimeError(f"{pattern}: no such code")
-        for path in found:
-            digest.update(path.read_bytes())
+        files += found
+    return files
+
+
+@functools.cache
+def source() -> str:
+    """A hash of ``code``."""
+    digest = hashlib.sha256()
+    for path in code():
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -15,6 +15,8 @@ from mmdit_jax.chips import GIB
 from mmdit_jax.config import Run
 from mmdit_jax.errors import UserError
 
+LIKELY = 1.05
+"""Counted memory over the device's, up to which the compiler is asked in turn."""
 ROOM = 1.1
 """Counted memory over the device's, up to which the compiler is asked all the same."""
 
@@ -34,6 +36,8 @@ def ranked(
     run: Run, target: Target, asked: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[tuple[Layout, Estimate]], list[Tried]]:
     """Layouts that may fit, the fastest by counting first, of equals the plainest; and those too large, smallest first.
+
+    What by counting does not fit, and by more than counting errs as a rule, comes after all others.
 
     Args:
       asked: fields of the layout that are fixed.
@@ -55,7 +59,14 @@ def ranked(
         told = ", ".join(f"{name}={value}" for name, value in asked.items())
         reason = why_not(run, Layout(**asked), target) or f"no layout of batch={run.batch} on {target.name}"
         raise UserError(reason if reason.startswith(told) else f"{told}: {reason}")
-    possible.sort(key=lambda item: (_coarse(item[1].seconds), _plainness(item[0]), item[1].bytes))
+    possible.sort(
+        key=lambda item: (
+            item[1].bytes > LIKELY * target.usable_bytes,
+            _coarse(item[1].seconds),
+            _plainness(item[0]),
+            item[1].bytes,
+        )
+    )
     return possible, sorted(refused, key=lambda item: item.estimate.bytes)
 
 
@@ -124,7 +135,7 @@ def search(
 
 
 def _others(waiting: list[tuple[Layout, Estimate]], done: Layout) -> list[tuple[Layout, Estimate]]:
-    """Those that differ from ``done`` in more than one step of its accumulation come first."""
+    """Those of another ``fsdp`` or policy than ``done`` come first."""
     alike = [item for item in waiting if (item[0].fsdp, item[0].remat) == (done.fsdp, done.remat)]
     return [item for item in waiting if item not in alike] + alike
 

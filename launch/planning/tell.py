@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launch.planning.fit import NOTHING
+from launch.planning.fit import NOTHING, NOTHING_DRAWS
 from launch.planning.search import Tried
 from mmdit_jax.chips import GIB
 
@@ -28,7 +28,7 @@ def plan_lines(plan: dict[str, Any], tried: Sequence[Tried], *, sampling: bool, 
     if not plan["fits"]:
         lines.append(f"              over by {plan['peak_gib'] - plan['hbm_gib']:.2f} GiB")
         ways = [f"would fit: {way}" for way in plan.get("ways_to_fit", [])]
-        lines += [f"              {line}" for line in ways or [NOTHING]]
+        lines += [f"              {line}" for line in ways or [NOTHING_DRAWS if sampling else NOTHING]]
     if plan.get("step_seconds") is not None:
         lines += _times(plan, sampling=sampling)
     if tried:
@@ -44,6 +44,8 @@ def _times(plan: dict[str, Any], *, sampling: bool) -> list[str]:
     unit = "an evaluation with guidance" if sampling else "a step"
     sent = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(plan["collective_bytes"].items()))
     by_links = f"links {plan['interconnect_seconds']:.4f}"
+    if plan["network_seconds"]:
+        by_links += f" ({plan['network_seconds']:.4f} of them the network)"
     if plan["host_bytes"]:
         by_links += f", host {plan['host_seconds']:.4f}"
     lines = [
@@ -54,10 +56,11 @@ def _times(plan: dict[str, Any], *, sampling: bool) -> list[str]:
         f"MFU at most   {100 * plan['mfu_bound']:.1f} %",
     ]
     if sampling:
-        lines.append(f"all images    {plan['seconds']:.2f} s for {plan['steps']} steps, at best")
-        lines.append(
-            f"with T5       {plan['peak_gib_beside_t5']:.2f} GiB, if its encoder (bfloat16) stays beside the network"
-        )
+        cost = f", {plan['cost']:.4g} at the price given" if "cost" in plan else ""
+        lines.append(f"all images    {plan['seconds']:.2f} s for {plan['steps']} steps{cost}, at best")
+        if "peak_gib_beside_t5" in plan:
+            beside = f"{plan['peak_gib_beside_t5']:.2f} GiB, if its encoder (bfloat16) stays beside the network"
+            lines.append(f"with T5       {beside}")
     else:
         cost = f", {plan['cost']:,.0f} at the price given" if "cost" in plan else ""
         spent = f"{plan['days']:.2f} days, {plan['device_hours']:,.0f} device-hours"
@@ -76,9 +79,11 @@ def _row(item: Tried) -> str:
 def study_lines(name: str, topology: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """A row a run of a study."""
     width = max(len(row["name"]) for row in rows)
+    priced = any("cost" in row for row in rows)
+    cost = f"  {'cost':>9}" if priced else ""
     lines = [
         f"study {name} on {topology}",
-        f"{'run':{width}}  {'fits':5} {'GiB':>8}  {'step, s':>8}  {'MFU':>5}  {'days':>7}",
+        f"{'run':{width}}  {'fits':5} {'GiB':>8}  {'step, s':>8}  {'MFU':>5}  {'days':>7}{cost}",
     ]
     for row in rows:
         start = f"{row['name']:{width}}  {'yes' if row['fits'] else 'NO':5}"
@@ -90,7 +95,8 @@ def study_lines(name: str, topology: str, rows: Sequence[dict[str, Any]]) -> lis
         else:
             lines.append(
                 f"{start} {row['peak_gib']:8.2f}  {row['step_seconds']:8.4f}  {100 * row['mfu_bound']:4.0f}%  "
-                f"{row['days']:7.2f}"
+                f"{row['days']:7.2f}" + (f"  {row['cost']:9,.0f}" if priced else "")
             )
     fits = sum(bool(row["fits"]) for row in rows)
-    return [*lines, f"{fits} of {len(rows)} fit; times and MFU are bounds"]
+    total = f"; {sum(row.get('cost', 0) for row in rows):,.0f} in all at the price given" if priced else ""
+    return [*lines, f"{fits} of {len(rows)} fit; times and MFU are bounds{total}"]

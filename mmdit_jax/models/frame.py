@@ -17,7 +17,8 @@ from mmdit_jax.models.layers import ConditionMLP, Dense, modulated_norm, modulat
 from mmdit_jax.models.parametrization import condition_scale, input_scale
 from mmdit_jax.models.positions import patchify, sincos_positions, timestep_features, unpatchify
 from mmdit_jax.models.products import save_products
-from mmdit_jax.sharding import current_mesh, gathered, place, platform
+from mmdit_jax.parameter_sharding import gathered
+from mmdit_jax.sharding import current_mesh, place, platform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

@@ -63,7 +63,8 @@ class Dense(nnx.Module):
         if on_one_cpu():
             return self(x).reshape(*x.shape[:-1], count, -1)
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        apart = kernel if kernel.ndim == 3 else kernel.reshape(len(kernel), count, -1)  # ``sharding.gathered``
+        # ``parameter_sharding.gathered`` has taken it apart where there are several devices along ``tensor``.
+        apart = kernel if kernel.ndim == 3 else kernel.reshape(len(kernel), count, -1)
         apart = place(apart, None, None, "heads")
         x = x.astype(self.dtype)
         out = jnp.einsum("...i,ipo->...po", x, apart) if self.products == "full" else product(x, apart, self.products)

@@ -67,7 +67,7 @@ def matmul_flops_per_second(dtype: str = "float32") -> float:
     key = jax.device_put(jax.random.key(0), jax.local_devices()[0])
     a, b = jax.jit(lambda k: tuple(jax.random.normal(part, (size, size), dtype) for part in jax.random.split(k)))(key)
     multiply = jax.jit(jnp.matmul)
-    calls, warm = (1, 1) if on_cpu else (10, 30)
+    calls, warm = (1, 2) if on_cpu else (10, 30)
     seconds = seconds_a_call(lambda: multiply(a, b), calls=calls, warm=warm)
     return 2.0 * size**3 / seconds * (jax.process_count() if on_cpu else jax.device_count())
 
@@ -92,7 +92,7 @@ def timings(
     samples: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Seconds that ``call`` takes, ``samples`` times; compilation and ``warm`` more calls come before them.
+    """Seconds that ``call`` takes, ``samples`` times; ``warm`` calls, the first of which may compile, come before them.
 
     A sample is of ``calls`` calls one after the other, ``AHEAD`` of them under way at a time, so that the host's part
     of one hides behind another. No more results than that are alive.
@@ -106,7 +106,6 @@ def timings(
             under_way.append(call())
         jax.block_until_ready(list(under_way))
 
-    several(1)
     several(warm)
     found = []
     for _ in range(samples):

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from mmdit_jax.config import HardwareConfig, Run
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.errors import UserError
-from mmdit_jax.sharding import batch_parts, make_mesh, state_shardings
+from mmdit_jax.parameter_sharding import state_shardings
+from mmdit_jax.sharding import batch_parts, make_mesh
 from mmdit_jax.training.meter import Values
 from mmdit_jax.training.state import TrainState
 from mmdit_jax.training.step import Batch, Metrics, TrainStep, make_train_step
@@ -26,7 +27,7 @@ class Program(Protocol):
 
     runs: tuple[Run, ...]
     mesh: Mesh
-    """("data", "fsdp") over all devices, where validation runs."""
+    """Over all devices, where validation runs."""
     homes: tuple[Mesh, ...]
     """The mesh that each run's own state lies on when it is restored or made: see ``join``."""
 

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mmdit_jax.config import HardwareConfig, OptimizerConfig, Run
 from mmdit_jax.diffusion import Formulation, formulation
 from mmdit_jax.errors import UserError
-from mmdit_jax.host import onednn_options, step_options
+from mmdit_jax.host import by_onednn, step_options
 from mmdit_jax.models import MMDiTConfig
 from mmdit_jax.sharding import make_mesh, platform, replicated
 from mmdit_jax.training.data import TrainingData, global_batches
@@ -72,8 +72,8 @@ def make_replica_step(
       mesh: of one axis, "replica".
       shared_batch: all runs take the same batch, without the leading axis; else each its own, stacked.
     """
-    by_onednn = onednn and bool(onednn_options())
-    inner = step_function(model_config, optimizer_config, steps, drop, onednn=by_onednn, layout=layout)
+    products = by_onednn(onednn, platform())
+    inner = step_function(model_config, optimizer_config, steps, drop, onednn=products, layout=layout)
     batch_spec = PartitionSpec() if shared_batch else OWN
     spread = jax.shard_map(
         jax.vmap(inner, in_axes=(0, None if shared_batch else 0, 0, 0)),

@@ -15,7 +15,8 @@ from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import LossByTime
 from mmdit_jax.errors import UserError
 from mmdit_jax.models import MMDiTConfig, init_params
-from mmdit_jax.sharding import in_memory, memories, state_shardings
+from mmdit_jax.parameter_sharding import state_shardings
+from mmdit_jax.sharding import in_memory, memories
 from mmdit_jax.training.optimizer import make_optimizer
 from mmdit_jax.training.rounding import narrow
 

@@ -16,13 +16,14 @@ from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import Formulation, learned
 from mmdit_jax.diffusion.adaptive import bin_members
 from mmdit_jax.diffusion.loss import draw, loss_at
-from mmdit_jax.host import onednn_options, step_options
+from mmdit_jax.host import by_onednn, step_options
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.frame import unrolls
 from mmdit_jax.models.layers import rows_in_parts
 from mmdit_jax.models.products import check_products
 from mmdit_jax.models.text import assemble
-from mmdit_jax.sharding import batch_sharding, place, placed_on, platform, replicated, state_shardings
+from mmdit_jax.parameter_sharding import state_shardings
+from mmdit_jax.sharding import batch_sharding, place, placed_on, platform, replicated
 from mmdit_jax.training.clean import clean
 from mmdit_jax.training.optimizer import ema_decay, make_optimizer
 from mmdit_jax.training.rounding import stored, widened
@@ -203,22 +204,22 @@ def make_train_step(
 
     Args:
       steps, drop, layout, accumulation: as of ``step_function``.
-      onednn: let oneDNN do the matrix products where the backend is an x86 CPU (see ``HardwareConfig.onednn``).
+      onednn: let oneDNN do the matrix products where ``mesh`` is of x86 CPUs (see ``HardwareConfig.onednn``).
       offload: what lies in the host's memory between steps (see ``HardwareConfig.offload``).
     """
+    with placed_on(mesh):
+        options, products = step_options(onednn, model_config.remat, platform()), by_onednn(onednn, platform())
     step = step_function(
         model_config,
         optimizer_config,
         steps,
         drop,
-        onednn and bool(onednn_options()),
+        products,
         layout,
         accumulation=accumulation,
         mesh=mesh,
         offload=offload,
     )
-    with placed_on(mesh):
-        options = step_options(onednn, model_config.remat, platform())
     abstract = abstract_state(model_config, optimizer_config, steps, mesh, offload)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 

@@ -14,7 +14,7 @@ from mmdit_jax.models.architectures.mmdit3 import MMDiT3
 from mmdit_jax.models.architectures.uvit import UViT
 from mmdit_jax.models.config import MMDiTConfig
 from mmdit_jax.models.mmdit import MMDiT
-from mmdit_jax.sharding import STACKS, gathered
+from mmdit_jax.parameter_sharding import STACKS, gathered
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
