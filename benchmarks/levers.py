@@ -4,7 +4,7 @@
 
 The training step is compiled as it is, and with each lever alone, for one H100 or another ``--topology``, by the
 machinery of ``mmdit plan``, whose compilers this needs; products in eight bits need qwix. What a run would do of itself
-goes with a lever: on GPUs a policy of recomputation brings scanned blocks, where without one they are unrolled. All
+goes with a lever: on GPUs a policy that recomputes products brings scanned blocks, where they are unrolled else. All
 figures are read from compiled programs: memory is the compiler's assignment of buffers, time is the bound of the
 roofline. No device was measured. Answers are kept (--memo), and the CSV is written anew after each row.
 """
@@ -35,7 +35,7 @@ LEVERS: dict[str, tuple[str, ...]] = {
     "remat attention": ("model.remat=attention",),
     "remat full": ("model.remat=full",),
     "blocks scanned": ("model.scan=True",),
-    "dots, unrolled": ("model.remat=dots", "model.scan=False"),
+    "dots, scanned": ("model.remat=dots", "model.scan=True"),
     "moments bfloat16": ("optimizer.moments=bfloat16",),
     "EMA bfloat16": ("optimizer.ema_dtype=bfloat16",),
     "accumulation 2": ("hardware.accumulation=2",),

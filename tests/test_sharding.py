@@ -15,6 +15,7 @@ import pytest
 from conftest import on_fake_devices
 from test_step import OPTIMIZER, STEPS, batch
 
+from launch.planning import hlo
 from mmdit_jax.config import OptimizerConfig
 from mmdit_jax.diffusion import formulation
 from mmdit_jax.diffusion.loss import draw, loss_at
@@ -187,6 +188,24 @@ def test_what_policies_keep() -> None:
     blocks, tokens, width = 4, 16 * (16 + 5), 64
     assert sizes["dots"] - sizes["full"] >= blocks * tokens * (3 + 4 + 1) * width
     assert blocks * tokens * width <= sizes["attention"] - sizes["full"] <= 1.5 * blocks * tokens * width
+
+
+@pytest.mark.slow
+def test_policies_recompute_in_unrolled_blocks_as_in_scanned_ones() -> None:
+    """Without a loop the compiler could merge what is done again with what was done first."""
+    arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((16, 16, 16, 3), (16,), (16, 5, 12), (16, 4))]
+
+    def products(remat: str, scan: bool) -> float:
+        config = replace(MODEL, depth=5, remat=remat, scan=scan)
+        params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+        gradient = jax.jit(jax.grad(lambda p, *given: jnp.sum(apply(config, p, *given) ** 2)))
+        return hlo.count(gradient.lower(params, *arrays).compile().as_text()).flops
+
+    nothing = products("none", scan=False)
+    assert nothing == products("none", scan=True)
+    for remat in ("attention", "full"):
+        assert products(remat, scan=False) == pytest.approx(products(remat, scan=True), rel=0.03)
+        assert products(remat, scan=False) > 1.2 * nothing
 
 
 def stands(optimizer: OptimizerConfig) -> TrainState:

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from launch.planning.layout import Layout
 from launch.planning.target import Target
 from mmdit_jax.config import Run, context_tokens
-
-UNROLLED = "unrolled"
-"""Of GPUs where nothing is recomputed (``models.frame.unrolls``)."""
+from mmdit_jax.models.frame import UNROLLED_ON_GPUS
 
 
 @dataclass(frozen=True)
 class _Costs:
-    """What a token costs in a block, by policy, scanned or UNROLLED: fitted to what the compilers say of depths 15 to
-    38."""
+    """What a token costs in a block, by policy: fitted to what the compilers say of depths 15 to 38."""
 
     kept: dict[str, float]
     """Numbers of the model's width that it leaves for the backward pass."""
@@ -37,14 +34,15 @@ _TPU = _Costs(
     moved={"none": 855.0, "dots": 930.0, "attention": 970.0, "full": 1000.0},
 )
 _GPU = _Costs(
-    kept={"none": 21.8, "dots": 11.8, "attention": 1.8, "full": 1.0, UNROLLED: 22.2},
+    kept={"none": 21.8, "dots": 11.8, "attention": 1.8, "full": 1.0},
     working=49.0,
-    moved={"none": 510.0, "dots": 435.0, "attention": 390.0, "full": 388.0, UNROLLED: 302.0},
+    moved={"none": 510.0, "dots": 435.0, "attention": 390.0, "full": 388.0},
 )
+_GPU_UNROLLED = _Costs(kept={"none": 22.2, "dots": 10.8}, working=0.0, moved={"none": 302.0, "dots": 370.0})
 # Forward passes that a step costs, the recomputed parts of them included, backward being two.
 _PASSES = {"none": 3.0, "dots": 3.05, "attention": 3.8, "full": 4.0}
-# Of what unrolled blocks keep on one GPU, how much more it is on several, by what the compiler says.
-_ON_SEVERAL = 0.225
+# Of what unrolled blocks keep on one GPU, how much more it is on several, and for parts of a batch, by the compiler.
+_ON_SEVERAL, _IN_PARTS = 0.06, 0.08
 # Products and passes over memory overlap a little: a device's time over the sum of both.
 _SERIAL = 0.88
 
@@ -68,7 +66,8 @@ def estimate(run: Run, layout: Layout, target: Target) -> Estimate:
     images = run.batch / parts
     rows, columns = model.grid(size, size)
     tokens = images * (rows * columns + context_tokens(run)) / layout.sequence
-    costs = _TPU if target.is_tpu else _GPU
+    unrolled = not target.is_tpu and layout.remat in UNROLLED_ON_GPUS and model.scan is not True
+    costs = _TPU if target.is_tpu else _GPU_UNROLLED if unrolled else _GPU
     each = 2 if model.dtype == "bfloat16" else 4
     numbers = {"float32": 4, "bfloat16": 2}
 
@@ -78,14 +77,14 @@ def estimate(run: Run, layout: Layout, target: Target) -> Estimate:
     state = own * 4 + sum(parts_of_state.values()) - away
     gradients = own * 4 * (2 if layout.accumulation > 1 else 1)
     block = params / model.depth / layout.tensor
-    unrolled = not target.is_tpu and layout.remat == "none" and model.scan is not True
-    way = UNROLLED if unrolled else layout.remat
-    kept = tokens * width * each * costs.kept[way] / layout.tensor * model.depth
+    kept = tokens * width * each * costs.kept[layout.remat] / layout.tensor * model.depth
     working = tokens * width * each * costs.working / layout.tensor + block * (2 * each + 4)
     if unrolled:
         # What a block keeps makes room for its gradients. On one device its weights, cast, are kept, too; on several
-        # about a byte a parameter is on its way, and more is kept of a token than it would seem to take.
-        working = params * each if layout.shards == 1 else params / layout.tensor + _ON_SEVERAL * kept
+        # three quarters of a byte a parameter are on their way, and a little more of a token is kept.
+        more = _ON_SEVERAL + (_IN_PARTS if layout.accumulation > 1 else 0.0)
+        one = layout.shards == 1 and layout.remat == "none"
+        working = params * each if one else 0.77 * params / layout.tensor + more * kept
         memory = state + gradients - own * 4 + max(kept + working, 2 * own * 4)
     else:
         memory = state + max(gradients + kept + working, 2 * gradients)
@@ -93,7 +92,7 @@ def estimate(run: Run, layout: Layout, target: Target) -> Estimate:
     products = _PASSES[layout.remat] * model.flops_per_image(size, size, context_tokens(run)) * run.batch
     compute = products / target.devices / chip.bf16_flops
     passes = layout.accumulation * (3 if layout.remat == "none" else 3.3)
-    moved = layout.accumulation * tokens * width * model.depth * costs.moved[way] / layout.tensor
+    moved = layout.accumulation * tokens * width * model.depth * costs.moved[layout.remat] / layout.tensor
     hbm = (moved * each / 2 + passes * params * each / layout.tensor + 30 * own) / chip.hbm_bandwidth
     links = _links(target, layout.fsdp * layout.sequence)
     whole = params * each / layout.tensor * (1 - 1 / (layout.fsdp * layout.sequence))

@@ -124,14 +124,18 @@ def scan(config: MMDiTConfig, block: Callable[[Any, Any], tuple[Any, Any]], carr
     return jax.lax.scan(rematerialised(block, config), carry, xs, unroll=config.scan is False)
 
 
+UNROLLED_ON_GPUS = ("none", "dots")
+"""Policies that keep so much of a block that training on GPUs unrolls them."""
+
+
 def unrolls(config: MMDiTConfig) -> bool:
     """Whether a training step unrolls the blocks on the platform of ``placed_on``: as the config says, else on GPUs
-    where nothing is recomputed.
+    where a policy keeps much.
 
     Scanned, what each block keeps for the backward pass is copied into stacks of all blocks, and out of them again. XLA
     for GPUs does so in kernels of their own, which take longer than the products (docs/levers.md).
     """
-    return not config.scan if config.scan is not None else config.remat == "none" and platform() == "gpu"
+    return not config.scan if config.scan is not None else config.remat in UNROLLED_ON_GPUS and platform() == "gpu"
 
 
 def rematerialised(function: Callable[[Any, Any], Any], config: MMDiTConfig) -> Any:
@@ -149,7 +153,10 @@ def rematerialised(function: Callable[[Any, Any], Any], config: MMDiTConfig) -> 
         "attention": save_attention,
         "full": jax.checkpoint_policies.nothing_saveable,
     }
-    return jax.checkpoint(body, policy=policies[config.remat], prevent_cse=False)
+    # In a program without a loop XLA would find what is done again, and keep the first. On one device it may, where
+    # only casts of weights are.
+    guarded = config.scan is False and (config.remat != "none" or current_mesh() is not None)
+    return jax.checkpoint(body, policy=policies[config.remat], prevent_cse=guarded)
 
 
 def _save_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
