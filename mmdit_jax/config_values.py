@@ -81,7 +81,8 @@ def overridden(config: Any, items: Iterable[str]) -> Any:
 
 
 def override(config: Any, path: str, text: str, _full: str | None = None) -> Any:
-    """``config`` with the dotted field ``path`` set to ``text`` read as a Python literal, or else as a string.
+    """``config`` with the dotted field ``path`` set to ``text`` read as a Python literal, or else as a string, of which
+    commas make several where the field has a tuple.
 
     Raises UserError for an unknown field (with the nearest one), or a value of another type than the present one.
     """
@@ -110,7 +111,7 @@ def _literal(name: str, text: str, old: Any) -> Any:
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(old, tuple) and isinstance(value, (list, str)):
-        value = (value,) if isinstance(value, str) else tuple(value)
+        value = tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else tuple(value)
     if old is not None and type(value) is not type(old):
         raise UserError(f"{name}={text!r}: expected {type(old).__name__}, such as {old!r}")
     return value

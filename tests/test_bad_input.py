@@ -11,8 +11,10 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from launch.cli import main
+from launch.planning.paper import planned_run
 from launch.studies import load_study
 from mmdit_jax.config import HardwareConfig, Run
+from mmdit_jax.config_values import overridden
 from mmdit_jax.errors import UserError
 from mmdit_jax.sharding import AXES
 from mmdit_jax.training.program import Solo
@@ -172,3 +174,10 @@ def test_divergence_says_where_and_exits_3(mmdit) -> None:
     again = mmdit(*wild)
     assert again.returncode == 3
     assert again.stderr.strip().splitlines()[-1] == first.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("text", ["ema,optimizer", "ema, optimizer", "('ema','optimizer')", "['ema', 'optimizer']"])
+def test_several_values_are_given_with_commas_or_as_python_writes_them(text: str) -> None:
+    run = planned_run(2)
+    assert overridden(run, [f"hardware.offload={text}"]).hardware.offload == ("ema", "optimizer")
+    assert overridden(run, ["hardware.offload=ema"]).hardware.offload == ("ema",)
