@@ -38,8 +38,9 @@ def check(plan: dict[str, Any], devices: int) -> None:
     parts = [plan[f"{name}_seconds"] for name in ("compute", "hbm", "interconnect")]
     assert plan["step_seconds"] >= max(parts) and not plan["uncounted_loops"]
     assert 0 < plan["mfu_bound"] < 1
-    # What the device multiplies: the model's FLOPs, and at most what is recomputed beside.
-    assert 0.95 * plan["flops_per_step"] < plan["device_flops"] * devices < 1.6 * plan["flops_per_step"]
+    # What the device multiplies: the model's FLOPs, and at most what is recomputed beside. Nobody asks for gradients of
+    # the text's states, which the count has as of any layer: at depth 2 they are 9 % of it.
+    assert 0.9 * plan["flops_per_step"] < plan["device_flops"] * devices < 1.6 * plan["flops_per_step"]
 
 
 @pytest.mark.parametrize(("topology", "devices"), [("v5p:2x2x2", 8), ("h100:1x8", 8)])
