@@ -103,6 +103,19 @@ def test_tpu_loop_whose_limit_comes_through_its_tuple() -> None:
     assert update.hbm_bytes == pytest.approx(2 * 4 * 256 * 1536, rel=1e-5)
 
 
+def test_a_permute_without_pairs_sends_nothing() -> None:
+    text = """HloModule m, is_scheduled=true, num_partitions=8
+
+ENTRY %main (a: bf16[32,64]) -> bf16[32,64] {
+  %a = bf16[32,64]{1,0} parameter(0)
+  ROOT %p = bf16[32,64]{1,0} collective-permute(%a), channel_id=1, source_target_pairs=PAIRS
+}
+"""
+    none, some = (hlo.count(text.replace("PAIRS", pairs)) for pairs in ("{}", "{{0,1}}"))
+    assert none.collectives[0].groups == () and none.wire_bytes == {"collective-permute": 0.0}
+    assert some.collectives[0].groups == ((0, 1),) and some.wire_bytes == {"collective-permute": 2 * 32 * 64}
+
+
 def test_an_update_in_place_of_a_parameter_in_other_tiles() -> None:
     """As a TPU7x writes stacks of blocks: what reads the stack shares its memory, so only the update moves."""
     tiles, others = "{2,1,0:T(16,128)(2,1)}", "{2,1,0:T(8,128)(2,1)}"

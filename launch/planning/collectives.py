@@ -81,7 +81,10 @@ def collective(computation: Computation, instruction: Instruction, devices: int,
     result_bytes = sum(array.bytes for array in computation.results(instruction))
     if kind == "all-reduce" and _scattered(computation, instruction):
         kind, result_bytes = "reduce-scatter", sum(a.bytes for a in computation.root.arrays)
-    groups = replica_groups(_groups_text(instruction), devices)
+    text = _groups_text(instruction)
+    if kind == "collective-permute" and text == "{}":  # without pairs nobody sends: the result is zeros
+        return Collective(kind, instruction.name, instruction.op_name, 0.0, result_bytes, (), executions)
+    groups = replica_groups(text, devices)
     return Collective(kind, instruction.name, instruction.op_name, operand_bytes, result_bytes, groups, executions)
 
 
