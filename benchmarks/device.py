@@ -28,12 +28,12 @@ from typing import Any
 
 from benchmarks.on_device.jobs import Job, jobs
 from benchmarks.on_device.rows import rates, row, table
+from mmdit_jax.errors import EXIT_BAD_INPUT
 from mmdit_jax.host import GPU_SHARE_VARIABLE, tell_gpu_share
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "out"
 COMMAND = (sys.executable, "-m", "benchmarks.on_device.job")
-BAD_INPUT = 2
 LIBRARIES = 1e9
 """Bytes of a GPU that a process takes beside what JAX has: CUDA's context, kernels."""
 
@@ -189,7 +189,7 @@ def _output(*command: str) -> str | None:
 
 def _bad(line: str) -> int:
     print(line, file=sys.stderr)
-    return BAD_INPUT
+    return EXIT_BAD_INPUT
 
 
 if __name__ == "__main__":

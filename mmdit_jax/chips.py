@@ -3,12 +3,12 @@
 TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, whose tables are per chip. Their "bidirectional ICI
 bandwidth per chip" is the sum over all links and both directions: 1200 GB/s of a v5p are 6 links of 100 GB/s each way.
 The chips of a pod are from there too: of v4, v5p and TPU7x 64, 140 and 144 cubes of 4 x 4 x 4, which optical switches
-join to any box (of a v5p's cubes one slice may have 96). Usable memory is what libtpu 0.0.42.1
-says is available when it refuses a program that is too large. GPUs: NVIDIA's data sheets of the SXM modules, dense
-rates (half of those "with sparsity"); memory as in XLA's own descriptions of them (openxla/xla,
-xla/backends/gpu/target_config/specs), but for the H200. To the host: PCIe of 16 lanes, Gen4 of an A100, Gen5 of the
-other GPUs (64 and 128 GB/s, both directions together); of TPUs by the scaling book, part 2
-(jax-ml.github.io/scaling-book/tpus): 16 GB/s each way of a v4, 32 of a v6e, "about 2x higher than v5".
+join to any box (of a v5p's cubes one slice may have 96). Usable memory is what libtpu 0.0.42.1 says is available when
+it refuses a program that is too large. GPUs: NVIDIA's data sheets of the SXM modules, dense rates (half of those "with
+sparsity"); memory as in XLA's own descriptions of them (openxla/xla, xla/backends/gpu/target_config/specs), but for the
+H200. To the host: PCIe of 16 lanes, Gen4 of an A100, Gen5 of the other GPUs (64 and 128 GB/s, both directions
+together); of TPUs by the scaling book, part 2 (jax-ml.github.io/scaling-book/tpus): 16 GB/s each way of a v4, 32 of a
+v6e, "about 2x higher than v5".
 """
 
 from __future__ import annotations

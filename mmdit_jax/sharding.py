@@ -28,6 +28,7 @@ from mmdit_jax.errors import UserError
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = ("data", "fsdp")
 """Axes that examples are spread over."""
+
 # What activations are named by where they are placed: the mesh axes that carry each.
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     "batch": BATCH,

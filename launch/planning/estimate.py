@@ -75,19 +75,21 @@ def estimate(run: Run, layout: Layout, target: Target) -> Estimate:
     parts_of_state = {"ema": own * numbers[optimizer.ema_dtype], "optimizer": 2 * own * numbers[optimizer.moments]}
     away = sum(parts_of_state[name] for name in run.hardware.offload)
     state = own * 4 + sum(parts_of_state.values()) - away
-    gradients = own * 4 * (2 if layout.accumulation > 1 else 1)
+    gradients = own * 4
+    summed = gradients if layout.accumulation > 1 else 0.0  # of the parts before
     block = params / model.depth / layout.tensor
     kept = tokens * width * each * costs.kept[layout.remat] / layout.tensor * model.depth
-    working = tokens * width * each * costs.working / layout.tensor + block * (2 * each + 4)
+    working = tokens * width * each * costs.working / layout.tensor
     if unrolled:
         # What a block keeps makes room for its gradients. On one device its weights, cast, are kept, too; on several
         # three quarters of a byte a parameter are on their way, and a little more of a token is kept.
         more = _ON_SEVERAL + (_IN_PARTS if layout.accumulation > 1 else 0.0)
         one = layout.shards == 1 and layout.remat == "none"
-        working = params * each if one else 0.77 * params / layout.tensor + more * kept
-        memory = state + gradients - own * 4 + max(kept + working, 2 * own * 4)
+        working += params * each if one else 0.77 * params / layout.tensor + more * kept
+        memory = state + summed + max(kept + working, 2 * gradients)
     else:
-        memory = state + max(gradients + kept + working, 2 * gradients)
+        working += block * (2 * each + 4)
+        memory = state + max(summed + gradients + kept + working, 2 * (summed + gradients))
 
     products = _PASSES[layout.remat] * model.flops_per_image(size, size, context_tokens(run)) * run.batch
     compute = products / target.devices / chip.bf16_flops
