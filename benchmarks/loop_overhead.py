@@ -75,7 +75,8 @@ def parts_timed(clock: Clock, wait: bool) -> Iterator[None]:
 def measure(depth: int, rounds: int, data_dir: Path) -> dict[str, Any]:
     """Medians over ``rounds`` for the quickstart's run of ``depth``: seconds of each part, shares outside the step."""
     from experiments import quickstart
-    from launch.execute import Places, execute
+    from launch.execute import Handling, execute
+    from launch.places import Places
     from mmdit_jax.diffusion import formulation
     from mmdit_jax.sharding import make_mesh
     from mmdit_jax.training.data import global_batches, training_data
@@ -98,7 +99,7 @@ def measure(depth: int, rounds: int, data_dir: Path) -> dict[str, Any]:
     def whole_run() -> float:
         with tempfile.TemporaryDirectory() as name:
             start = time.perf_counter()
-            execute(run, Places(Path(name), "overhead", data_dir), quiet=True)
+            execute(run, Places(Path(name), "overhead", data_dir), Handling(quiet=True))
             return time.perf_counter() - start
 
     whole_run()  # compiles, and lets wandb start its service

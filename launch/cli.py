@@ -8,9 +8,20 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from typing import Any, NoReturn
 
-from mmdit_jax.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_PREEMPTED, Diverged, Preempted, UserError, nearest
+from mmdit_jax.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DIVERGED,
+    EXIT_INFRASTRUCTURE,
+    EXIT_PREEMPTED,
+    Diverged,
+    Infrastructure,
+    Preempted,
+    UserError,
+    nearest,
+)
 from mmdit_jax.host import prepare_host
 from scaling.errors import TableError
 
@@ -73,7 +84,25 @@ def parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; returns the exit code. One of several processes of a run ends here."""
+    try:
+        code = _main(argv)
+    except Exception as error:
+        processes = sys.modules.get("mmdit_jax.processes")  # none where the command runs no model
+        if processes is not None and processes.is_infrastructure(error):
+            code = _say(f"mmdit: infrastructure: {type(error).__name__}: {str(error)[:1000]}", EXIT_INFRASTRUCTURE)
+        elif processes is not None and processes.joined():
+            traceback.print_exception(error)
+            code = 1
+        else:
+            raise
+    processes = sys.modules.get("mmdit_jax.processes")
+    if processes is not None:
+        processes.end(code)
+    return code
+
+
+def _main(argv: list[str] | None) -> int:
     words = sys.argv[1:] if argv is None else argv
     command = words[0] if words else None
     if command and not command.startswith("-") and command not in COMMANDS:
@@ -102,6 +131,8 @@ def main(argv: list[str] | None = None) -> int:
         return _say(f"mmdit: {error}", EXIT_DIVERGED)
     except Preempted as error:
         return _say(f"mmdit: {error}", EXIT_PREEMPTED)
+    except Infrastructure as error:
+        return _say(f"mmdit: {error}", EXIT_INFRASTRUCTURE)
 
 
 def _told(error: OSError) -> str | None:

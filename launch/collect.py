@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from launch.execute import Places, describe, read_result
+from launch.execute import describe
+from launch.places import Places, read_result
 from launch.settings import real_scores, score_table
 from launch.without import write_without_tables
 from mmdit_jax.config import Run, Study

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from launch.execute import CONFIG, restore_ema
+from launch.execute import restore_ema
+from launch.places import CONFIG
 from mmdit_jax.config import Run
 from mmdit_jax.config_values import from_dict
 from mmdit_jax.host import return_freed_memory

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from launch.execute import Places
+from launch.places import Places
 from mmdit_jax.config import Run
 from mmdit_jax.errors import UserError
 from mmdit_jax.training.checkpoint import saved_steps

@@ -11,16 +11,18 @@ from typing import Any
 from launch import sample_checkpoint
 from launch.compiled import keep_compiled_programs
 from launch.drawing import drawing, live
-from launch.execute import execute, make_folder, restore_ema
-from launch.runtime import add_study, add_vae
+from launch.execute import Handling, execute, restore_ema
+from launch.places import make_folder
+from launch.runtime import add_handling, add_study, add_vae, check_handling, places_of
 from launch.studies import load_study
-from launch.study import places_of
 from mmdit_jax.config import Run
 from mmdit_jax.data import pipeline
 from mmdit_jax.diffusion.sampler_config import METHODS
-from mmdit_jax.errors import UserError, unknown
+from mmdit_jax.errors import Held, Preempted, UserError, unknown
 from mmdit_jax.evaluation.evaluate import evaluate, generate, save_png
 from mmdit_jax.evaluation.latent import no_autoencoder
+from mmdit_jax.host import process_began
+from mmdit_jax.processes import is_first, join
 from mmdit_jax.training.data import LatentData, training_data
 
 EXAMPLES = {
@@ -64,7 +66,14 @@ def add_parsers(commands: Any) -> None:
         if name != "sample":
             add_vae(parser)
         if name == "train":
-            parser.add_argument("--quiet", action="store_true", help="no progress lines")
+            add_handling(parser)
+            parser.add_argument(
+                "--lock-seconds",
+                type=float,
+                default=0.0,
+                metavar="S",
+                help="where another attempt is at the run, wait so long for it to end, then exit with 75",
+            )
         else:
             parser.add_argument(
                 "--drop", action="append", default=[], metavar="ENCODER", help="leave a text encoder out"
@@ -84,11 +93,22 @@ def add_parsers(commands: Any) -> None:
 
 
 def train_run(args: argparse.Namespace) -> int:
-    """Train and evaluate one run; prints where its result lies."""
+    """Train and evaluate one run, alone or as one of its processes; prints where its result lies."""
+    check_handling(args)
+    if args.lock_seconds < 0:
+        raise UserError(f"lock-seconds={args.lock_seconds:g}: expected 0 or more")
+    join()  # before anything else: a run's id takes the encoders' weights, and so a device
     study = load_study(args.study, args.overrides)
     run, places = study.find(args.run_key), places_of(args, study)
-    execute(run, places, quiet=args.quiet)
-    print(places.run_dir(run) / "result.json")
+    handling = Handling(args.quiet, args.rewinds, args.hang_seconds, args.lock_seconds, process_began())
+    try:
+        execute(run, places, handling)
+    except Held as error:
+        if args.lock_seconds:
+            raise Preempted(str(error)) from error
+        raise
+    if is_first():
+        print(places.run_dir(run) / "result.json")
     return 0
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+
+from launch.places import Places
+from mmdit_jax.config import Study
+from mmdit_jax.errors import UserError
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +34,39 @@ def add_vae(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_handling(parser: argparse.ArgumentParser) -> None:
+    """Options of how runs are trained."""
+    parser.add_argument("--quiet", action="store_true", help="no progress lines")
+    parser.add_argument(
+        "--rewinds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after a loss that is not finite, go back to the newest checkpoint and pass over the batches that led "
+        "there, up to N times a run (default: %(default)s, the run has diverged)",
+    )
+    parser.add_argument(
+        "--hang-seconds",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="end a process that takes no step for so long, its stacks written to the run's stacks/ (four times as "
+        "long to compile, save and validate; 0: never; default: %(default)g)",
+    )
+
+
+def check_handling(args: argparse.Namespace) -> None:
+    """Refuse what ``add_handling`` can't have.
+
+    Raises:
+        UserError: a number that is too small.
+    """
+    if args.rewinds < 0:
+        raise UserError(f"rewinds={args.rewinds}: expected 0 or more")
+    if not (math.isfinite(args.hang_seconds) and args.hang_seconds >= 0):
+        raise UserError(f"hang-seconds={args.hang_seconds:g}: expected 0 (never) or more")
+
+
 def add_study(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
     """STUDY (where it is ``named``), ``--set``, ``--root`` and ``--data-dir``."""
     if named:
@@ -42,3 +80,9 @@ def add_study(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
         help="change a field of every run, e.g. --set steps=100 --set optimizer.learning_rate=1e-3",
     )
     add_places(parser)
+
+
+def places_of(args: argparse.Namespace, study: Study) -> Places:
+    """The folders of a study under --root and --data-dir, and --vae of the commands that have it."""
+    vae = vars(args).get("vae")
+    return Places(args.root, study.name, data_folder(args), None if vae is None else str(vae))

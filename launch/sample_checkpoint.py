@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from launch.compiled import keep_compiled_programs
-from launch.execute import make_folder
+from launch.places import make_folder
 from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.evaluation.evaluate import save_png

@@ -19,6 +19,7 @@ from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.evaluation.latent import Latent, decode, for_judge, no_autoencoder, open_autoencoder
 from mmdit_jax.evaluation.settings import score_settings
 from mmdit_jax.files import write_atomic
+from mmdit_jax.processes import is_first
 from mmdit_jax.training.held_out import held_out_latents
 from scaling.frechet import distances, fit_gaussian
 from scaling.resample import group_counts
@@ -73,7 +74,8 @@ def score_run(
     buffer = io.BytesIO()
     stacked: dict[str, Any] = {name: np.stack([item[name] for item in arrays]) for name in arrays[0]}
     np.savez_compressed(buffer, **stacked)
-    write_atomic(run_dir / FILE, buffer.getvalue())
+    if is_first():
+        write_atomic(run_dir / FILE, buffer.getvalue())
     return rows
 
 

@@ -1,4 +1,4 @@
-"""``mmdit study run | plan | status | report STUDY``."""
+"""``mmdit study run | plan | submit | status | cancel | collect | report STUDY``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from launch.collect import collect
-from launch.execute import RESULT, Places, describe, execute, is_locked, make_folder, read_result, train_group
+from launch.execute import Handling, describe, execute, train_group
 from launch.groups import groups
-from launch.runtime import add_study, add_vae, data_folder
+from launch.places import RESULT, Places, make_folder, read_result
+from launch.runtime import add_handling, add_study, add_vae, check_handling, places_of
+from launch.status import status_row, study_status
 from launch.studies import load_study
+from launch.submit import add_submit_options, cancel_study, submit_study
 from mmdit_jax import __version__
-from mmdit_jax.config import Run, Study
+from mmdit_jax.config import Study
 from mmdit_jax.errors import EXIT_DIVERGED, Diverged, UserError
 from mmdit_jax.files import write_atomic
 from mmdit_jax.training.events import read_events
@@ -30,7 +33,9 @@ EXAMPLES = """examples:
   mmdit study run quickstart --set seed=1       the same grid with another seed: new runs, beside the old ones
   mmdit study run quickstart --replicas 2       two at a time where they differ in seed or density alone
   mmdit study plan my_study.py                  what each run costs, before it is started
-  mmdit study status quickstart --json
+  mmdit study submit my_study.py --executor slurm --topology h100:2x8 --time 12:00:00
+  mmdit study submit my_study.py --executor local --at-once 2
+  mmdit study status my_study.py --watch
 """
 
 
@@ -46,7 +51,10 @@ def add_parsers(commands: Any) -> None:
     for name, run, text in (
         ("run", run_study, "train and evaluate every run that is not done, then report; idempotent"),
         ("plan", plan_study, "parameters, FLOPs and time of each run on this machine"),
-        ("status", study_status, "state of each run"),
+        ("submit", submit_study, "give what is missing to Slurm, Kubernetes or this machine; idempotent"),
+        ("status", study_status, "state of each run, and who has it"),
+        ("cancel", cancel_study, "end this study's runs wherever they are; they save, and go on when submitted again"),
+        ("collect", collect_study, "rebuild results.csv and the other tables from the run directories alone"),
         ("report", report_study, "fold the finished runs into tables, figures and report.html"),
     ):
         action = actions.add_parser(
@@ -55,11 +63,20 @@ def add_parsers(commands: Any) -> None:
         add_study(action)
         if name in ("plan", "status"):
             action.add_argument("--json", action="store_true", help="print one JSON object")
-        if name in ("run", "report"):
+        if name in ("run", "report", "submit", "collect"):
             add_vae(action)
+        if name == "status":
+            action.add_argument(
+                "--watch", type=float, nargs="?", const=2.0, metavar="S", help="every S seconds (default: %(const)g)"
+            )
+        if name == "cancel":
+            action.add_argument("--only", action="append", default=[], metavar="RUN", help="only this run (id or name)")
+        if name == "submit":
+            add_handling(action)
+            add_submit_options(action)
         if name == "run":
             action.add_argument("--only", action="append", default=[], metavar="RUN", help="only this run (id or name)")
-            action.add_argument("--quiet", action="store_true", help="no progress lines")
+            add_handling(action)
             action.add_argument(
                 "--replicas",
                 type=int,
@@ -70,18 +87,16 @@ def add_parsers(commands: Any) -> None:
         action.set_defaults(run=run)
 
 
-def places_of(args: argparse.Namespace, study: Study) -> Places:
-    """The folders of a study under --root and --data-dir, and --vae of the commands that have it."""
-    vae = vars(args).get("vae")
-    return Places(args.root, study.name, data_folder(args), None if vae is None else str(vae))
-
-
 def run_study(args: argparse.Namespace) -> int:
     """Every run in turn, or some at a time, then the report; a diverged run doesn't stop the others."""
     if args.replicas < 1:
         raise UserError(f"replicas={args.replicas}: expected 1 or more")
+    check_handling(args)
+    if args.rewinds and args.replicas > 1:
+        raise UserError(f"rewinds={args.rewinds}: expected 0 with replicas={args.replicas}, which can't go back alone")
     study = load_study(args.study, args.overrides)
     places = places_of(args, study)
+    handling = Handling(args.quiet, args.rewinds, args.hang_seconds)
     make_folder(places.study_dir)
     chosen = [study.find(key) for key in args.only] or list(study.runs)
     missing = [run for run in chosen if read_result(places.run_dir(run)) is None]
@@ -90,14 +105,14 @@ def run_study(args: argparse.Namespace) -> int:
     for group in groups(missing, places, args.replicas):
         if len(group) > 1:
             try:
-                train_group(group, places, quiet=args.quiet)
+                train_group(group, places, handling)
             except Apart as error:
                 print(f"{error}; each trains alone", file=sys.stderr)
         for run in group:
             number += 1
             begun = time.perf_counter()
             try:
-                result = execute(run, places, quiet=args.quiet)
+                result = execute(run, places, handling)
             except Diverged as error:
                 diverged.append(str(error))
                 print(f"[{number}/{len(chosen)}] {error}", file=sys.stderr)
@@ -111,6 +126,17 @@ def run_study(args: argparse.Namespace) -> int:
     if path is not None:
         print(path)
     return EXIT_DIVERGED if diverged else 0
+
+
+def collect_study(args: argparse.Namespace) -> int:
+    """Tables of what is finished, from the run directories alone; prints the path of results.csv."""
+    study = load_study(args.study, args.overrides)
+    places = places_of(args, study)
+    if not places.study_dir.is_dir():
+        raise UserError(f"study={study.name!r}: nothing under {args.root}; `mmdit study run` or `submit` first")
+    collect(study, places)
+    print(places.study_dir / "results.csv")
+    return 0
 
 
 def report_study(args: argparse.Namespace) -> int:
@@ -158,45 +184,6 @@ def _summary(result: dict[str, Any]) -> str:
     score = f"  geneval {overall[0]['rate']:.3f} (graded {overall[0]['graded']:.3f})" if overall else ""
     match = "" if result["judge_match"] is None else f"  judge {result['judge_match']:.2f}"
     return f"{result['name']}  val loss {result['val_loss']:.4f}{score}{match}"
-
-
-def status_row(run: Run, places: Places) -> dict[str, Any]:
-    """run_id, name, state (done, running, diverged, stopped, new), step, steps, loss, images_per_second."""
-    folder = places.run_dir(run)
-    row: dict[str, Any] = {"run_id": run.run_id, "name": run.name, "state": "new", "step": 0, "steps": run.steps}
-    row |= {"loss": None, "val_loss": None, "images_per_second": None}
-    result = read_result(folder)
-    diverged = False
-    for event in read_events(folder):
-        row["state"] = "stopped"
-        row["step"] = event.get("step", row["step"])
-        diverged = diverged or event["event"] == "diverged"
-        if event["event"] == "train":
-            rate = event["images_per_second"]  # null where no step was timed: the last that was then counts
-            row |= {"loss": event["loss"], "images_per_second": row["images_per_second"] if rate is None else rate}
-        if event["event"] == "validation":
-            row["val_loss"] = event["loss"]
-    if result is not None:
-        row |= {"state": "done", "step": run.steps, "val_loss": result["val_loss"]}
-    elif is_locked(folder):
-        row["state"] = "running"
-    elif diverged:
-        row["state"] = "diverged"
-    return row
-
-
-def study_status(args: argparse.Namespace) -> int:
-    """A row a run."""
-    study = load_study(args.study, args.overrides)
-    rows = [status_row(run, places_of(args, study)) for run in study.runs]
-    if args.json:
-        print(json.dumps({"study": study.name, "runs": rows}))
-        return 0
-    width = max(len(row["name"]) for row in rows)
-    for row in rows:
-        loss = f"  val loss {row['val_loss']:.4f}" if row["val_loss"] is not None else ""
-        print(f"{row['name']:{width}}  {row['state']:8}  step {row['step']}/{row['steps']}{loss}  {row['run_id']}")
-    return 0
 
 
 def plan_study(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from launch.execute import Places
+from launch.places import Places
 from launch.settings import held_out
 from mmdit_jax.config import Run
 from mmdit_jax.evaluation.battles import write_battles

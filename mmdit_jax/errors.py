@@ -10,6 +10,10 @@ EXIT_OK = 0
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
 EXIT_PREEMPTED = 75
+EXIT_INFRASTRUCTURE = 160
+"""And all codes from 128 on: what ended by a signal, an abort of JAX's, a machine that went away."""
+EXIT_HUNG = 128 + 14
+"""SIGALRM, by which the watchdog ends a process: see ``mmdit_jax.watchdog``."""
 
 
 class UserError(ValueError):
@@ -22,6 +26,15 @@ class Diverged(RuntimeError):
 
 class Preempted(RuntimeError):
     """SIGTERM came; everything is saved. Run me again."""
+
+
+class Held(UserError):
+    """Another attempt is at the run. An executor's attempt waits for it, and comes again: it may be one that was lost
+    sight of."""
+
+
+class Infrastructure(RuntimeError):
+    """Not the run's fault: a process, a host or a link is gone. Run me again, a bounded number of times."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

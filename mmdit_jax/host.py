@@ -12,7 +12,10 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, MutableMapping
+
+from mmdit_jax.errors import EXIT_PREEMPTED
 
 # glibc's names (malloc.h) for the parameters of mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
@@ -75,6 +78,39 @@ def sigterm_noted() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not set by Python
+
+
+@contextlib.contextmanager
+def sigterm_leaves(what: str) -> Iterator[None]:
+    """Until the block ends SIGTERM ends this process at once with exit code 75: for where nothing can be lost.
+
+    Args:
+      what: is said then, on stderr.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        os.write(2, f"mmdit: {what}: stopped by SIGTERM, nothing is lost; run again to go on\n".encode())
+        os._exit(EXIT_PREEMPTED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def process_began() -> float:
+    """When this process was created, in seconds since 1970; now, where the host doesn't tell."""
+    try:
+        with open("/proc/self/stat") as file:
+            ticks = int(file.read().rsplit(")", 1)[1].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return time.time()
+    return time.time() - max(0.0, age)
 
 
 def allow_open_files(count: int) -> bool:

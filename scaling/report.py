@@ -9,6 +9,7 @@ from pathlib import Path
 from scaling import loss_sections, sections
 from scaling.analysis import DRAWS, analyse
 from scaling.architecture_section import architecture_section
+from scaling.goodput_section import goodput_section
 from scaling.look import Look
 from scaling.page import Section, render
 from scaling.rank_sections import efficiency_section, rank_section
@@ -47,7 +48,8 @@ def write_report(
     short = Section("In short", [text for part in results for text in part.findings[:1]])
     others = sections.others_section(tables, folder_of_figures)
     method = sections.method_section(tables, analysis, notes, draws)
-    page = [short, runs, *results, sections.samples_section(tables), *others, method]
+    time = goodput_section(folder / "goodput.csv", folder_of_figures)
+    page = [short, runs, *results, sections.samples_section(tables), *others, *time, method]
     count = len(tables.runs)
     subtitle = f"{count} run{'s' * (count != 1)} on {tables.dataset}" + (
         f", {len(set(tables.others.get('run_id', [])))} on other data sets" if len(tables.others) else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import TINY_STUDY
 
-from launch.execute import is_locked
+from launch.hold import is_locked
 
 # Holds a run until it is told to end.
 PROCESS = """
@@ -19,10 +19,11 @@ from pathlib import Path
 import jax
 place, port, index = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 jax.distributed.initialize("localhost:" + port, num_processes=2, process_id=index, initialization_timeout=60)
-from launch.execute import Places, _prepared
+from launch.hold import hold
+from launch.places import Places
 from launch.studies import load_study
 run = load_study(str(place / "tiny.py"), []).runs[0]
-with _prepared(run, Places(place, "tiny", place / "data")):
+with hold(run, Places(place, "tiny", place / "data"), began=time.time()):
     (place / f"held{index}").touch()
     while not (place / "end").exists():
         time.sleep(0.01)

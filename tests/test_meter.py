@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from launch.execute import Places
+from launch.places import Places
 from launch.studies import load_study
 from launch.study import status_row
 from mmdit_jax.config import Run
 from mmdit_jax.sharding import make_mesh
-from mmdit_jax.training import loop
+from mmdit_jax.training import loop, member
 from mmdit_jax.training.clean import sides
 from mmdit_jax.training.events import EventLog, read_events
 from mmdit_jax.training.meter import SPEED, InFlight, Meter
@@ -154,7 +154,7 @@ class Simulated:
             self._clock.now += 0.1
             yield {"image": np.zeros((8, *((24, 48) if step in self._wide else (32, 32)), 3), np.uint8)}
 
-    def step(self, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, dict[str, Later]]:
+    def step(self, state: Any, batch: dict[str, np.ndarray], shift: int = 0) -> tuple[Any, dict[str, Later]]:
         shape = batch["image"].shape
         self._clock.now += 0.0 if shape in self._compiled else 60.0
         self._compiled.add(shape)
@@ -178,12 +178,12 @@ def test_steps_in_flight_when_another_bucket_compiles_have_their_own_times(
     """The loop itself, of 30 steps; from the 15th on batches are wide. Only steps 1 and 15 are not timed."""
     run, clock, order = load_study(str(tiny_study)).runs[0], Clock(), []
     run = replace(run, steps=30, validate_every=30, hardware=replace(run.hardware, checkpoint_every=30))
-    monkeypatch.setattr(loop, "Meter", functools.partial(Meter, clock=clock))
+    monkeypatch.setattr(member, "Meter", functools.partial(Meter, clock=clock))
     monkeypatch.setattr(loop, "measured_peak", lambda dtype: order.append("peak") or UNKNOWN)
     monkeypatch.setattr(loop, "_first_state", lambda *_: order.append("state") or (0, {"weights": np.zeros(2)}))
-    monkeypatch.setattr(loop, "validation_loss", lambda *_, **__: np.zeros(8))
+    monkeypatch.setattr(member, "validation_loss", lambda *_, **__: np.zeros(8))
     data: Any = SimpleNamespace(held_out=())
-    loop._train(Simulated(run, clock, range(15, 31)), [tmp_path], data, "tiny", True)  # type: ignore[arg-type]
+    loop._train(Simulated(run, clock, range(15, 31)), [tmp_path], data, "tiny", loop.Conduct(quiet=True))  # type: ignore[arg-type]
     found = [event for event in read_events(tmp_path) if event["event"] == "train"]
     assert [event["step"] for event in found] == [10, 20, 30]
     timed = [9 / 9, (4 + 5) / (4 * 1 + 5 * 0.5), 10 / 5]  # steps a second: 2 to 10; 11 to 14 and 16 to 20; 21 to 30

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import on_fake_devices
 
-from launch.execute import RESULT, Places, digest, execute, restore_ema
+from launch.execute import Handling, digest, execute, restore_ema
+from launch.places import RESULT, Places
 from launch.studies import load_study
 from mmdit_jax.config import OFFLOADED, HardwareConfig, Run
 from mmdit_jax.parameter_sharding import state_shardings
@@ -54,7 +55,7 @@ def test_a_whole_run_is_as_without(tmp_path: Path, tiny_study: Path, at: str) ->
     asked = replace(given, at=at, without=("words",), settings=(given.sampler,), settings_images=4)
     runs = {name: short(tiny_study, evaluation=asked, hardware=hardware) for name, hardware in LAYOUTS.items()}
     places = {name: Places(tmp_path / name, "tiny", tmp_path / "data") for name in LAYOUTS}
-    expected, found = (execute(runs[name], places[name], quiet=True) for name in LAYOUTS)
+    expected, found = (execute(runs[name], places[name], Handling(quiet=True)) for name in LAYOUTS)
     assert [point["step"] for point in found["curve"]] == [5, 10]
     assert {row["weights"] for row in found["settings"]} == {"ema", "raw"}
     close(found, expected)
@@ -64,7 +65,7 @@ def test_a_whole_run_is_as_without(tmp_path: Path, tiny_study: Path, at: str) ->
     assert kinds(restore_ema(run, folder)) == {"device"}
     (folder / RESULT).unlink()
     shutil.rmtree(folder / "checkpoints" / "10")
-    assert execute(run, places["offloaded"], quiet=True) == found
+    assert execute(run, places["offloaded"], Handling(quiet=True)) == found
     assert [event["step"] for event in read_events(folder) if event["event"] == "start"] == [0, 5]
 
 

@@ -20,8 +20,8 @@ from conftest import on_fake_devices
 from test_kill import kill_when, last_step
 from test_step import MODEL, OPTIMIZER, STEPS, batch
 
-from launch.execute import Places
 from launch.groups import groups
+from launch.places import Places
 from launch.studies import load_study
 from mmdit_jax.diffusion import STUDY_61, formulation
 from mmdit_jax.errors import UserError

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from PIL import Image
 
 from mmdit_jax.config import Run
@@ -17,6 +19,7 @@ from mmdit_jax.evaluation.judge import Judge, packaged_judge
 from mmdit_jax.evaluation.latent import Latent, for_judge
 from mmdit_jax.evaluation.sampling import sample_images
 from mmdit_jax.models.text import TextStates, encode_all, text_encoder
+from mmdit_jax.processes import is_first
 
 DISTRACTORS = 9
 """Other captions that an image's own caption must beat in ``judge_match``: chance is 1 in 10."""
@@ -59,8 +62,18 @@ def draw(
         drop=drop,
         layout=run.data.text_layout,
         sides=None if latent is None else latent.sides,
+        mesh=_shared_mesh(params),
     )
     return (drawn if latent is None else latent.decode(drawn)), lengths
+
+
+def _shared_mesh(params: Any) -> Mesh | None:
+    """The mesh of weights that several processes share, over which they draw together; None: one process has them."""
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            assert isinstance(leaf.sharding, NamedSharding)
+            return leaf.sharding.mesh  # type: ignore[return-value]
+    return None
 
 
 def generate(
@@ -88,14 +101,15 @@ def evaluate(
     drop: tuple[str, ...] = (),
     latent: Latent | None = None,
 ) -> dict[str, Any]:
-    """Sample, write the image tree to ``folder``, and score it.
+    """Sample, write the image tree to ``folder``, and score it: all processes that share the weights; one writes.
 
     Returns plain values: ``geneval`` (a list of rows, one a task and one overall; empty for sets without tasks),
     ``judge_match`` (share of images whose own caption the contrastive judge puts first of ten) and its chance.
     """
     asked = evaluation_prompts(run, held_out)
     images = generate(run, params, [item.prompt for item in asked], run.evaluation.images_per_prompt, drop, latent)
-    write_geneval_tree(images, asked, folder)
+    if is_first():
+        write_geneval_tree(images, asked, folder)
     rows = geneval(images, asked) if run.data.name == "scenes" else []
     match = judge_match(images, [item.prompt for item in asked], packaged_judge())
     return {"geneval": rows, "judge_match": match, "judge_match_chance": 1 / (DISTRACTORS + 1)}

@@ -20,6 +20,7 @@ from mmdit_jax.evaluation.geneval import geneval, write_geneval_tree
 from mmdit_jax.evaluation.judge import Judge
 from mmdit_jax.evaluation.latent import Latent, for_judge
 from mmdit_jax.evaluation.realism import Realism
+from mmdit_jax.processes import is_first
 
 ALL = "all encoders"
 AESTHETICS, PROMPT = "aesthetics (realism)", "prompt following"
@@ -45,7 +46,8 @@ def draw_without(
     for group in run.evaluation.without:
         captions = [item.prompt for item in asked]
         images = generate(run, params, captions, run.evaluation.images_per_prompt, group, latent)
-        write_geneval_tree(images, asked, tree(run_dir, group))
+        if is_first():
+            write_geneval_tree(images, asked, tree(run_dir, group))
         if run.data.name == "scenes":
             rows += [{"without": "+".join(sorted(group)), **row} for row in geneval(images, asked)]
     return rows

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmdit_jax.errors import UserError
+from mmdit_jax.processes import from_first
 from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.events import validations
 from mmdit_jax.training.state import TrainState
@@ -28,8 +29,12 @@ class Best:
     def __init__(self, run_dir: Path) -> None:
         self._checkpoints = Checkpoints(run_dir, keep=1, folder=FOLDER)
         self._step = max(self._checkpoints.steps(), default=0)
-        losses = {event["step"]: event["loss"] for event in validations(run_dir)}
-        self._loss: float = losses.get(self._step, math.inf)
+
+        def look() -> float | None:
+            return next((event["loss"] for event in validations(run_dir) if event["step"] == self._step), None)
+
+        loss = from_first("validation losses", look)
+        self._loss = math.inf if loss is None else loss
 
     def offer(self, step: int, loss: float, state: Callable[[], TrainState]) -> None:
         """Save ``state()`` in the background if ``loss`` is the lowest so far; its event must be on disk by now."""

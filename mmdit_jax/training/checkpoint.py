@@ -1,9 +1,15 @@
-"""Checkpoints of the training state: Orbax, asynchronous, atomic, the newest few kept."""
+"""Checkpoints of the training state: Orbax, asynchronous, atomic, the newest few kept, their files summed.
+
+All processes of a run call all of this in the same order: they save and restore together.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +17,14 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from mmdit_jax.errors import UserError
+from mmdit_jax.processes import exchange, from_first, is_first
+from mmdit_jax.training.checksums import write_sums, wrong_file
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+DAMAGED = "damaged"
+"""Beside it: where checkpoints are moved that were passed over, so that their steps can be saved again."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -25,24 +35,31 @@ class Checkpoints:
         self.folder = run_dir.resolve() / folder
         if read_only and not self.folder.is_dir():
             raise UserError(f"checkpoint={self.folder}: not there; train the run first")
+        self._read_only = read_only
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=not read_only,
         )
+        self._steps: list[int] = from_first("list of checkpoints", self._listed)
+        self._summing: threading.Thread | None = None
 
     def steps(self) -> list[int]:
-        """Steps that have a finished checkpoint, oldest first."""
-        return sorted(item.step for item in self._checkpointer.checkpoints)
+        """Steps that have a checkpoint, oldest first; one that was saved last may not be finished."""
+        return list(self._steps)
 
     def save(self, step: int, state: Any) -> None:
         """Copy ``state`` to the host and write it in the background; waits for an earlier save first."""
-        if step in self.steps():
+        if step in self._steps:
             return
+        self._end_summing()
         try:
-            self._checkpointer.save_async(step, state, force=True)
+            response = self._checkpointer.save_async(step, state, force=True)
         except Exception as error:
             raise _told(error, self.folder) from error
+        self._steps = [*self._steps, step]
+        self._summing = threading.Thread(target=self._sum, args=(step, response), name=f"sums of {step}", daemon=True)
+        self._summing.start()
 
     def wait(self) -> None:
         """Return when everything saved is on disk."""
@@ -50,31 +67,35 @@ class Checkpoints:
             self._checkpointer.wait()
         except Exception as error:
             raise _told(error, self.folder) from error
+        self._end_summing()
 
     def restore(self, abstract: Any, *, step: int | None = None, upto: int | None = None) -> tuple[int, Any] | None:
         """(step, state) of the newest readable checkpoint, or of ``step``; none where nothing was ever saved.
 
-        ``abstract`` is a tree of ``jax.ShapeDtypeStruct`` with shardings. A newest checkpoint that is damaged is
-        passed over for the one before, which is said in the log: training from there gives the same bits again.
-        With ``upto``, checkpoints of later steps are left aside.
+        ``abstract`` is a tree of ``jax.ShapeDtypeStruct`` with shardings. A newest checkpoint that is damaged, for any
+        of the processes, is passed over for the one before, which is said in the log, and moved aside: training from
+        there gives the same bits again. With ``upto``, checkpoints of later steps are left aside.
 
         Raises:
             UserError: every candidate is damaged or shaped for another model, or ``step`` is not there.
         """
-        steps = [found for found in self.steps() if upto is None or found <= upto]
+        self.wait()
+        self._steps = from_first("list of checkpoints", self._listed)  # old ones are deleted meanwhile
+        steps = [found for found in self._steps if upto is None or found <= upto]
         if step is not None:
             if step not in steps:
                 raise UserError(
                     f"checkpoint={self.folder}: no step {step} (has: {steps or 'none'}); train the run first"
                 )
             steps = [step]
+        passed: list[int] = []
         for candidate in reversed(steps):
-            try:
-                state = self._checkpointer.load(candidate, abstract)
-                jax.block_until_ready(state)
+            state, reason = self._load(candidate, abstract)
+            if reason is None:
+                self._move_aside(passed)
                 return candidate, state
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+            passed.append(candidate)
+            if is_first():
                 log.warning("checkpoint %s: damaged, passed over (%s)", self.folder / str(candidate), reason)
         if not steps:
             return None
@@ -90,6 +111,58 @@ class Checkpoints:
             self._checkpointer.close()
         except Exception as error:
             raise _told(error, self.folder) from error
+        self._end_summing()
+
+    def _listed(self) -> list[int]:
+        return sorted(item.step for item in self._checkpointer.checkpoints)
+
+    def _load(self, step: int, abstract: Any) -> tuple[Any, str | None]:
+        """(state, None), or what is wrong, which all processes then agree on."""
+        folder = self.folder / str(step)
+        # First the sums: a process that finds damage while it loads would leave the others waiting for it.
+        found = exchange(f"sums of {folder}", wrong_file(folder, jax.process_index(), jax.process_count()))
+        state, reason = None, next((item for item in found if item is not None), None)
+        if reason is not None:
+            return None, reason
+        try:
+            state = self._checkpointer.load(step, abstract)
+            jax.block_until_ready(state)
+        except Exception as error:
+            text = str(error).strip()
+            reason = text.splitlines()[0][:160] if text else type(error).__name__
+        found = exchange(f"loading of {folder}", reason)
+        return state, next((item for item in found if item is not None), None)
+
+    def _move_aside(self, steps: list[int]) -> None:
+        if self._read_only or not steps:
+            return
+
+        def move() -> None:
+            for step in steps:
+                aside = self.folder.parent / DAMAGED / f"{self.folder.name}-{step}-{time.time_ns()}"
+                aside.parent.mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(aside)
+
+        from_first("damaged checkpoints", move)
+        self._steps = [step for step in self._steps if step not in steps]
+        self._checkpointer.reload()
+
+    def _sum(self, step: int, response: Any) -> None:
+        """When the checkpoint is finished, and before another one is begun: in a thread of its own."""
+        folder = self.folder / str(step)
+        with contextlib.suppress(Exception):  # a save that failed is told by Orbax, to whoever waits for it
+            if response is not None:
+                response.result()
+            for _ in range(100):  # process 0 gives it its name; another host may see that later
+                if folder.is_dir():
+                    write_sums(folder, jax.process_index(), jax.process_count())
+                    return
+                time.sleep(0.1)
+
+    def _end_summing(self) -> None:
+        if self._summing is not None:
+            self._summing.join()
+            self._summing = None
 
 
 def saved_steps(run_dir: Path) -> list[int]:

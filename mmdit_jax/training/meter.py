@@ -13,6 +13,7 @@ import numpy as np
 from mmdit_jax.config import Run
 from mmdit_jax.errors import Diverged
 from mmdit_jax.training.events import EventLog
+from mmdit_jax.training.ledger import Account
 from mmdit_jax.training.peak import Peak
 from mmdit_jax.training.wandb_log import WandbLog
 
@@ -61,8 +62,10 @@ class Meter:
         wandb: WandbLog | None,
         peak: Peak,
         clock: Callable[[], float] = time.perf_counter,
+        account: Account | None = None,
     ) -> None:
         self._run, self._events, self._wandb, self._peak, self._clock = run, events, wandb, peak, clock
+        self._account = account
         self._every = max(10, run.steps // 100)
         self._window: list[Values] = []
         self._costs: dict[Sides, tuple[float, float]] = {}
@@ -99,7 +102,7 @@ class Meter:
         sums = np.sum([item["bin_loss"] * item["bin_count"] for item in self._window], axis=0)
         by_bin = [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
         norm = float(np.mean([item["grad_norm"] for item in self._window]))
-        told: dict[str, Any] = {name: speed.get(name) for name in SPEED}
+        told: dict[str, Any] = {name: speed.get(name) for name in SPEED} | self._spent()
         self._events.write("train", step=step, loss=loss, loss_by_bin=by_bin, grad_norm=norm, **told)
         if self._wandb is not None:
             self._wandb.write(step, loss=loss, grad_norm=norm, **speed)
@@ -134,10 +137,19 @@ class Meter:
             bins = ", ".join(_bin(i, len(levels)) for i in np.flatnonzero(~np.isfinite(levels)).tolist())
             raise Diverged(_advice(self._run, step, f"validation loss is not finite at {bins}"))
         by_level = [float(x) for x in levels]
-        self._events.write("validation", step=step, loss=loss, levels=by_level, seconds=seconds, durable=True)
+        told = {"loss": loss, "levels": by_level, "seconds": seconds} | self._spent()
+        self._events.write("validation", step=step, **told, durable=True)
         if self._wandb is not None:
             self._wandb.write(step, val_loss=loss, **{f"val_loss_{i}": float(x) for i, x in enumerate(levels)})
         return loss
+
+    def _spent(self) -> dict[str, Any]:
+        return {} if self._account is None else {"spent": self._account.take()}
+
+    def forget(self) -> None:
+        """What was read and not told is of steps that will be taken again."""
+        self._window, self._since = [], None
+        self._timed, self._seconds, self._flops, self._flops_6nd = 0, 0.0, 0.0, 0.0
 
     def pause(self) -> None:
         """What follows until the next step is not training time."""

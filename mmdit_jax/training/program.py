@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # the step needs none of what reads data sets
     from mmdit_jax.training.data import TrainingData
 
 
+_OTHER_SEED = 0x9E3779B1
+"""Odd, so that no two shifts below 2³² give one run the same seed."""
+
+
 class Program(Protocol):
     """Runs that train in one compiled step. ``state`` below is of all of them together, ``index`` says which one."""
 
@@ -37,8 +41,11 @@ class Program(Protocol):
     def batches(self, data: TrainingData, start_step: int) -> Iterator[Batch]:
         """The batches of all runs, from ``start_step`` on."""
 
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """The next state, and metrics of the weights before the update. ``state`` is given away."""
+    def step(self, state: TrainState, batch: Batch, shift: int = 0) -> tuple[TrainState, Metrics]:
+        """The next state, and metrics of the weights before the update. ``state`` is given away.
+
+        ``shift`` is 0, or of a run that was rewound (see ``rewinds``), and gives the step other noise.
+        """
 
     def metrics_of(self, index: int, values: Values) -> Values:
         """One run's part of a step's metrics."""
@@ -116,8 +123,9 @@ class Solo:
 
         return global_batches(self._run, data, start_step, self.mesh)
 
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return self._step(state, batch, self._formulation, np.uint32(self._run.seed))
+    def step(self, state: TrainState, batch: Batch, shift: int = 0) -> tuple[TrainState, Metrics]:
+        seed = (self._run.seed + shift * _OTHER_SEED) % 2**32
+        return self._step(state, batch, self._formulation, np.uint32(seed))
 
     def metrics_of(self, index: int, values: Values) -> Values:
         return values

@@ -195,7 +195,8 @@ class Replicas:
             else:
                 yield jax.tree.map(lambda *rows: np.stack(rows), *(batch[run.seed] for run in self._filled))
 
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Batch, shift: int = 0) -> tuple[TrainState, Metrics]:
+        assert not shift, "runs side by side are not rewound"
         return self._step(state, batch, self._formulations, self._seeds)
 
     def metrics_of(self, index: int, values: Values) -> Values:

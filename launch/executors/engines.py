@@ -1,0 +1,71 @@
+"""Which engines a study was given to: noted in its folder, so that status and cancel find them again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from launch.executors.job import Job, Live
+from launch.executors.local import Local, LocalEngine
+from launch.executors.slurm import FOLDER, Slurm, SlurmEngine
+from mmdit_jax.errors import unknown
+from mmdit_jax.files import write_json
+
+NAMES = ("local", "slurm", "k8s")
+_NOTE = "engines.json"
+
+
+class Engine(Protocol):
+    """What starts runs."""
+
+    name: str
+
+    def render(self, job: Job) -> str:
+        """What would be submitted: a function of the job, and of the engine's options."""
+
+    def submit(self, job: Job) -> str:
+        """Submit it, and return the engine's name of it.
+
+        Raises:
+          UserError: the engine refuses, or is not here.
+        """
+
+    def live(self) -> Mapping[str, Live]:
+        """The study's runs that it has in its hands, by run id.
+
+        Raises:
+          UserError: it can't be asked.
+        """
+
+    def cancel(self, runs: Sequence[str]) -> list[str]:
+        """End these runs; returns those that were in its hands."""
+
+
+def known_engines(study_dir: Path) -> list[Engine]:
+    """Those that ``note_engine`` was told of."""
+    return [_engine(name, study_dir, told) for name, told in _noted(study_dir).items()]
+
+
+def note_engine(study_dir: Path, name: str, told: dict[str, Any]) -> None:
+    """From here on the study is asked for there, too. ``told``: what finds the engine, no secrets."""
+    noted = _noted(study_dir)
+    if noted.get(name) != told:
+        write_json(study_dir / FOLDER / _NOTE, {**noted, name: told})
+
+
+def _noted(study_dir: Path) -> dict[str, dict[str, Any]]:
+    path = study_dir / FOLDER / _NOTE
+    if not path.exists():
+        return {}
+    noted: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    return noted
+
+
+def _engine(name: str, study_dir: Path, told: dict[str, Any]) -> Engine:
+    if name == "local":
+        return LocalEngine(study_dir, Local())
+    if name == "slurm":
+        return SlurmEngine(study_dir, Slurm())
+    unknown("executor", name, NAMES)

@@ -1,0 +1,187 @@
+"""Slurm: a batch script a job, one task a GPU, arrays of small runs; requeued on 75, and when infrastructure failed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.executors.job import GRACE_SECONDS, Job, Live
+from mmdit_jax.errors import UserError
+
+FOLDER = "jobs"
+"""Of a study's folder: a script and the run ids of each job that was ever submitted, by its name."""
+_SEPARATOR = "\x1f"
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What a site's Slurm is told; None and empty leave it at the site's defaults."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = None
+    """As sbatch takes it: minutes, or [D-]HH:MM[:SS]."""
+    grace_seconds: int = GRACE_SECONDS
+    """SIGTERM comes so long before the end of ``time``."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the run starts (``module load …``); they are taken as they are."""
+    options: tuple[str, ...] = ()
+    """More options of sbatch, as ``--exclusive`` or ``--reservation=x``."""
+
+    def __post_init__(self) -> None:
+        for name in ("partition", "account", "qos", "constraint", "time"):
+            value = vars(self)[name]
+            if value is not None and not re.fullmatch(r"[^\s'\"\\]+", value):
+                raise UserError(f"{name}={value!r}: expected a word without spaces and quotes")
+        if self.time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time):
+            raise UserError(f"time={self.time!r}: expected minutes, or [D-]HH:MM[:SS]")
+        if self.grace_seconds < 0:
+            raise UserError(f"grace={self.grace_seconds}: expected 0 or more seconds")
+        for option in self.options:
+            if not option.startswith("-") or not option.isprintable():
+                raise UserError(f"sbatch={option!r}: expected an option of sbatch, as --exclusive")
+        for line in self.setup:
+            if not line.isprintable():
+                raise UserError(f"setup={line!r}: expected one line of shell")
+
+
+def render(job: Job, slurm: Slurm) -> str:
+    """The batch script: a function of its arguments. Everything but ``setup`` is quoted: nothing in it is expanded."""
+    if job.machine.target is not None and job.machine.target.is_tpu:
+        raise UserError(f"topology={job.machine.target.name!r}: Slurm starts runs on CPUs and GPUs; TPUs are for k8s")
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(job, slurm)), ""]
+    machine = job.machine
+    tasks = [f"--ntasks={machine.processes}", f"--ntasks-per-node={machine.processes_per_node}"]
+    if machine.cpus_per_process is not None:  # srun does not take it from the job
+        tasks.append(f"--cpus-per-task={machine.cpus_per_process}")
+    several = ["export MMDIT_DISTRIBUTED=auto"] if machine.processes > 1 else []
+    lines += [
+        *slurm.setup,
+        f"runs=({' '.join(map(shlex.quote, job.runs))})",
+        "run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}",
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}; job=${job:-$SLURM_JOB_ID}",
+        "export MMDIT_JOB=slurm:$job",
+        *several,
+        f'srun --kill-on-bad-exit=1 --unbuffered {" ".join(tasks)} {shlex.join(job.command)} "$run" & step=$!',
+        "# At preemption and scancel the signal comes here, too; the tasks have it from Slurm.",
+        "trap : TERM",
+        "wait $step; code=$?",
+        "while kill -0 $step 2>/dev/null; do wait $step; code=$?; done",
+        f'{shlex.join(job.after)} {shlex.quote(job.folder)}/"$run" $code {job.retries}',
+        "again=$?",
+        "# Exiting inside a preemption's grace would leave the job completed. A job that its user cancelled stays so.",
+        'if [ $again -eq 75 ] && ! scontrol -o show job "$job" | grep -q JobState=CANCELLED; then',
+        '  scontrol requeue "$job" && sleep 60',
+        "fi",
+        "exit $code",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _options(job: Job, slurm: Slurm) -> list[str]:
+    machine = job.machine
+    logs = f"{job.folder}/logs/{job.name}"
+    if "%" in logs or "\\" in logs or not logs.isprintable():
+        raise UserError(f"root={job.folder!r}: Slurm's log files can't have % and backslashes in their names")
+    options = [
+        f"--job-name={job.name}",
+        f"--nodes={machine.nodes}",
+        f"--ntasks-per-node={machine.processes_per_node}",
+        f"--output={_word(logs + ('-%A_%a.log' if len(job.runs) > 1 else '-%j.log'))}",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=TERM@{slurm.grace_seconds}",
+    ]
+    if machine.cpus_per_process is not None:
+        options.append(f"--cpus-per-task={machine.cpus_per_process}")
+    if machine.chips_per_node:
+        # Of the node, not of the task: JAX picks a task's GPU by its local number among all.
+        options.append(f"--gres=gpu:{machine.chips_per_node}")
+    if machine.memory_gib is not None:
+        options.append(f"--mem={round(1024 * machine.memory_gib)}M")
+    for name in ("partition", "account", "qos", "constraint", "time"):
+        if vars(slurm)[name] is not None:
+            options.append(f"--{name}={vars(slurm)[name]}")
+    if len(job.runs) > 1:
+        most = "" if job.at_once is None else f"%{job.at_once}"
+        options.append(f"--array=0-{len(job.runs) - 1}{most}")
+    return [*options, *slurm.options]
+
+
+def _word(text: str) -> str:
+    """As one word of a #SBATCH line, in which quotes work as in a shell, and nothing else does."""
+    if "'" in text and '"' in text:
+        raise UserError(f"root={text!r}: Slurm's log files can't have both kinds of quotes in their names")
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+class SlurmEngine:
+    """The Slurm that this host's sbatch, squeue and scancel speak to."""
+
+    name = "slurm"
+
+    def __init__(self, study_dir: Path, slurm: Slurm) -> None:
+        self._folder, self._slurm = study_dir, slurm
+
+    def render(self, job: Job) -> str:
+        return render(job, self._slurm)
+
+    def submit(self, job: Job) -> str:
+        """Submit, and return what it is called there. The script stays in the study's folder."""
+        script = self.render(job)
+        (self._folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        (self._folder / "logs").mkdir(exist_ok=True)
+        # Before the job: whoever meets it in the queue finds out here which runs it is of.
+        (self._folder / FOLDER / f"{job.name}.runs.json").write_text(json.dumps(job.runs))
+        path = self._folder / FOLDER / f"{job.name}.sbatch"
+        path.write_text(script)
+        return "slurm:" + _ask("sbatch", "--parsable", str(path)).strip().split(";")[0]
+
+    def live(self) -> Mapping[str, Live]:
+        """Runs that wait or run there, by run id."""
+        fields = _SEPARATOR.join(("%j", "%F", "%K", "%T", "%N", "%r"))
+        found: dict[str, Live] = {}
+        for line in _ask("squeue", "--me", "--noheader", "--array", f"--format={fields}").splitlines():
+            name, number, index, state, nodes, reason = line.split(_SEPARATOR)
+            runs = self._runs(name)
+            place = int(index) if index.isdigit() else 0
+            if place >= len(runs) or state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
+                continue
+            job = f"{number}_{index}" if index.isdigit() else number
+            queued = state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
+            where = f"slurm:{job} {nodes or reason}".strip()
+            found[runs[place]] = Live("queued" if queued else "running", where, job)
+        return found
+
+    def cancel(self, runs: Sequence[str]) -> list[str]:
+        """End these runs there; those that it ended."""
+        jobs = {run: live.handle for run, live in self.live().items() if run in runs}
+        if jobs:
+            _ask("scancel", *jobs.values())
+        return list(jobs)
+
+    def _runs(self, name: str) -> list[str]:
+        """Of a job of this study; none of another's."""
+        path = self._folder / FOLDER / f"{name}.runs.json"
+        if not re.fullmatch(r"[a-z0-9-]+", name) or not path.exists():
+            return []
+        runs: list[str] = json.loads(path.read_text())
+        return runs
+
+
+def _ask(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        raise UserError(f"executor='slurm': {command[0]} is not on this host's PATH; submit from a login node")
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())[:300]
+        raise UserError(f"executor='slurm': {command[0]} refused: {said}")
+    return done.stdout

@@ -1,0 +1,145 @@
+"""``mmdit study status``: a row a run, from its own files; engines only add what is in their hands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.attempts import attempts
+from launch.executors.engines import known_engines
+from launch.executors.job import Live
+from launch.hold import is_locked
+from launch.places import STACKS, Places, read_result
+from launch.runtime import places_of
+from launch.studies import load_study
+from mmdit_jax.config import Run, Study
+from mmdit_jax.errors import UserError
+from mmdit_jax.training.events import read_events
+from mmdit_jax.training.progress import duration
+from mmdit_jax.training.rewinds import rewinds
+
+STATES = ("done", "running", "queued", "stopped", "failed", "diverged", "new")
+
+
+def status_row(run: Run, places: Places, live: Mapping[str, Live] | None = None) -> dict[str, Any]:
+    """What ``study status`` says of a run.
+
+    ``state`` is ``done``; ``running`` or ``queued``; ``stopped``, saved or killed, to go on where it is started again;
+    ``failed``, with ``message``; ``diverged``; or ``new``. ``restarts`` counts attempts after the first. ``where`` is a
+    host and, in an engine's hands, its name of the job.
+    """
+    folder = places.run_dir(run)
+    row: dict[str, Any] = {"run_id": run.run_id, "name": run.name, "state": "new", "step": 0, "steps": run.steps}
+    row |= {"loss": None, "val_loss": None, "images_per_second": None, "eta_seconds": None}
+    row |= {"restarts": 0, "where": "", "message": ""}
+    events = list(read_events(folder))
+    for event in events:
+        if event["event"] == "train":
+            rate = event["images_per_second"]  # null where no step was timed: the last that was then counts
+            row |= {"loss": event["loss"], "images_per_second": row["images_per_second"] if rate is None else rate}
+        if event["event"] == "validation":
+            row["val_loss"] = event["loss"]
+    history = attempts(events)
+    if history:
+        last = history[-1]
+        row |= {"state": "stopped", "step": last.step, "restarts": len(history) - 1, "where": last.host}
+        if last.end == "refused" or (last.end is None and last.code is not None):
+            row |= {"state": "failed", "message": last.message or f"exit code {last.code}"}
+    past = rewinds(events)
+    given = (live or {}).get(run.run_id)
+    result = read_result(folder)
+    if result is not None:
+        row |= {"state": "done", "step": run.steps, "val_loss": result["val_loss"], "message": ""}
+    elif is_locked(folder):
+        row |= {"state": "running", "message": ""}
+    elif given is not None:
+        row |= {"state": given.state, "message": ""}
+    elif past.diverged is not None:
+        row |= {"state": "diverged", "message": past.diverged[1]}
+    if given is not None and row["state"] in ("running", "queued"):
+        row["where"] = given.where
+    if row["state"] in ("running", "queued") and row["images_per_second"]:
+        row["eta_seconds"] = (run.steps - row["step"]) * run.batch / row["images_per_second"]
+    if row["state"] == "failed" and (stacks := _stacks(folder)) is not None:
+        row["message"] += f"; it hung, see {stacks}"
+    return row
+
+
+def _stacks(folder: Path) -> Path | None:
+    """What the watchdog of the last attempt wrote."""
+    found = [path for path in (folder / STACKS).glob("*.txt") if path.stat().st_size]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def live_runs(places: Places) -> dict[str, Live]:
+    """What all engines that this study was ever given to have in their hands; one that can't be asked is told of."""
+    found: dict[str, Live] = {}
+    for engine in known_engines(places.study_dir):
+        try:
+            found |= engine.live()
+        except UserError as error:
+            print(f"mmdit: {error}", file=sys.stderr)
+    return found
+
+
+def study_rows(study: Study, places: Places) -> list[dict[str, Any]]:
+    """A row a run."""
+    live = live_runs(places)
+    return [status_row(run, places, live) for run in study.runs]
+
+
+def study_status(args: argparse.Namespace) -> int:
+    """A table, or one JSON object; with ``--watch`` again and again."""
+    study = load_study(args.study, args.overrides)
+    places = places_of(args, study)
+    if args.watch is not None and args.json:
+        raise UserError("watch: expected without --json, which is one object")
+    while True:
+        rows = study_rows(study, places)
+        if args.json:
+            print(json.dumps({"study": study.name, "runs": rows}))
+            return 0
+        text = "\n".join(table(rows))
+        if args.watch is None:
+            print(text)
+            return 0
+        clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+        print(f"{clear}{study.name}  {time.strftime('%H:%M:%S')}\n{text}", flush=True)
+        if all(row["state"] in ("done", "diverged") for row in rows):
+            return 0
+        time.sleep(args.watch)
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of text: a heading, a row a run, and how many are in which state."""
+    cells = [["run", "state", "step", "loss", "val loss", "images/s", "ETA", "restarts", "where"]]
+    for row in rows:
+        cells.append(
+            [
+                row["name"],
+                row["state"],
+                f"{row['step']}/{row['steps']}",
+                "" if row["loss"] is None else f"{row['loss']:.4f}",
+                "" if row["val_loss"] is None else f"{row['val_loss']:.4f}",
+                "" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f}",
+                "" if row["eta_seconds"] is None else duration(row["eta_seconds"]),
+                str(row["restarts"] or ""),
+                row["message"] or row["where"],
+            ]
+        )
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    left = (0, 1, 8)
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+    counts = {state: sum(row["state"] == state for row in rows) for state in STATES}
+    return [*lines, ", ".join(f"{number} {state}" for state, number in counts.items() if number)]
