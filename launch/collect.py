@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from launch.execute import describe
+from launch.hold import is_locked
 from launch.places import Places, read_result
 from launch.settings import real_scores, score_table
 from launch.without import write_without_tables
@@ -18,7 +20,9 @@ from mmdit_jax.evaluation.geneval import read_geneval_tree
 from mmdit_jax.evaluation.grids import samples_png
 from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.files import write_atomic
+from mmdit_jax.training.events import read_events
 from scaling.elo import rate
+from scaling.goodput import Goodput, goodput, goodput_table
 
 
 def collect(study: Study, places: Places) -> pd.DataFrame:
@@ -26,6 +30,8 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
 
     Of runs with ``evaluation.settings`` also scores.csv and, with its bootstrap over prompts, scores.parquet, and
     real.csv, what real images score; of runs with ``evaluation.without`` without.csv and without_battles.csv.
+
+    Of all runs that have begun goodput.csv: where their wall time went.
 
     Returns the results, one row a finished run, in the study's order.
     """
@@ -55,7 +61,14 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
         write_atomic(folder / "real.csv", real.to_csv(index=False))
     write_without_tables(drawn, places)
     _grids(drawn, trees, folder)
+    spent = [(run.run_id, run.name, _goodput(places.run_dir(run))) for run in study.runs]
+    write_atomic(folder / "goodput.csv", pd.DataFrame(goodput_table(spent)).to_csv(index=False))
     return pd.DataFrame(results)
+
+
+def _goodput(run_dir: Path) -> Goodput | None:
+    """Of a run that may be under way."""
+    return goodput(list(read_events(run_dir)), time.time() if is_locked(run_dir) else None)
 
 
 def _result_row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
