@@ -12,12 +12,16 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from launch.attempts import attempts, failures
 from launch.executors.engines import NAMES, Engine, known_engines, note_engine
 from launch.executors.job import GRACE_SECONDS, Job, Machine
+from launch.executors.kubernetes_engine import KubernetesEngine
+from launch.executors.kubernetes_machines import machine_for
+from launch.executors.kubernetes_options import Kubernetes
 from launch.executors.local import Local, LocalEngine
 from launch.executors.slurm import Slurm, SlurmEngine
 from launch.places import Places, make_folder
@@ -61,6 +65,20 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
     add("--time", help="limit of an attempt, as sbatch takes it; a run that needs more goes on in the next")
     add("--setup", action="append", default=[], metavar="LINE", help="shell before the run, as 'module load cuda'")
     add("--sbatch", action="append", default=[], metavar="OPTION", help="another option, as --sbatch=--exclusive")
+    k8s = parser.add_argument_group("k8s")
+    add = k8s.add_argument
+    add("--image", help="of the container, best by its digest; it has this package")
+    add("--namespace", default="default", help="(default: %(default)s)")
+    add("--queue", help="Kueue's local queue (default: none)")
+    add("--volume", action="append", default=[], metavar="CLAIM:/FOLDER", help="what --root lies on, in pods as here")
+    add("--secret", help="a Secret, of which --secret-key become variables")
+    add("--secret-key", action="append", metavar="NAME", help="(default: WANDB_API_KEY)")
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable that is no secret")
+    add("--service-account")
+    add("--priority-class")
+    add("--spot", action="store_true", help="on capacity that may be taken away")
+    add("--node-label", action="append", default=[], metavar="NAME=VALUE", help="more labels of the nodes, or others")
+    add("--context", help="of kubectl (default: its current one)")
     parser.add_argument(
         "--grace", type=int, default=GRACE_SECONDS, metavar="S", help="from SIGTERM to the end (default: %(default)s)"
     )
@@ -157,7 +175,8 @@ def job_name(folder: Path, runs: Sequence[str]) -> str:
 
 def _command(args: argparse.Namespace, places: Places) -> tuple[str, ...]:
     study = args.study if not args.study.endswith(".py") else str(Path(args.study).absolute())
-    words = [sys.executable, "-m", "launch.cli", "train", study]
+    program = ["mmdit"] if args.executor == "k8s" else [sys.executable, "-m", "launch.cli"]  # of another machine
+    words = [*program, "train", study]
     words += ["--root", str(places.root.absolute()), "--data-dir", str(places.data.absolute())]
     for override in args.overrides:
         words += ["--set", override]
@@ -174,6 +193,10 @@ def _machine(args: argparse.Namespace) -> Machine:
         value = vars(args)[name]
         if value is not None and not value > 0:
             raise UserError(f"{name.replace('_', '-')}={value}: expected more than 0")
+    if args.executor == "k8s":
+        if args.nodes is not None or args.processes is not None:
+            raise UserError("nodes, processes: expected without --executor k8s; --topology says how many")
+        return replace(machine_for(target), cpus_per_process=args.cpus, memory_gib=args.memory)
     if target is not None and args.nodes is not None:
         raise UserError(f"nodes={args.nodes}: expected without --topology, which says how many")
     nodes, processes = args.nodes or 1, args.processes or 1
@@ -189,6 +212,10 @@ def _engine(args: argparse.Namespace, study_dir: Path) -> tuple[Engine, dict[str
     """The engine, and what finds it again."""
     if args.executor == "local":
         return LocalEngine(study_dir, Local(args.at_once, args.cores, args.host_memory, args.grace)), {}
+    if args.executor == "k8s":
+        options = _kubernetes(args)
+        found: dict[str, Any] = {"namespace": options.namespace, "context": options.context}
+        return KubernetesEngine(str(study_dir), options), {**found, "volumes": [list(item) for item in options.volumes]}
     slurm = Slurm(
         partition=args.partition,
         account=args.account,
@@ -200,6 +227,35 @@ def _engine(args: argparse.Namespace, study_dir: Path) -> tuple[Engine, dict[str
         options=tuple(args.sbatch),
     )
     return SlurmEngine(study_dir, slurm), {}
+
+
+def _kubernetes(args: argparse.Namespace) -> Kubernetes:
+    if args.image is None:
+        raise UserError("image: expected --image with --executor k8s, as REGISTRY/NAME@sha256:DIGEST")
+
+    def pairs(name: str, between: str) -> tuple[tuple[str, str], ...]:
+        for text in vars(args)[name]:
+            if between not in text:
+                raise UserError(f"{name.replace('_', '-')}={text!r}: expected two words with {between!r} between them")
+        return tuple(
+            tuple(text.rsplit(between, 1) if between == ":" else text.split(between, 1)) for text in vars(args)[name]
+        )
+
+    return Kubernetes(
+        image=args.image,
+        namespace=args.namespace,
+        queue=args.queue,
+        secret=args.secret,
+        secret_keys=tuple(args.secret_key or ("WANDB_API_KEY",)),
+        service_account=args.service_account,
+        priority_class=args.priority_class,
+        volumes=pairs("volume", ":"),
+        grace_seconds=args.grace,
+        env=pairs("env", "="),
+        spot=args.spot,
+        node_labels=pairs("node_label", "="),
+        context=args.context,
+    )
 
 
 @contextlib.contextmanager

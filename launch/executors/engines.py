@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launch.executors.job import Job, Live
+from launch.executors.kubernetes_engine import KubernetesEngine
+from launch.executors.kubernetes_options import Kubernetes
 from launch.executors.local import Local, LocalEngine
 from launch.executors.slurm import FOLDER, Slurm, SlurmEngine
 from mmdit_jax.errors import unknown
@@ -68,4 +70,11 @@ def _engine(name: str, study_dir: Path, told: dict[str, Any]) -> Engine:
         return LocalEngine(study_dir, Local())
     if name == "slurm":
         return SlurmEngine(study_dir, Slurm())
+    if name == "k8s":
+        known = {key: told[key] for key in ("namespace", "context")}
+        # What is asked for carries no image; one is needed to be one.
+        options = Kubernetes(
+            image="none", volumes=tuple((source, folder) for source, folder in told["volumes"]), **known
+        )
+        return KubernetesEngine(str(study_dir.absolute()), options)
     unknown("executor", name, NAMES)

@@ -1,0 +1,167 @@
+"""Submits, lists and cancels JobSets through kubectl. The cluster knows what lives; run directories, what is done."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from launch.executors.job import Job, Live
+from launch.executors.kubernetes import ROOT, RUN, Kubernetes, manifest, render, root_label, volume_of
+from launch.executors.kubernetes_yaml import as_yaml
+from mmdit_jax.errors import UserError
+
+QUEUED, RUNNING, ENDED = "queued", "running", "ended"
+REQUEST_SECONDS = 60
+_KIND = "jobsets.jobset.x-k8s.io"
+_TRIES = 3
+_HINTS = {
+    "the server doesn't have a resource type": "install JobSet 0.10 or later in the cluster",
+    'no matches for kind "JobSet"': "install JobSet 0.10 or later in the cluster",
+    "unknown field": "the cluster's JobSet is older than 0.10; upgrade it",
+    'namespaces "': "create the namespace, or name another",
+}
+
+
+def parse_status(text: str) -> dict[str, tuple[str, str]]:
+    """Run id -> (state, where) of what ``kubectl get jobsets -o json`` printed; of two JobSets of a run the live one.
+
+    States: ``queued`` (suspended, or no slice has all its pods), ``running``, ``ended``. Where:
+    ``k8s:NAMESPACE/NAME``, and how it stands.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for item in json.loads(text)["items"]:
+        run_id = item["metadata"].get("annotations", {}).get(RUN)
+        if run_id is not None and found.get(run_id, (ENDED,))[0] == ENDED:
+            found[run_id] = _state(item)
+    return found
+
+
+class KubernetesEngine:
+    """The runs of one study's folder in one namespace of the cluster that this host's kubectl speaks to."""
+
+    name = "k8s"
+
+    def __init__(self, folder: str, options: Kubernetes) -> None:
+        """``folder`` as ``Job.folder``: the study's, as pods see it."""
+        self._folder, self._options = folder, options
+
+    def render(self, job: Job) -> str:
+        return render(job, self._options)
+
+    def submit(self, job: Job) -> str:
+        """Create the JobSets that aren't there, and return what they are called.
+
+        The API server has one object of a name, so of two that submit the same run one adopts the other's. What ended
+        makes room for a new one.
+
+        Raises:
+          UserError: the job can't be had (see ``manifest``), its folder is on no volume, or kubectl refuses.
+        """
+        if volume_of(job.folder, self._options) is None:
+            raise UserError(
+                f"root={job.folder!r}: on no volume, so runs would be gone with their pods; mount a claim there"
+            )
+        documents = {run_id: manifest(job, run_id, self._options) for run_id in job.runs}
+        return ", ".join(self._create(run_id, document) for run_id, document in documents.items())
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        """Run id -> (state, where) of all that the cluster still knows of this folder: what ended, and why, too.
+
+        Raises:
+          UserError: kubectl is missing or refuses.
+        """
+        selector = f"{ROOT}={root_label(self._folder, self._options)}"
+        return parse_status(self._kubectl("get", _KIND, "-l", selector, "-o", "json"))
+
+    def live(self) -> Mapping[str, Live]:
+        """Runs that wait or run there, by run id."""
+        live = {run_id: found for run_id, found in self.states().items() if found[0] != ENDED}
+        return {run_id: Live(state, where, _name_in(where)) for run_id, (state, where) in live.items()}
+
+    def cancel(self, runs: Sequence[str]) -> list[str]:
+        """Delete those that wait or run, and return them. Their pods get SIGTERM and the grace they were given."""
+        names = {run_id: live.handle for run_id, live in self.live().items() if run_id in runs}
+        if names:
+            # In the foreground: the JobSet is there until its pods are gone, so that no second one starts beside them.
+            flags = ("--ignore-not-found", "--cascade=foreground", "--wait=false")
+            self._kubectl("delete", _KIND, *names.values(), *flags)
+        return list(names)
+
+    def _create(self, run_id: str, document: dict[str, Any]) -> str:
+        name = document["metadata"]["name"]
+        where = f"k8s:{self._options.namespace}/{name}"
+        for _ in range(_TRIES):
+            done = self._call("create", "-f", "-", "--validate=strict", text=as_yaml(document))
+            if done.returncode == 0:
+                return where
+            if "(AlreadyExists)" not in done.stderr:
+                self._refuse("create", done)
+            there = self._kubectl("get", _KIND, name, "--ignore-not-found", "-o", "json")
+            if not there.strip():
+                continue  # it went in between
+            item = json.loads(there)
+            owner = item["metadata"].get("labels", {}).get(ROOT), item["metadata"].get("annotations", {}).get(RUN)
+            if owner != (document["metadata"]["labels"][ROOT], run_id):
+                raise UserError(f"{where}: there is another of that name that is not this run; delete it")
+            if _state(item)[0] != ENDED:
+                return f"{where} (was there)"
+            patience = f"--timeout={self._options.grace_seconds + 2 * REQUEST_SECONDS}s"
+            self._kubectl("delete", _KIND, name, "--ignore-not-found", "--cascade=foreground", "--wait=true", patience)
+        raise UserError(f"{where}: deleted {_TRIES} times, and each time there again; who else submits it?")
+
+    def _kubectl(self, *arguments: str) -> str:
+        done = self._call(*arguments)
+        if done.returncode != 0:
+            self._refuse(arguments[0], done)
+        return done.stdout
+
+    def _call(self, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        common = ["--namespace", self._options.namespace]
+        if self._options.context is not None:
+            common += ["--context", self._options.context]
+        if arguments[0] != "delete":  # which waits
+            common.append(f"--request-timeout={REQUEST_SECONDS}s")
+        try:
+            return subprocess.run(
+                ["kubectl", *arguments, *common], input=text, capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            raise UserError(
+                "kubectl: not on PATH; install it, or take what --dry-run prints to where it is: kubectl create -f FILE"
+            ) from None
+
+    def _refuse(self, verb: str, done: subprocess.CompletedProcess[str]) -> NoReturn:
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("Warning:")]
+        text = re.sub(r"^error: |^Error from server ", "", lines[-1].strip() if lines else f"exit {done.returncode}")
+        hint = next((f"; {hint}" for words, hint in _HINTS.items() if words in done.stderr), "")
+        raise UserError(f"kubectl {verb}: {text}{hint}")
+
+
+def _name_in(where: str) -> str:
+    """The JobSet's name in what ``_state`` says."""
+    return where.split("/", 1)[1].split(":", 1)[0]
+
+
+def _state(item: dict[str, Any]) -> tuple[str, str]:
+    metadata, status = item["metadata"], item.get("status", {})
+    where = f"k8s:{metadata['namespace']}/{metadata['name']}"
+    if "deletionTimestamp" in metadata:
+        return ENDED, f"{where}: being deleted"
+    for condition in status.get("conditions", []):
+        if condition["type"] in ("Completed", "Failed") and condition["status"] == "True":
+            reason = ": ".join(condition[key] for key in ("reason", "message") if condition.get(key))
+            return ENDED, f"{where}: {condition['type'].lower()}" + (f", {reason}" if reason else "")
+    restarts = status.get("restarts", 0)
+    again = f", {restarts} restart{'s' if restarts > 1 else ''}" if restarts else ""
+    if item["spec"].get("suspend"):
+        queue = metadata.get("labels", {}).get("kueue.x-k8s.io/queue-name")
+        return QUEUED, f"{where}: suspended" + (f" in queue {queue}" if queue else "") + again
+    jobs = status.get("replicatedJobsStatus", [])
+    wanted = sum(job.get("replicas", 1) for job in item["spec"]["replicatedJobs"])
+    ready = sum(job.get("ready", 0) for job in jobs)
+    if ready + sum(job.get("succeeded", 0) + job.get("failed", 0) for job in jobs) == 0:
+        return QUEUED, f"{where}: no slice of {wanted} has all its pods yet{again}"
+    return RUNNING, f"{where}: {ready} of {wanted} slice{'s' if wanted > 1 else ''} up{again}"
