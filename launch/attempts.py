@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmdit_jax.errors import EXIT_PREEMPTED
+
 ENDS = ("done", "preempted", "diverged", "refused")
 """Events after which an attempt is over, and how."""
 INFRASTRUCTURE = 128
@@ -47,12 +49,16 @@ class Attempt:
 
 
 def attempts(events: Iterable[Mapping[str, Any]]) -> list[Attempt]:
-    """All of them, oldest first; of event files from before there were ``attempt`` events, one for each ``start``."""
+    """All of them, oldest first; of event files from before there were ``attempt`` events, one for each ``start``.
+
+    One whose processes were gone before they could say anything is known by its supervisor's ``ended`` alone.
+    """
     found: list[Attempt] = []
     for event in events:
         kind, time = event["event"], float(event.get("time", 0.0))
         told = kind == "attempt"
-        if told or not found or (kind == "start" and found[-1].start is not None):
+        silent = kind == "ended" and bool(found) and found[-1].code is not None  # one that ended before it said a word
+        if told or silent or not found or (kind == "start" and found[-1].start is not None):
             began = float(event.get("began", time))
             where = {"host": event.get("host") or "", "job": event.get("job"), "processes": event.get("processes", 1)}
             found.append(Attempt(len(found) + 1, began, **where, last=time))
@@ -80,20 +86,22 @@ def after(history: Sequence[Attempt], done: bool, code: int, retries: int) -> st
     """What follows an attempt that ended with ``code``: ``done``, ``again``, ``stop``, or ``spent``.
 
     The attempt's own last word goes before the code: of several processes some may have been killed by their engine
-    when the first had ended.
+    when the first had ended. Another attempt's does not: where the last in ``history`` has its code, this one said
+    nothing.
 
     Args:
-      history: the run's attempts, the last being this one; ``code`` need not be in it yet.
+      history: the run's attempts, as they were before the end of this one was noted.
       done: whether the run has its result.
       code: of all its processes together.
       retries: how often a run may fail by its infrastructure and be started again.
     """
-    end = history[-1].end if history else None
+    silent = not history or history[-1].code is not None
+    this = replace(Attempt(len(history) + 1, 0.0) if silent else history[-1], code=code)
     if done:
         return "done"
-    if end == "preempted" or code == 75:
+    if this.end == "preempted" or code == EXIT_PREEMPTED:
         return "again"
-    if end in ("diverged", "refused") or code < INFRASTRUCTURE:
+    if this.end in ("diverged", "refused") or code < INFRASTRUCTURE:
         return "stop"
-    counted = [*history[:-1], replace(history[-1], code=code)] if history else []
-    return "again" if max(1, failures(counted)) <= retries else "spent"
+    before = history if silent else history[:-1]
+    return "again" if max(1, failures([*before, this])) <= retries else "spent"

@@ -26,7 +26,8 @@ from mmdit_jax.evaluation.evaluate import evaluate, nothing_drawn
 from mmdit_jax.evaluation.removal import draw_without
 from mmdit_jax.files import write_json
 from mmdit_jax.host import sigterm_leaves
-from mmdit_jax.processes import from_first, is_first, together
+from mmdit_jax.processes import from_first, is_first, joined, together
+from mmdit_jax.remote import push_all
 from mmdit_jax.training.best import restore_best, without_memory
 from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.data import LatentData, TrainingData, flops_beside_square, training_data
@@ -82,7 +83,7 @@ def execute(run: Run, places: Places, handling: Handling | None = None) -> dict[
         if before.diverged is not None and before.count >= handling.rewinds:
             raise Diverged(before.diverged[1])
         started = time.perf_counter()
-        with sigterm_leaves(f"{run.name} before training"):
+        with _before_steps(run):
             data = _data(run, places)
         state = without_memory(train(run, run_dir, data, project=places.study, conduct=conduct))
         conduct.watchdog.rest()  # what follows has no steps to go by
@@ -113,6 +114,7 @@ def _finish(run: Run, places: Places, data: TrainingData, state: TrainState, sta
         scores["learned_formulation"] = learned_name(density, jax.tree.map(_on_host, state.loss_by_time))
     result |= {"params_sha256": digest(state.params), "ema_sha256": digest(state.ema), **scores}
     if is_first():
+        push_all(run_dir)
         write_json(run_dir / RESULT, result)
         events = EventLog(run_dir)
         ended = time.perf_counter()
@@ -150,7 +152,7 @@ def train_group(runs: Sequence[Run], places: Places, handling: Handling | None =
     folders = [places.run_dir(run) for run in runs]
     with _attempt(runs, places, handling or Handling()) as conduct:
         started = time.perf_counter()
-        with sigterm_leaves(f"{runs[0].name} before training"):
+        with _before_steps(runs[0]):
             data = _data(runs[0], places)
         train_together(runs, folders, data, project=places.study, conduct=conduct)
         share = (time.perf_counter() - started) / len(runs)
@@ -173,6 +175,12 @@ def _attempt(runs: Sequence[Run], places: Places, handling: Handling) -> Iterato
         watchdog = Watchdog(handling.hang_seconds, places.run_dir(runs[0]) / STACKS / name)
         held.callback(watchdog.close)
         yield Conduct(handling.quiet, handling.rewinds, watchdog)
+
+
+def _before_steps(run: Run) -> contextlib.AbstractContextManager[None]:
+    """SIGTERM ends a process alone at once; of several, JAX notes it (a handler of ours would undo its own), and all
+    end together after the first step."""
+    return contextlib.nullcontext() if joined() else sigterm_leaves(f"{run.name} before training")
 
 
 def _data(run: Run, places: Places) -> TrainingData:

@@ -20,16 +20,19 @@ from mmdit_jax.data import pipeline
 from mmdit_jax.data.encoded import EncodedSet
 from mmdit_jax.errors import Held, UserError
 from mmdit_jax.files import write_json
+from mmdit_jax.lease import is_leased, lease
 from mmdit_jax.processes import from_first, is_first, together
+from mmdit_jax.remote import pull, remote_of
 from mmdit_jax.training.best import FOLDER as BEST
 from mmdit_jax.training.checkpoint import FOLDER as CHECKPOINTS
+from mmdit_jax.training.checkpoint import saved_steps
 from mmdit_jax.training.data import training_data
 from mmdit_jax.training.events import EventLog, read_events
 from mmdit_jax.versions import versions
 
 FOLDERS = (CHECKPOINTS, BEST)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "mmdit-jax")
-LOCK = "lock"
+LOCK, LEASE = "lock", "lease.json"
 JOB = "MMDIT_JOB"
 """The engine's name of what runs this attempt, as executors tell it: events say it, nothing is decided by it."""
 
@@ -92,7 +95,7 @@ def _say(run_dir: Path, event: str, **fields: object) -> None:
 def _check_same_data(run_dir: Path, encoded: EncodedSet) -> None:
     """Refuse to go on with another set than the checkpoints were trained on."""
     config = run_dir / CONFIG
-    if not config.exists() or not any(path for name in FOLDERS for path in (run_dir / name).glob("[0-9]*")):
+    if not config.exists() or not any(saved_steps(run_dir, name) for name in FOLDERS):
         return
     try:
         before = json.loads(config.read_text()).get("data_fingerprint")
@@ -109,7 +112,8 @@ def _check_same_data(run_dir: Path, encoded: EncodedSet) -> None:
 def _lock(run_dir: Path, seconds: float = 0.0) -> Iterator[None]:
     """Hold the run, so that a second attempt at the same run is told, not mixed in.
 
-    A lock of the kernel's: it goes with the process that has it, however that ends; on NFS it holds among hosts.
+    A lock of the kernel's: it goes with the process that has it, however that ends; on NFS it holds among hosts. At a
+    URL there is a lease beside it (see ``lease``).
     """
     until = time.monotonic() + seconds
     with (run_dir / LOCK).open("w") as file:
@@ -124,11 +128,20 @@ def _lock(run_dir: Path, seconds: float = 0.0) -> Iterator[None]:
                         "to share a run are told so by MMDIT_COORDINATOR, or MMDIT_DISTRIBUTED=auto)"
                     ) from error
                 time.sleep(min(1.0, max(0.05, seconds / 100)))
-        yield
+        remote = remote_of(run_dir / LEASE)
+        if remote is None:
+            yield
+            return
+        with lease(remote, f"run={run_dir.name!r}", max(0.0, until - time.monotonic())):
+            pull(run_dir)  # what an attempt on another host has left
+            yield
 
 
 def is_locked(run_dir: Path) -> bool:
     """Whether a live process holds the run."""
+    remote = remote_of(run_dir / LEASE)
+    if remote is not None and is_leased(remote):
+        return True
     path = run_dir / LOCK
     if not path.exists():
         return False

@@ -99,7 +99,7 @@ def train_run(args: argparse.Namespace) -> int:
         raise UserError(f"lock-seconds={args.lock_seconds:g}: expected 0 or more")
     join()  # before anything else: a run's id takes the encoders' weights, and so a device
     study = load_study(args.study, args.overrides)
-    run, places = study.find(args.run_key), places_of(args, study)
+    run, places = study.find(args.run_key), places_of(args, study, fetch=False)
     handling = Handling(args.quiet, args.rewinds, args.hang_seconds, args.lock_seconds, process_began())
     try:
         execute(run, places, handling)

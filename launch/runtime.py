@@ -9,12 +9,16 @@ from pathlib import Path
 from launch.places import Places
 from mmdit_jax.config import Study
 from mmdit_jax.errors import UserError
+from mmdit_jax.remote import open_root, pull
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     """``--root`` and ``--data-dir``."""
     parser.add_argument(
-        "--root", type=Path, default=Path("studies"), help="folder of all studies (default: %(default)s)"
+        "--root",
+        type=open_root,
+        default=Path("studies"),
+        help="folder of all studies, or its URL: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER (default: %(default)s)",
     )
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets (default: ROOT/_data)")
 
@@ -82,7 +86,13 @@ def add_study(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
     add_places(parser)
 
 
-def places_of(args: argparse.Namespace, study: Study) -> Places:
-    """The folders of a study under --root and --data-dir, and --vae of the commands that have it."""
+def places_of(args: argparse.Namespace, study: Study, *, fetch: bool = True) -> Places:
+    """The folders of a study under --root and --data-dir, and --vae of the commands that have it.
+
+    What others have written at the root's URL is fetched, if it has one and that is wanted.
+    """
     vae = vars(args).get("vae")
-    return Places(args.root, study.name, data_folder(args), None if vae is None else str(vae))
+    places = Places(args.root, study.name, data_folder(args), None if vae is None else str(vae))
+    if fetch:
+        pull(places.study_dir)
+    return places

@@ -19,6 +19,7 @@ from launch.runtime import places_of
 from launch.studies import load_study
 from mmdit_jax.config import Run, Study
 from mmdit_jax.errors import UserError
+from mmdit_jax.remote import pull
 from mmdit_jax.training.events import read_events
 from mmdit_jax.training.progress import duration
 from mmdit_jax.training.rewinds import rewinds
@@ -89,6 +90,7 @@ def live_runs(places: Places) -> dict[str, Live]:
 
 def study_rows(study: Study, places: Places) -> list[dict[str, Any]]:
     """A row a run."""
+    pull(places.study_dir)
     live = live_runs(places)
     return [status_row(run, places, live) for run in study.runs]
 

@@ -22,6 +22,7 @@ from mmdit_jax import __version__
 from mmdit_jax.config import Study
 from mmdit_jax.errors import EXIT_DIVERGED, Diverged, UserError
 from mmdit_jax.files import write_atomic
+from mmdit_jax.remote import push, push_all
 from mmdit_jax.training.events import read_events
 from mmdit_jax.training.loop import Apart
 from mmdit_jax.training.peak import matmul_flops_per_second
@@ -161,6 +162,10 @@ def _report(study: Study, places: Places, only_if_stale: bool = False) -> Path |
     collect(study, places)
     write_report(places.study_dir, title=f"Study: {study.name}", notes=_notes(study, places))
     write_atomic(note, source)
+    for path in (*places.study_dir.glob("*.csv"), *places.study_dir.glob("*.parquet"), report):
+        push(path)
+    if (places.study_dir / "figures").is_dir():
+        push_all(places.study_dir / "figures")
     return report
 
 

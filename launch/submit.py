@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.attempts import attempts, failures
+from launch.executors.after import unmark_cancelled
 from launch.executors.engines import NAMES, Engine, known_engines, note_engine
 from launch.executors.job import GRACE_SECONDS, Job, Machine
 from launch.executors.kubernetes_engine import KubernetesEngine
@@ -31,6 +32,8 @@ from launch.status import live_runs, status_row, table
 from launch.studies import load_study
 from mmdit_jax.config import Run, Study
 from mmdit_jax.errors import UserError
+from mmdit_jax.lease import lease
+from mmdit_jax.remote import location, remote_of
 from mmdit_jax.training.events import read_events
 from mmdit_jax.training.rewinds import rewinds
 
@@ -103,6 +106,8 @@ def submit_study(args: argparse.Namespace) -> int:
         reasons = {run.run_id: _why_not(run, places, args, live) for run in chosen}
         missing = [run for run in chosen if reasons[run.run_id] is None]
         note_engine(places.study_dir, args.executor, told)
+        for run in missing:
+            unmark_cancelled(places.run_dir(run))
         for job in jobs_of(args, study, places, missing):
             where = engine.submit(job)
             print(f"{', '.join(job.runs)}: {where}", file=sys.stderr)
@@ -145,7 +150,9 @@ def _why_not(run: Run, places: Places, args: argparse.Namespace, live: Any) -> s
 
 def jobs_of(args: argparse.Namespace, study: Study, places: Places, runs: Sequence[Run]) -> list[Job]:
     """One job a run, or one of all of them."""
+    # A local folder, where that is a copy of a URL: batch scripts log there. Pods have no such place.
     folder = places.study_dir.absolute()
+    told = location(folder) if args.executor == "k8s" else str(folder)
     machine, ids = _machine(args), [run.run_id for run in runs]
     together = args.array or args.executor == "local"  # whose supervisor has them wait for one another
     return [
@@ -154,7 +161,7 @@ def jobs_of(args: argparse.Namespace, study: Study, places: Places, runs: Sequen
             study=study.name,
             runs=tuple(group),
             command=_command(args, places),
-            folder=str(folder),
+            folder=told,
             after=(sys.executable, "-m", "launch.executors.after"),
             machine=machine,
             retries=args.retries,
@@ -177,7 +184,9 @@ def _command(args: argparse.Namespace, places: Places) -> tuple[str, ...]:
     study = args.study if not args.study.endswith(".py") else str(Path(args.study).absolute())
     program = ["mmdit"] if args.executor == "k8s" else [sys.executable, "-m", "launch.cli"]  # of another machine
     words = [*program, "train", study]
-    words += ["--root", str(places.root.absolute()), "--data-dir", str(places.data.absolute())]
+    words += ["--root", location(places.root)]
+    if remote_of(places.data) is None:  # else each host has its own, where it keeps what stands for the root
+        words += ["--data-dir", str(places.data.absolute())]
     for override in args.overrides:
         words += ["--set", override]
     if places.vae is not None:
@@ -215,7 +224,10 @@ def _engine(args: argparse.Namespace, study_dir: Path) -> tuple[Engine, dict[str
     if args.executor == "k8s":
         options = _kubernetes(args)
         found: dict[str, Any] = {"namespace": options.namespace, "context": options.context}
-        return KubernetesEngine(str(study_dir), options), {**found, "volumes": [list(item) for item in options.volumes]}
+        return KubernetesEngine(location(study_dir), options), {
+            **found,
+            "volumes": [list(item) for item in options.volumes],
+        }
     slurm = Slurm(
         partition=args.partition,
         account=args.account,
@@ -264,6 +276,8 @@ def _only_submitter(study_dir: Path) -> Iterator[None]:
     handle = os.open(study_dir / ".submit", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        remote = remote_of(study_dir / "submit.lease.json")
+        with contextlib.nullcontext() if remote is None else lease(remote, "submit", wait_seconds=600):
+            yield
     finally:
         os.close(handle)

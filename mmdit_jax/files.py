@@ -8,9 +8,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from mmdit_jax.remote import push
+
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace ``path`` with ``data`` in one step; it is on disk when this returns."""
+    """Replace ``path`` with ``data`` in one step; it is on disk when this returns, and at its URL where it has one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}:{os.getpid()}.tmp")  # hosts may share the folder
     try:
@@ -21,6 +23,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    push(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,13 +13,39 @@ from pathlib import Path
 
 from launch.attempts import after, attempts
 from mmdit_jax.errors import EXIT_OK, EXIT_PREEMPTED
+from mmdit_jax.files import write_json
+from mmdit_jax.remote import pull, remote_of
 from mmdit_jax.training.events import EventLog, read_events
+
+CANCELLED = "cancelled.json"
+"""In a run directory: its user wants no more of it, until it is submitted again."""
+
+
+def mark_cancelled(run_dir: Path) -> None:
+    """What ends the run from here on is not followed by another attempt."""
+    write_json(run_dir / CANCELLED, True)
+
+
+def unmark_cancelled(run_dir: Path) -> None:
+    """It is wanted again."""
+    path = run_dir / CANCELLED
+    path.unlink(missing_ok=True)
+    if (remote := remote_of(path)) is not None:
+        remote.delete()
+
+
+def _cancelled(run_dir: Path) -> bool:
+    remote = remote_of(run_dir / CANCELLED)
+    return (run_dir / CANCELLED).exists() if remote is None else remote.get() is not None
 
 
 def ended(run_dir: Path, code: int, retries: int) -> str:
-    """Note the end of an attempt; ``done``, ``again``, ``stop`` or ``spent``, as ``attempts.after``."""
+    """Note the end of an attempt; what follows, as ``attempts.after``, or ``cancelled``."""
+    pull(run_dir)
     done = (run_dir / "result.json").exists()
     verdict = after(attempts(read_events(run_dir)), done, code, retries)
+    if verdict == "again" and _cancelled(run_dir):
+        verdict = "cancelled"
     if run_dir.is_dir():
         events = EventLog(run_dir)
         events.write("ended", code=code, verdict=verdict, durable=True)
@@ -34,6 +60,7 @@ def main(argv: list[str]) -> int:
     what = {
         "done": "done",
         "again": "is started again",
+        "cancelled": "was cancelled",
         "stop": "is not started again",
         "spent": f"failed more than {retries} times, is not started again; `study submit --retries N` does",
     }

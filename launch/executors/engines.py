@@ -14,6 +14,7 @@ from launch.executors.local import Local, LocalEngine
 from launch.executors.slurm import FOLDER, Slurm, SlurmEngine
 from mmdit_jax.errors import unknown
 from mmdit_jax.files import write_json
+from mmdit_jax.remote import location
 
 NAMES = ("local", "slurm", "k8s")
 _NOTE = "engines.json"
@@ -76,5 +77,5 @@ def _engine(name: str, study_dir: Path, told: dict[str, Any]) -> Engine:
         options = Kubernetes(
             image="none", volumes=tuple((source, folder) for source, folder in told["volumes"]), **known
         )
-        return KubernetesEngine(str(study_dir.absolute()), options)
+        return KubernetesEngine(location(study_dir), options)
     unknown("executor", name, NAMES)

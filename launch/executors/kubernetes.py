@@ -109,7 +109,9 @@ def root_label(folder: str, options: Kubernetes) -> str:
 
 
 def volume_of(folder: str, options: Kubernetes) -> str | None:
-    """The volume that holds the folder; none: it would be gone with its pod."""
+    """The volume that holds the folder, or the store of its URL; none: it would be gone with its pod."""
+    if "://" in folder:
+        return folder.split("/", 3)[2]
     inside = [item for item in options.volumes if PurePosixPath(folder).is_relative_to(item[1])]
     return max(inside, key=lambda item: len(item[1]))[0] if inside else None
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.executors.after import mark_cancelled
 from launch.executors.job import GRACE_SECONDS, Job, Live
 from mmdit_jax.errors import UserError
 
@@ -77,8 +78,8 @@ def render(job: Job, slurm: Slurm) -> str:
         "while [ $code -gt 128 ] && kill -0 $step 2>/dev/null; do wait $step; code=$?; done",
         f'{shlex.join(job.after)} {shlex.quote(job.folder)}/"$run" $code {job.retries}',
         "again=$?",
-        "# Exiting inside a preemption's grace would leave the job completed. A job that its user cancelled stays so.",
-        'if [ $again -eq 75 ] && ! scontrol -o show job "$job" | grep -q JobState=CANCELLED; then',
+        "# Exiting inside a preemption's grace would leave the job completed. What scancel ends is no longer RUNNING.",
+        'if [ $again -eq 75 ] && scontrol -o show job "$job" | grep -q JobState=RUNNING; then',
         '  scontrol requeue "$job" && sleep 60',
         "fi",
         "exit $code",
@@ -153,7 +154,14 @@ class SlurmEngine:
             name, number, index, state, nodes, reason = line.split(_SEPARATOR)
             runs = self._runs(name)
             place = int(index) if index.isdigit() else 0
-            if place >= len(runs) or state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
+            if place >= len(runs) or state in (
+                "COMPLETED",
+                "COMPLETING",
+                "FAILED",
+                "CANCELLED",
+                "TIMEOUT",
+                "NODE_FAIL",
+            ):
                 continue
             job = f"{number}_{index}" if index.isdigit() else number
             queued = state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
@@ -162,11 +170,14 @@ class SlurmEngine:
         return found
 
     def cancel(self, runs: Sequence[str]) -> list[str]:
-        """End these runs there; those that it ended."""
-        jobs = {run: live.handle for run, live in self.live().items() if run in runs}
-        if jobs:
-            _ask("scancel", *jobs.values())
-        return list(jobs)
+        """End these runs there; those that it ended. One that runs is asked to: it saves, however long that takes."""
+        live = {run: item for run, item in self.live().items() if run in runs}
+        for run in live:
+            mark_cancelled(self._folder / run)
+        for state, how in (("queued", ()), ("running", ("--signal=TERM",))):
+            if jobs := [item.handle for item in live.values() if item.state == state]:
+                _ask("scancel", *how, *jobs)
+        return list(live)
 
     def _runs(self, name: str) -> list[str]:
         """Of a job of this study; none of another's."""

@@ -18,7 +18,9 @@ from orbax.checkpoint import v1 as ocp
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.processes import exchange, from_first, is_first
+from mmdit_jax.remote import remote_of
 from mmdit_jax.training.checksums import write_sums, wrong_file
+from mmdit_jax.training.orbax_places import orbax_context, orbax_path
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +34,17 @@ class Checkpoints:
     """The checkpoints of one run directory, in ``folder``. Steps are named by the number of updates made."""
 
     def __init__(self, run_dir: Path, keep: int = 2, read_only: bool = False, folder: str = FOLDER) -> None:
-        self.folder = run_dir.resolve() / folder
+        self._remote = remote_of(run_dir / folder)
+        self.folder = orbax_path(run_dir.resolve() / folder, self._remote)
         if read_only and not self.folder.is_dir():
             raise UserError(f"checkpoint={self.folder}: not there; train the run first")
         self._read_only = read_only
-        self._checkpointer = ocp.training.Checkpointer(
-            self.folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=not read_only,
-        )
+        with orbax_context(self._remote):
+            self._checkpointer = ocp.training.Checkpointer(
+                self.folder,
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=not read_only,
+            )
         self._steps: list[int] = from_first("list of checkpoints", self._listed)
         self._summing: threading.Thread | None = None
 
@@ -54,17 +58,21 @@ class Checkpoints:
             return
         self._end_summing()
         try:
-            response = self._checkpointer.save_async(step, state, force=True)
+            with orbax_context(self._remote):
+                response = self._checkpointer.save_async(step, state, force=True)
         except Exception as error:
             raise _told(error, self.folder) from error
         self._steps = [*self._steps, step]
+        if self._remote is not None:
+            return  # an object store keeps sums of its objects, and has no half of one
         self._summing = threading.Thread(target=self._sum, args=(step, response), name=f"sums of {step}", daemon=True)
         self._summing.start()
 
     def wait(self) -> None:
         """Return when everything saved is on disk."""
         try:
-            self._checkpointer.wait()
+            with orbax_context(self._remote):
+                self._checkpointer.wait()
         except Exception as error:
             raise _told(error, self.folder) from error
         self._end_summing()
@@ -108,24 +116,28 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for pending writes and release the threads."""
         try:
-            self._checkpointer.close()
+            with orbax_context(self._remote):
+                self._checkpointer.close()
         except Exception as error:
             raise _told(error, self.folder) from error
         self._end_summing()
 
     def _listed(self) -> list[int]:
-        return sorted(item.step for item in self._checkpointer.checkpoints)
+        with orbax_context(self._remote):
+            return sorted(item.step for item in self._checkpointer.checkpoints)
 
     def _load(self, step: int, abstract: Any) -> tuple[Any, str | None]:
         """(state, None), or what is wrong, which all processes then agree on."""
         folder = self.folder / str(step)
         # First the sums: a process that finds damage while it loads would leave the others waiting for it.
-        found = exchange(f"sums of {folder}", wrong_file(folder, jax.process_index(), jax.process_count()))
+        wrong = None if self._remote else wrong_file(folder, jax.process_index(), jax.process_count())
+        found = exchange(f"sums of {folder}", wrong)
         state, reason = None, next((item for item in found if item is not None), None)
         if reason is not None:
             return None, reason
         try:
-            state = self._checkpointer.load(step, abstract)
+            with orbax_context(self._remote):
+                state = self._checkpointer.load(step, abstract)
             jax.block_until_ready(state)
         except Exception as error:
             text = str(error).strip()
@@ -139,13 +151,17 @@ class Checkpoints:
 
         def move() -> None:
             for step in steps:
+                if self._remote is not None:  # where nothing can be moved
+                    self._remote.files.rm((self._remote / str(step)).path, recursive=True)
+                    continue
                 aside = self.folder.parent / DAMAGED / f"{self.folder.name}-{step}-{time.time_ns()}"
                 aside.parent.mkdir(exist_ok=True)
                 (self.folder / str(step)).rename(aside)
 
         from_first("damaged checkpoints", move)
         self._steps = [step for step in self._steps if step not in steps]
-        self._checkpointer.reload()
+        with orbax_context(self._remote):
+            self._checkpointer.reload()
 
     def _sum(self, step: int, response: Any) -> None:
         """When the checkpoint is finished, and before another one is begun: in a thread of its own."""
@@ -165,11 +181,13 @@ class Checkpoints:
             self._summing = None
 
 
-def saved_steps(run_dir: Path) -> list[int]:
+def saved_steps(run_dir: Path, folder: str = FOLDER) -> list[int]:
     """Steps that the run directory holds a finished checkpoint of, oldest first; nothing is written."""
-    if not (run_dir / FOLDER).is_dir():
+    if remote_of(run_dir) is None and not (run_dir / folder).is_dir():
         return []
-    checkpoints = Checkpoints(run_dir, read_only=True)
+    checkpoints = Checkpoints(
+        run_dir, read_only=True, folder=folder
+    )  # at a URL there may be no folder: it is made of its files
     try:
         return checkpoints.steps()
     finally:

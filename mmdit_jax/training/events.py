@@ -14,17 +14,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmdit_jax.remote import remote_of
+
 EVENTS = "events.jsonl"
 
 
+PUSHED_EVERY = 20.0
+"""Seconds between copies of the file to its URL, where it has one and no event is durable."""
+
+
 class EventLog:
-    """Appends events to ``<folder>/events.jsonl``; each line reaches the kernel before ``write`` returns."""
+    """Appends events to ``<folder>/events.jsonl``; each line reaches the kernel before ``write`` returns.
+
+    Object stores can't append: at a URL the whole file is written again, at every durable event and now and then.
+    """
 
     def __init__(self, folder: Path, enabled: bool = True) -> None:
         self._file = None
         if not enabled:
             return
-        path = folder / EVENTS
+        self._path = path = folder / EVENTS
+        self._remote, self._pushed = remote_of(path), time.monotonic()
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         self._file = path.open("ab", buffering=0)
         if torn:
@@ -38,6 +48,9 @@ class EventLog:
         self._file.write(line.encode() + b"\n")
         if durable:
             os.fsync(self._file.fileno())
+        if self._remote is not None and (durable or time.monotonic() - self._pushed > PUSHED_EVERY):
+            self._remote.put(self._path.read_bytes())
+            self._pushed = time.monotonic()
 
     def close(self) -> None:
         if self._file is not None:

@@ -100,7 +100,8 @@ class Cluster:
         port, host = _free_ports(1 + len(self.nodes)), socket.gethostname().split(".")[0]
         lines = [
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 1 + number} CPUs={CORES} Boards=1 "
-            f"SocketsPerBoard=1 CoresPerSocket={CORES} ThreadsPerCore=1 RealMemory=8000 Gres=gpu:h100:{GPUS} State=UNKNOWN"
+            f"SocketsPerBoard=1 CoresPerSocket={CORES} ThreadsPerCore=1 RealMemory=8000 Gres=gpu:h100:{GPUS} "
+            "State=UNKNOWN"
             for number, node in enumerate(self.nodes)
         ]
         told = CONFIG.format(host=host, port=port, folder=self.folder, nodes="\n".join(lines))

@@ -1,0 +1,82 @@
+"""Where Orbax keeps a run's checkpoints: a folder, or a URL that it writes to itself, all hosts their parts."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+from mmdit_jax.errors import UserError
+from mmdit_jax.remote import Remote
+
+
+def orbax_path(folder: Path, remote: Remote | None) -> Any:
+    """What Orbax is given: ``folder``, or the URL it stands for.
+
+    Raises:
+      UserError: a URL that Orbax can't write to.
+    """
+    if remote is None:
+        return folder
+    from etils import epath
+
+    if remote.scheme == "s3":
+        _speak_s3()
+    elif remote.scheme != "gs":
+        raise UserError(f"root={remote.url!r}: checkpoints go to s3:// and gs:// alone")
+    _ = remote.files  # is the package there?
+    return epath.Path(remote.url)
+
+
+def orbax_context(remote: Remote | None) -> contextlib.AbstractContextManager[Any]:
+    """Around everything that Orbax does there: at an object store a checkpoint is finished by a file, not by a name.
+
+    Orbax knows that of gs:// by itself.
+    """
+    if remote is None or remote.scheme != "s3":
+        return contextlib.nullcontext()
+    mode = ocp.options.AtomicityMode.COMMIT_FILE
+    return ocp.Context(atomicity_options=ocp.options.AtomicityOptions(mode=mode))
+
+
+@functools.cache
+def _speak_s3() -> None:
+    """Have Orbax's arrays lie on S3: 0.12.8 takes it for a local path, and would write into ./s3:/ without a word.
+
+    TensorStore has a driver for S3, that knows keys from the environment but no endpoint.
+    """
+    import fsspec.config
+    from orbax.checkpoint._src.path import gcs_utils
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    names = ((tensorstore_utils, "_normalize_path"), (tensorstore_utils, "_use_gcs_driver"))
+    for module, name in (*names, (gcs_utils, "get_kvstore_for_gcs")):
+        if name not in vars(module):
+            raise UserError("root='s3://…': this release of orbax-checkpoint can't be taught S3; 0.12.8 can")
+    fsspec.config.conf.setdefault("s3", {})["use_listings_cache"] = False
+    normalize, known, of_gcs = (
+        tensorstore_utils._normalize_path,
+        tensorstore_utils._use_gcs_driver,
+        gcs_utils.get_kvstore_for_gcs,
+    )
+
+    def path(text: str) -> str:
+        return "s3://" + os.path.normpath(text[5:]) if text.startswith("s3://") else normalize(text)
+
+    def store(text: str) -> dict[str, Any]:
+        if not text.startswith("s3://"):
+            return of_gcs(text)
+        bucket, _, key = text[5:].partition("/")
+        spec = {"driver": "s3", "bucket": bucket, "path": f"{key}/"}
+        for variable, field in (("AWS_ENDPOINT_URL", "endpoint"), ("AWS_DEFAULT_REGION", "aws_region")):
+            if os.environ.get(variable):
+                spec[field] = os.environ[variable]
+        return spec
+
+    tensorstore_utils._normalize_path = path
+    tensorstore_utils._use_gcs_driver = lambda text: text.startswith("s3://") or known(text)
+    gcs_utils.get_kvstore_for_gcs = store
