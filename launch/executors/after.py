@@ -46,10 +46,13 @@ def ended(run_dir: Path, code: int, retries: int) -> str:
     verdict = after(attempts(read_events(run_dir)), done, code, retries)
     if verdict == "again" and _cancelled(run_dir):
         verdict = "cancelled"
-    if run_dir.is_dir():
+    if run_dir.parent.is_dir():
+        run_dir.mkdir(exist_ok=True)  # an attempt may have ended before it came to that: noted, or it would not count
         events = EventLog(run_dir)
         events.write("ended", code=code, verdict=verdict, durable=True)
         events.close()
+    elif verdict == "again":  # the root has gone, and with it what bounds the attempts
+        verdict = "stop"
     return verdict
 
 

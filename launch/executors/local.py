@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shlex
@@ -35,6 +36,8 @@ class Local:
             value = vars(self)[name]
             if value is not None and not value > 0:
                 raise UserError(f"{name}={value}: expected more than 0")
+        if self.grace_seconds < 0:
+            raise UserError(f"grace={self.grace_seconds}: expected 0 or more seconds")
 
 
 def host_cores() -> list[int]:
@@ -45,6 +48,19 @@ def host_cores() -> list[int]:
 def host_memory_gib() -> float:
     """This machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def host_gpus() -> list[str]:
+    """This machine's GPUs, as CUDA_VISIBLE_DEVICES names them: those it names, else all."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        names = [item.strip() for item in given.split(",")]
+        return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA reads it
+    try:
+        told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(number) for number, line in enumerate(told.splitlines()) if line.startswith("GPU")]
 
 
 def render(job: Job, local: Local) -> str:
@@ -96,7 +112,10 @@ class LocalEngine:
             )
         deadline = time.monotonic() + 30
         while not _held(path):  # until then nobody would know that its runs are in hands
+            if supervisor.poll() == 0:  # there was little to do
+                break
             if supervisor.poll() is not None or time.monotonic() > deadline:
+                supervisor.kill()
                 raise UserError(f"executor='local': the supervisor did not start; see {log.name}")
             time.sleep(0.02)
         return f"local:{supervisor.pid}"
@@ -107,10 +126,10 @@ class LocalEngine:
         for path in sorted((self._folder / FOLDER).glob("local-*.json")):
             if path.name.endswith(".state.json") or not _held(path):
                 continue
-            try:
+            if state_path(path).exists():
                 states: dict[str, dict[str, str]] = json.loads(state_path(path).read_text())
-            except (OSError, ValueError):
-                continue
+            else:  # it has only begun
+                states = {run: {"state": "queued", "where": ""} for run in json.loads(path.read_text())["runs"]}
             for run, told in states.items():
                 if told["state"] in ("queued", "running"):
                     found[run] = Live(told["state"], told["where"], str(path))
@@ -120,7 +139,8 @@ class LocalEngine:
         """Ask their supervisors to end these runs; those that were in somebody's hands."""
         live = {run: item for run, item in self.live().items() if run in runs}
         for handle in {item.handle for item in live.values()}:
-            write_atomic(cancel_path(Path(handle)), json.dumps([run for run in live if live[run].handle == handle]))
+            chosen = [run for run in live if live[run].handle == handle]
+            write_atomic(Path(handle).with_suffix(f".{time.time_ns()}-{os.getpid()}.cancel"), json.dumps(chosen))
         return list(live)
 
 
@@ -129,14 +149,18 @@ def state_path(spec: Path) -> Path:
     return spec.with_suffix(".state.json")
 
 
-def cancel_path(spec: Path) -> Path:
-    """Where it is told which of them to end."""
-    return spec.with_suffix(".cancel")
+def taken_cancels(spec: Path) -> list[str]:
+    """Which of its runs a supervisor was told to end, since it last asked; a file each time they are told."""
+    chosen: list[str] = []
+    for path in sorted(spec.parent.glob(f"{spec.stem}.*.cancel")):
+        chosen += json.loads(path.read_text())
+        path.unlink()
+    return chosen
 
 
 def hold(spec: Path) -> int:
     """The lock by which others see that a supervisor lives: the kernel gives it back however that ends."""
-    handle = os.open(spec, os.O_RDONLY)
+    handle = os.open(spec, os.O_RDWR)  # on NFS a lock that excludes others takes a file that may be written
     fcntl.flock(handle, fcntl.LOCK_EX)
     return handle
 
@@ -159,10 +183,13 @@ def _check(job: Job, local: Local) -> None:
         raise UserError(
             f"topology={machine.target.name!r}: expected GPUs of this machine, or none, with executor='local'"
         )
-    cores = len(host_cores()) if local.cores is None else local.cores
+    cores = min(len(host_cores()), local.cores or len(host_cores()))
     needed = machine.processes * (machine.cpus_per_process or 1)
     if needed > cores:
         raise UserError(f"cpus={machine.cpus_per_process}: {needed} cores a run, of {cores}; give fewer")
+    if machine.chips_per_node > (there := len(host_gpus()) if machine.chips_per_node else 0):
+        assert machine.target is not None
+        raise UserError(f"topology={machine.target.name!r}: {machine.chips_per_node} GPUs, of {there} here; give fewer")
     memory = host_memory_gib() if local.memory_gib is None else local.memory_gib
     if machine.memory_gib is not None and machine.memory_gib > memory:
         raise UserError(

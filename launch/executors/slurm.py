@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.executors.after import mark_cancelled
-from launch.executors.job import GRACE_SECONDS, Job, Live
+from launch.executors.job import GRACE_SECONDS, Job, Live, Machine
 from mmdit_jax.errors import UserError
+from mmdit_jax.files import write_atomic
 
 FOLDER = "jobs"
 """Of a study's folder: a script and the run ids of each job that was ever submitted, by its name."""
@@ -35,7 +36,7 @@ class Slurm:
     setup: tuple[str, ...] = ()
     """Lines of shell before the run starts (``module load …``); they are taken as they are."""
     options: tuple[str, ...] = ()
-    """More options of sbatch, as ``--exclusive`` or ``--reservation=x``."""
+    """More options of sbatch, as ``--exclusive`` or ``--reservation=x``: each one word, whatever is in it."""
 
     def __post_init__(self) -> None:
         for name in ("partition", "account", "qos", "constraint", "time"):
@@ -63,28 +64,48 @@ def render(job: Job, slurm: Slurm) -> str:
     tasks = [f"--ntasks={machine.processes}", f"--ntasks-per-node={machine.processes_per_node}"]
     if machine.cpus_per_process is not None:  # srun does not take it from the job
         tasks.append(f"--cpus-per-task={machine.cpus_per_process}")
-    several = ["export MMDIT_DISTRIBUTED=auto"] if machine.processes > 1 else []
+    # sbatch brings the submitter's environment, who may be in an array, or be one of several processes.
+    which = ("$SLURM_ARRAY_TASK_ID", "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID")
+    index, number = which if len(job.runs) > 1 else ("0", "$SLURM_JOB_ID")
     lines += [
         *slurm.setup,
         f"runs=({' '.join(map(shlex.quote, job.runs))})",
-        "run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}",
-        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}; job=${job:-$SLURM_JOB_ID}",
+        f"run=${{runs[{index}]}}",
+        f"job={number}",
         "export MMDIT_JOB=slurm:$job",
-        *several,
+        "unset MMDIT_COORDINATOR MMDIT_PROCESSES MMDIT_PROCESS MMDIT_DISTRIBUTED",
+        *_several(machine),
         "# At preemption and scancel the signal comes here, too; the tasks have it from Slurm.",
-        "trap : TERM",
+        "told=; trap told=1 TERM",
         f'srun --kill-on-bad-exit=1 --unbuffered {" ".join(tasks)} {shlex.join(job.command)} "$run" & step=$!',
         "wait $step; code=$?",
-        "while [ $code -gt 128 ] && kill -0 $step 2>/dev/null; do wait $step; code=$?; done",
+        'while [ -n "$told" ] && [ $code -gt 128 ]; do told=; wait $step; code=$?; done',
         f'{shlex.join(job.after)} {shlex.quote(job.folder)}/"$run" $code {job.retries}',
         "again=$?",
-        "# Exiting inside a preemption's grace would leave the job completed. What scancel ends is no longer RUNNING.",
-        'if [ $again -eq 75 ] && scontrol -o show job "$job" | grep -q JobState=RUNNING; then',
+        "# Exiting inside a preemption's grace would leave the job completed, and one over its limit timed out. What",
+        "# scancel ends is neither, and stays ended.",
+        "asked='JobState=RUNNING|Reason=TimeLimit'",
+        'if [ $again -eq 75 ] && scontrol -o show job "$job" | grep -Eq "$asked"; then',
         '  scontrol requeue "$job" && sleep 60',
         "fi",
         "exit $code",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _several(machine: Machine) -> list[str]:
+    """What processes of a run are told to be that."""
+    if machine.processes == 1:
+        return []
+    lines = ["export MMDIT_DISTRIBUTED=auto"]
+    if machine.chips_per_node and machine.processes_per_node != machine.chips_per_node:
+        if machine.processes_per_node != 1:
+            raise UserError(
+                f"processes={machine.processes_per_node}: expected {machine.chips_per_node} (one a GPU) or 1 with "
+                "executor='slurm'"
+            )
+        lines.append(f"export JAX_LOCAL_DEVICE_IDS={','.join(map(str, range(machine.chips_per_node)))}")  # else the 0th
+    return lines
 
 
 def _options(job: Job, slurm: Slurm) -> list[str]:
@@ -96,7 +117,7 @@ def _options(job: Job, slurm: Slurm) -> list[str]:
         f"--job-name={job.name}",
         f"--nodes={machine.nodes}",
         f"--ntasks-per-node={machine.processes_per_node}",
-        f"--output={_word(logs + ('-%A_%a.log' if len(job.runs) > 1 else '-%j.log'))}",
+        _word(f"--output={logs}{'-%A_%a.log' if len(job.runs) > 1 else '-%j.log'}"),
         "--open-mode=append",
         "--requeue",
         f"--signal=TERM@{slurm.grace_seconds}",
@@ -110,18 +131,18 @@ def _options(job: Job, slurm: Slurm) -> list[str]:
         options.append(f"--mem={round(1024 * machine.memory_gib)}M")
     for name in ("partition", "account", "qos", "constraint", "time"):
         if vars(slurm)[name] is not None:
-            options.append(f"--{name}={vars(slurm)[name]}")
+            options.append(_word(f"--{name}={vars(slurm)[name]}"))
     if len(job.runs) > 1:
         most = "" if job.at_once is None else f"%{job.at_once}"
         options.append(f"--array=0-{len(job.runs) - 1}{most}")
-    return [*options, *slurm.options]
+    return [*options, *map(_word, slurm.options)]
 
 
 def _word(text: str) -> str:
-    """As one word of a #SBATCH line, in which quotes work as in a shell, and nothing else does."""
-    if "'" in text and '"' in text:
-        raise UserError(f"root={text!r}: Slurm's log files can't have both kinds of quotes in their names")
-    return f'"{text}"' if "'" in text else f"'{text}'"
+    """As one word of a #SBATCH line: quotes and backslashes work as in a shell, # begins a comment, and that is all."""
+    if re.fullmatch(r"[A-Za-z0-9_./:=,@%+-]+", text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 class SlurmEngine:
@@ -141,9 +162,9 @@ class SlurmEngine:
         (self._folder / FOLDER).mkdir(parents=True, exist_ok=True)
         (self._folder / "logs").mkdir(exist_ok=True)
         # Before the job: whoever meets it in the queue finds out here which runs it is of.
-        (self._folder / FOLDER / f"{job.name}.runs.json").write_text(json.dumps(job.runs))
+        write_atomic(self._folder / FOLDER / f"{job.name}.runs.json", json.dumps(job.runs))
         path = self._folder / FOLDER / f"{job.name}.sbatch"
-        path.write_text(script)
+        write_atomic(path, script)
         return "slurm:" + _ask("sbatch", "--parsable", str(path)).strip().split(";")[0]
 
     def live(self) -> Mapping[str, Live]:
@@ -151,7 +172,10 @@ class SlurmEngine:
         fields = _SEPARATOR.join(("%j", "%F", "%K", "%T", "%N", "%r"))
         found: dict[str, Live] = {}
         for line in _ask("squeue", "--me", "--noheader", "--array", f"--format={fields}").splitlines():
-            name, number, index, state, nodes, reason = line.split(_SEPARATOR)
+            told = line.split(_SEPARATOR)
+            if len(told) != 6:  # of another job, with a strange name
+                continue
+            name, number, index, state, nodes, reason = told
             runs = self._runs(name)
             place = int(index) if index.isdigit() else 0
             if place >= len(runs) or state in (

@@ -5,19 +5,31 @@ Takes SIGTERM as the end of all its runs: they save, and wait for another submis
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from launch.executors.after import ended
-from launch.executors.local import cancel_path, hold, host_cores, host_memory_gib, state_path, variables
+from launch.executors.local import (
+    hold,
+    host_cores,
+    host_gpus,
+    host_memory_gib,
+    state_path,
+    taken_cancels,
+    variables,
+)
 from mmdit_jax.files import write_atomic
 
 _TICK = 0.1
@@ -35,7 +47,8 @@ class _Run:
     where: str = ""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     cores: list[int] = field(default_factory=list)
-    gpus: list[str] = field(default_factory=list)
+    gpus: dict[str, int] = field(default_factory=dict)
+    """With the locks that claim them."""
     not_before: float = 0.0
     restarts: int = 0
     first_end: float | None = None
@@ -54,7 +67,7 @@ class Supervisor:
         self._runs = [_Run(run_id) for run_id in spec["runs"]]
         cores = host_cores()
         self._cores = cores if self._local["cores"] is None else cores[: self._local["cores"]]
-        self._gpus = _gpus() if self._machine["chips_per_node"] else []
+        self._gpus = host_gpus() if self._machine["chips_per_node"] else []
         self._memory = host_memory_gib() if self._local["memory_gib"] is None else self._local["memory_gib"]
         self._logs: dict[str, IO[bytes]] = {}
         self._stopping = False
@@ -99,32 +112,47 @@ class Supervisor:
         count = self._machine["nodes"] * self._machine["processes_per_node"]
         run.cores = self._free_cores()[: self._cores_a_run()]
         each = self._machine["chips_per_node"]
-        taken = {gpu for other in self._runs if other.state == "running" for gpu in other.gpus}
-        run.gpus = [gpu for gpu in self._gpus if gpu not in taken][:each]
-        if len(run.gpus) < each:
+        claimed = _claimed(self._gpus, each)
+        if claimed is None:
             return
+        run.gpus = claimed
         coordinator = f"127.0.0.1:{_free_port()}"
-        told = {"MMDIT_JOB": f"local:{os.getpid()}"}
+        # Whoever submitted may itself have been one of several processes.
+        inherited = ("MMDIT_DISTRIBUTED", *variables("", 0, 0))
+        told = {name: value for name, value in os.environ.items() if name not in inherited}
+        told["MMDIT_JOB"] = f"local:{os.getpid()}"
         if each:
             told["CUDA_VISIBLE_DEVICES"] = ",".join(run.gpus)
         run.processes = []
-        for number in range(count):
-            own = {} if count == 1 else variables(coordinator, count, number)
-            if each and count > 1:
-                own["JAX_LOCAL_DEVICE_IDS"] = str(number)
-            log = self._log(run, number)
-            run.processes.append(
-                subprocess.Popen(
-                    [*self._spec["command"], run.run_id],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env={**os.environ, **told, **own},
-                    start_new_session=True,
-                    preexec_fn=_pinned(run.cores),
+        run.first_end, run.told_to_end = None, None
+        try:
+            for number in range(count):
+                own = {} if count == 1 else variables(coordinator, count, number)
+                if each and count > 1:
+                    share = each // count
+                    own["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, range(number * share, (number + 1) * share)))
+                log = self._log(run, number)
+                run.processes.append(
+                    subprocess.Popen(
+                        [*self._spec["command"], run.run_id],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        env={**told, **own},
+                        start_new_session=True,
+                        preexec_fn=_pinned(run.cores),
+                        pass_fds=tuple(run.gpus.values()),  # should this supervisor be gone, theirs they stay
+                    )
                 )
-            )
-        run.state, run.first_end, run.told_to_end = "running", None, None
+        except OSError as error:
+            print(f"{run.run_id}: could not be started: {error}", flush=True)
+            _send(run, signal.SIGKILL)
+            if not run.processes:
+                run.state = "stop"
+                _release(run)
+                self._tell()
+                return
+        run.state = "running"
         run.where = f"{socket.gethostname()} pid {run.processes[0].pid}"
         self._tell()
 
@@ -142,21 +170,22 @@ class Supervisor:
         # What one of them says of the run goes before what became of the others meanwhile.
         told = [code for code in found if 0 < code < 128]
         code = told[0] if told else max(found)
-        verdict = ended(self._folder / run.run_id, code, self._spec["retries"])
+        _release(run)
+        try:
+            verdict = ended(self._folder / run.run_id, code, self._spec["retries"])
+        except OSError as error:  # a disk may be full; the other runs' may be another one
+            print(f"{run.run_id}: its end could not be noted: {error}", flush=True)
+            verdict = "stop"
         again = verdict == "again" and run.told_to_end is None
         if again and code != 75:
             run.restarts += 1
-            run.not_before = now + min(_LONGEST_WAIT, 2.0**run.restarts / 2)
+            run.not_before = now + min(_LONGEST_WAIT, 2.0 ** min(run.restarts, 10) / 2)
         run.state = "queued" if again else verdict if run.told_to_end is None else "cancelled"
         print(f"{run.run_id}: exit code {code}, {run.state}", flush=True)
         self._tell()
 
     def _cancel(self) -> None:
-        path = cancel_path(self._path)
-        chosen: list[str] = []
-        if path.exists():
-            chosen = json.loads(path.read_text())
-            path.unlink()
+        chosen = taken_cancels(self._path)
         for run in self._runs:
             if not self._stopping and run.run_id not in chosen:
                 continue
@@ -175,13 +204,53 @@ class Supervisor:
 
     def _tell(self) -> None:
         states = {run.run_id: {"state": run.state, "where": run.where} for run in self._runs}
-        write_atomic(state_path(self._path), json.dumps(states, indent=1))
+        try:
+            write_atomic(state_path(self._path), json.dumps(states, indent=1))
+        except OSError as error:  # a full disk is no reason to leave the runs alone
+            print(f"{state_path(self._path)}: {error}", flush=True)
 
 
 def _send(run: _Run, number: int) -> None:
     for process in run.processes:
         if process.poll() is None:
-            process.send_signal(number)
+            if number == signal.SIGKILL:  # with its children, whom nothing else would tell
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+
+
+def _claimed(gpus: list[str], count: int) -> dict[str, int] | None:
+    """So many of these GPUs that no other run on this machine has, with their locks; None: there are not.
+
+    Supervisors know nothing of one another: the kernel does.
+    """
+    if not count:
+        return {}
+    folder = Path(tempfile.gettempdir()) / f"mmdit-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found: dict[str, int] = {}
+    for gpu in gpus:
+        if len(found) == count:
+            break
+        handle = os.open(folder / f"{re.sub('[^A-Za-z0-9-]', '_', gpu)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found[gpu] = handle
+        except BlockingIOError:
+            os.close(handle)
+    if len(found) == count:
+        return found
+    for handle in found.values():
+        os.close(handle)
+    return None
+
+
+def _release(run: _Run) -> None:
+    for handle in run.gpus.values():
+        fcntl.flock(handle, fcntl.LOCK_UN)  # whoever else has inherited it
+        os.close(handle)
+    run.gpus = {}
 
 
 def _pinned(cores: list[int]) -> Any:
@@ -196,18 +265,6 @@ def _free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
-
-
-def _gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them: those it names, else all."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [item.strip() for item in given.split(",") if item.strip()]
-    try:
-        told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [str(number) for number, line in enumerate(told.splitlines()) if line.startswith("GPU")]
 
 
 if __name__ == "__main__":
