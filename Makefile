@@ -5,7 +5,7 @@ ROOT ?= studies
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: study test parity plan lint bench clean
+.PHONY: study test parity plan slurm lint bench clean
 .DEFAULT_GOAL := study
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
@@ -29,6 +29,10 @@ plan:
 	$(PYTHON) -m venv $(VENV)-plan
 	$(VENV)-plan/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plan]'
 	$(VENV)-plan/bin/python -m pytest tests/plan
+
+# Faults on a real Slurm, which the tests start and take down: needs root and Debian's packages, else it says so.
+slurm: $(INSTALLED)
+	$(BIN)/python -m pytest -n 0 tests/slurm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

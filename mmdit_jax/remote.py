@@ -173,5 +173,5 @@ def _below(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.is_dir() and path.name not in APART:
             yield from _below(path)
-        elif path.is_file() and not path.name.startswith("."):
+        elif path.is_file() and not path.name.startswith(".") and path.name != "lock":
             yield path

@@ -309,6 +309,21 @@ def two_submitters(lab: Lab) -> Outcome:
     return lab.end(name, attempts=1)
 
 
+def array(lab: Lab) -> Outcome:
+    """an array of two runs with a GPU each, the first killed by kill -9"""
+    names = ("array, first", "array, second")
+    options = ("--only", names[1], "--array", "--topology", "h100:1x1")
+    lab.submit(names[0], *options)
+    said = lab.submit(names[0], *options)
+    assert said.count("already, slurm:") == 2 and "_0 n" in said.replace("_1 n", "_0 n"), said
+    lab.until(lambda: lab.saved(names[0]) >= EVERY, "a checkpoint")
+    os.kill(lab.ranks(names[0])[0], signal.SIGKILL)
+    other = lab.end(names[1], attempts=1)
+    found = lab.end(names[0])
+    assert same(found, other) == "same bits"
+    return found
+
+
 SCENARIOS: dict[str, Callable[[Lab], Outcome]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -325,6 +340,7 @@ SCENARIOS: dict[str, Callable[[Lab], Outcome]] = {
         not_finite,
         rewound,
         two_submitters,
+        array,
     )
 }
 """At once, but for those that take nodes from others."""
@@ -349,8 +365,8 @@ def start_all(lab: Lab, pool: ThreadPoolExecutor) -> dict[str, Future[Outcome]]:
 
 def reference(name: str) -> str:
     """The scenario that nothing happened in, with as many processes."""
-    alone = ("time_limit", "flipped_bit", "half_written", "disk_full", "not_finite", "rewound", "two_submitters")
-    return "two_submitters" if name in alone else "untouched"
+    several = (untouched, kill_one, kill_all, stop_one, hang, slurmd_dies, preempted, other_counts)
+    return "untouched" if name in [scenario.__name__ for scenario in several] else "two_submitters"
 
 
 def same(outcome: Outcome, reference: Outcome) -> str:

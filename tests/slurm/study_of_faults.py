@@ -47,6 +47,8 @@ PACES = {
     "not finite": 0.0,
     "not finite, rewound": 0.0,
     "2, 1, 4 processes": 0.4,
+    "array, first": 0.1,
+    "array, second": 0.1,
 }
 """Seconds that a step of each is slowed down by."""
 
