@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,10 @@ def location(path: Path) -> str:
 
 
 def pull(folder: Path) -> None:
-    """Fetch what lies below at the URL: what is not here, or of another size, or is appended to or replaced."""
+    """Fetch what lies below at the URL: what is not here, or of another size, or may have been replaced.
+
+    Of a file that is appended to (events.jsonl) the longer one is the newer: a run on this host may be ahead.
+    """
     remote = remote_of(folder)
     if remote is None:
         return
@@ -146,12 +150,14 @@ def pull(folder: Path) -> None:
         path = folder / name
         if any(part in APART for part in path.relative_to(folder).parts[:-1]):
             continue
-        changes = path.suffix in (".json", ".jsonl", ".csv")
-        if changes or not path.exists() or path.stat().st_size != size:
+        here = path.stat().st_size if path.exists() else -1
+        if here < size if path.suffix == ".jsonl" else here != size or path.suffix in (".json", ".csv"):
             content = (remote / name).get()
             if content is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+                temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+                temporary.write_bytes(content)
+                temporary.replace(path)
 
 
 def push(path: Path) -> None:

@@ -126,8 +126,14 @@ def test_events_are_there_when_they_are_durable(url: str, tmp_path: Path, monkey
         "train",
         "checkpoint",
     ]
+    events.write("train", step=2)
+    pull(run)  # by another process of this host, say: nothing that is not there yet is lost
+    events.write("train", step=3)
     events.close()
-    assert len(list(read_events(run))) == 2
+    assert [event["step"] for event in read_events(run)] == [1, 1, 2, 3]
+    place.put((content or b"") * 9)
+    pull(run)
+    assert len(list(read_events(run))) == 18
 
 
 def test_a_lease_is_held_renewed_and_taken_over(url: str) -> None:

@@ -89,7 +89,8 @@ class Member:
     def rewind(self, to: int) -> None:
         """Say that the run goes on from step ``to``, with other batches, after the divergence it had."""
         bad, _ = self.rewinds.diverged or (self.meter.bad_step, "")
-        skip = max(1, bad - to)
+        # The batches from that of the update after ``to`` to that of the bad one: an earlier rewind may lie between.
+        skip = max(1, bad + self.rewinds.shift(bad - 1) - to - self.rewinds.shift(to))
         self.events.write("rewound", step=bad, to=to, skip=skip, spent=self._account.take(), durable=True)
         self.rewinds, self.diverged = self.rewinds.after(to, skip), None
         self.meter.forget()
