@@ -14,6 +14,8 @@ from mmdit_jax.errors import EXIT_PREEMPTED
 
 ENDS = ("done", "preempted", "diverged", "refused")
 """Events after which an attempt is over, and how."""
+CANCELLED = "cancelled"
+"""The end of one that its user had ended before it could say a word; its supervisor tells."""
 INFRASTRUCTURE = 128
 """Exit codes from here on are nobody's fault: run again."""
 
@@ -36,7 +38,7 @@ class Attempt:
     last: float = 0.0
     """When it last told anything."""
     end: str | None = None
-    """One of ``ENDS``; None: it told none, so it runs, or was killed."""
+    """One of ``ENDS``, or ``CANCELLED``; None: it told none, so it runs, or was killed."""
     code: int | None = None
     """Exit code, where its supervisor lived to tell it."""
     message: str = ""
@@ -66,7 +68,8 @@ def attempts(events: Iterable[Mapping[str, Any]]) -> list[Attempt]:
         if kind == "start":
             now = replace(now, start=event["step"], step=event["step"])
         elif kind == "ended":
-            now = replace(now, code=event["code"])
+            cancelled = now.end is None and event.get("verdict") == CANCELLED
+            now = replace(now, code=event["code"], end=CANCELLED if cancelled else now.end)
         elif kind == "rewound":
             now = replace(now, step=event["to"], end=None, message="")
         elif "step" in event and kind in ("train", "validation", "checkpoint", "preempted", "left"):

@@ -115,7 +115,7 @@ def _lock(run_dir: Path, seconds: float = 0.0) -> Iterator[None]:
     A lock of the kernel's: it goes with the process that has it, however that ends; on NFS it holds among hosts. At a
     URL there is a lease beside it (see ``lease``).
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + max(seconds, 0.5)  # whoever only looks (``is_locked``) holds it for a moment
     with (run_dir / LOCK).open("w") as file:
         while True:
             try:
@@ -128,6 +128,11 @@ def _lock(run_dir: Path, seconds: float = 0.0) -> Iterator[None]:
                         "to share a run are told so by MMDIT_COORDINATOR, or MMDIT_DISTRIBUTED=auto)"
                     ) from error
                 time.sleep(min(1.0, max(0.05, seconds / 100)))
+            except OSError as error:
+                raise UserError(
+                    f"root={run_dir}: its file system has no locks ({error.strerror}); mount it with them, or choose "
+                    "another --root"
+                ) from error
         remote = remote_of(run_dir / LEASE)
         if remote is None:
             yield

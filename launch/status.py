@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from launch.places import STACKS, Places, read_result
 from launch.runtime import places_of
 from launch.studies import load_study
 from mmdit_jax.config import Run, Study
-from mmdit_jax.errors import UserError
+from mmdit_jax.errors import EXIT_PREEMPTED, UserError
 from mmdit_jax.remote import pull
 from mmdit_jax.training.events import read_events
 from mmdit_jax.training.progress import duration
@@ -49,12 +50,17 @@ def status_row(run: Run, places: Places, live: Mapping[str, Live] | None = None)
     if history:
         last = history[-1]
         row |= {"state": "stopped", "step": last.step, "restarts": len(history) - 1, "where": last.host}
-        if last.end == "refused" or (last.end is None and last.code is not None):
+        if last.end == "refused" or (last.end is None and last.code not in (None, EXIT_PREEMPTED)):
             row |= {"state": "failed", "message": last.message or f"exit code {last.code}"}
     past = rewinds(events)
     given = (live or {}).get(run.run_id)
-    result = read_result(folder)
-    if result is not None:
+    try:
+        result, damaged = read_result(folder), ""
+    except UserError as error:
+        result, damaged = None, str(error)
+    if damaged:
+        row |= {"state": "failed", "message": damaged}
+    elif result is not None:
         row |= {"state": "done", "step": run.steps, "val_loss": result["val_loss"], "message": ""}
     elif is_locked(folder):
         row |= {"state": "running", "message": ""}
@@ -77,13 +83,19 @@ def _stacks(folder: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def live_runs(places: Places) -> dict[str, Live]:
-    """What all engines that this study was ever given to have in their hands; one that can't be asked is told of."""
+def live_runs(places: Places, *, all_engines: bool = False) -> dict[str, Live]:
+    """What all engines that this study was ever given to have in their hands; one that can't be asked is told of.
+
+    Raises:
+      UserError: one can't be asked, and ``all_engines`` must be.
+    """
     found: dict[str, Live] = {}
     for engine in known_engines(places.study_dir):
         try:
             found |= engine.live()
         except UserError as error:
+            if all_engines:
+                raise UserError(f"{error}; it may have runs of this study: try again when it answers") from error
             print(f"mmdit: {error}", file=sys.stderr)
     return found
 
@@ -101,6 +113,8 @@ def study_status(args: argparse.Namespace) -> int:
     places = places_of(args, study)
     if args.watch is not None and args.json:
         raise UserError("watch: expected without --json, which is one object")
+    if args.watch is not None and not (math.isfinite(args.watch) and args.watch > 0):
+        raise UserError(f"watch={args.watch:g}: expected more than 0 seconds")
     while True:
         rows = study_rows(study, places)
         if args.json:
@@ -112,7 +126,7 @@ def study_status(args: argparse.Namespace) -> int:
             return 0
         clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
         print(f"{clear}{study.name}  {time.strftime('%H:%M:%S')}\n{text}", flush=True)
-        if all(row["state"] in ("done", "diverged") for row in rows):
+        if all(row["state"] in ("done", "diverged", "failed") for row in rows):
             return 0
         time.sleep(args.watch)
 

@@ -31,7 +31,7 @@ from launch.runtime import check_handling, places_of
 from launch.status import live_runs, status_row, table
 from launch.studies import load_study
 from mmdit_jax.config import Run, Study
-from mmdit_jax.errors import UserError
+from mmdit_jax.errors import EXIT_DIVERGED, UserError
 from mmdit_jax.lease import lease
 from mmdit_jax.remote import location, remote_of
 from mmdit_jax.training.events import read_events
@@ -94,15 +94,16 @@ def submit_study(args: argparse.Namespace) -> int:
         raise UserError(f"retries={args.retries}: expected 0 or more")
     study = load_study(args.study, args.overrides)
     places = places_of(args, study)
-    chosen = [study.find(key) for key in args.only] or list(study.runs)
+    chosen = _chosen(args, study)
     engine, told = _engine(args, places.study_dir.absolute())
     if args.dry_run:
-        jobs = jobs_of(args, study, places, [run for run in chosen if _why_not(run, places, args, {}) is None])
+        live = live_runs(places)
+        jobs = jobs_of(args, study, places, [run for run in chosen if _why_not(run, places, args, live) is None])
         print("\n".join(engine.render(job) for job in jobs), end="")
         return 0
     make_folder(places.study_dir)
     with _only_submitter(places.study_dir):
-        live = live_runs(places)
+        live = live_runs(places, all_engines=True)
         reasons = {run.run_id: _why_not(run, places, args, live) for run in chosen}
         missing = [run for run in chosen if reasons[run.run_id] is None]
         note_engine(places.study_dir, args.executor, told)
@@ -114,23 +115,39 @@ def submit_study(args: argparse.Namespace) -> int:
     for run in chosen:
         if reasons[run.run_id] is not None:
             print(f"{run.name}: {reasons[run.run_id]}", file=sys.stderr)
-    while args.wait and any(run.run_id in (now := live_runs(places)) for run in chosen):
-        time.sleep(1.0)
+    while args.wait and _in_hands(chosen, places):
+        time.sleep(1.0 if args.executor == "local" else 10.0)
     now = live_runs(places)
-    print("\n".join(table([status_row(run, places, now) for run in chosen])))
-    return 0
+    rows = [status_row(run, places, now) for run in chosen]
+    print("\n".join(table(rows)))
+    return EXIT_DIVERGED if args.wait and any(row["state"] == "diverged" for row in rows) else 0
 
 
 def cancel_study(args: argparse.Namespace) -> int:
     """End this study's runs wherever they are; those of others are not touched."""
     study = load_study(args.study, args.overrides)
     places = places_of(args, study)
-    chosen = [run.run_id for run in ([study.find(key) for key in args.only] or study.runs)]
+    chosen = [run.run_id for run in _chosen(args, study)]
     ended = [run for engine in known_engines(places.study_dir) for run in engine.cancel(chosen)]
     for run in ended:
         print(run)
     print(f"{len(ended)} of {len(chosen)} runs were in an engine's hands", file=sys.stderr)
     return 0
+
+
+def _chosen(args: argparse.Namespace, study: Study) -> list[Run]:
+    """Those of ``--only``, each once, or all."""
+    return list(dict.fromkeys(study.find(key) for key in args.only)) or list(study.runs)
+
+
+def _in_hands(runs: Sequence[Run], places: Places) -> bool:
+    """Whether some engine has one of them; so it is taken to be where one can't be asked."""
+    try:
+        live = live_runs(places, all_engines=True)
+    except UserError as error:
+        print(f"mmdit: {error}", file=sys.stderr)
+        return True
+    return any(run.run_id in live for run in runs)
 
 
 def _why_not(run: Run, places: Places, args: argparse.Namespace, live: Any) -> str | None:
@@ -273,8 +290,11 @@ def _kubernetes(args: argparse.Namespace) -> Kubernetes:
 @contextlib.contextmanager
 def _only_submitter(study_dir: Path) -> Iterator[None]:
     """Of two who submit a study at once, the second waits, and then finds the runs in the engine's hands."""
-    handle = os.open(study_dir / ".submit", os.O_RDWR | os.O_CREAT, 0o666)
+    path = study_dir / ".submit"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(handle, 0o666)  # several users may submit under one root, if they may write there
         fcntl.flock(handle, fcntl.LOCK_EX)
         remote = remote_of(study_dir / "submit.lease.json")
         with contextlib.nullcontext() if remote is None else lease(remote, "submit", wait_seconds=600):

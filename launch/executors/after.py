@@ -39,6 +39,12 @@ def _cancelled(run_dir: Path) -> bool:
     return (run_dir / CANCELLED).exists() if remote is None else remote.get() is not None
 
 
+def starts_again(run_dir: Path) -> bool:
+    """Whether the run's last attempt ended so that another one follows."""
+    told = [event for event in read_events(run_dir) if event["event"] in ("ended", "attempt")]
+    return bool(told) and told[-1].get("verdict") == "again"
+
+
 def ended(run_dir: Path, code: int, retries: int) -> str:
     """Note the end of an attempt; what follows, as ``attempts.after``, or ``cancelled``."""
     pull(run_dir)

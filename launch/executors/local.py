@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launch.executors.after import mark_cancelled
 from launch.executors.job import GRACE_SECONDS, Job, Live
 from launch.executors.slurm import FOLDER
 from mmdit_jax.errors import UserError
@@ -138,6 +139,8 @@ class LocalEngine:
     def cancel(self, runs: Sequence[str]) -> list[str]:
         """Ask their supervisors to end these runs; those that were in somebody's hands."""
         live = {run: item for run, item in self.live().items() if run in runs}
+        for run in live:
+            mark_cancelled(self._folder / run)
         for handle in {item.handle for item in live.values()}:
             chosen = [run for run in live if live[run].handle == handle]
             write_atomic(Path(handle).with_suffix(f".{time.time_ns()}-{os.getpid()}.cancel"), json.dumps(chosen))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.executors.after import mark_cancelled
+from launch.executors.after import CANCELLED, mark_cancelled, starts_again
 from launch.executors.job import GRACE_SECONDS, Job, Live, Machine
 from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_atomic
@@ -19,6 +19,10 @@ from mmdit_jax.files import write_atomic
 FOLDER = "jobs"
 """Of a study's folder: a script and the run ids of each job that was ever submitted, by its name."""
 _SEPARATOR = "\x1f"
+# States as squeue tells them.
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED", "COMPLETING")
+"""A job that is about to be requeued is COMPLETING for a while, as one that has ended."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def render(job: Job, slurm: Slurm) -> str:
         "export MMDIT_JOB=slurm:$job",
         "unset MMDIT_COORDINATOR MMDIT_PROCESSES MMDIT_PROCESS MMDIT_DISTRIBUTED",
         *_several(machine),
+        f'[ -e {shlex.quote(job.folder)}/"$run"/{CANCELLED} ] && exit 0  # since it was started',
         "# At preemption and scancel the signal comes here, too; the tasks have it from Slurm.",
         "told=; trap told=1 TERM",
         f'srun --kill-on-bad-exit=1 --unbuffered {" ".join(tasks)} {shlex.join(job.command)} "$run" & step=$!',
@@ -178,17 +183,12 @@ class SlurmEngine:
             name, number, index, state, nodes, reason = told
             runs = self._runs(name)
             place = int(index) if index.isdigit() else 0
-            if place >= len(runs) or state in (
-                "COMPLETED",
-                "COMPLETING",
-                "FAILED",
-                "CANCELLED",
-                "TIMEOUT",
-                "NODE_FAIL",
-            ):
+            if place >= len(runs) or state in ENDED:
+                continue
+            if state == "COMPLETING" and not starts_again(self._folder / runs[place]):
                 continue
             job = f"{number}_{index}" if index.isdigit() else number
-            queued = state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
+            queued = state in QUEUED
             where = f"slurm:{job} {nodes or reason}".strip()
             found[runs[place]] = Live("queued" if queued else "running", where, job)
         return found
