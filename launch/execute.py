@@ -26,7 +26,7 @@ from mmdit_jax.evaluation.evaluate import evaluate, nothing_drawn
 from mmdit_jax.evaluation.removal import draw_without
 from mmdit_jax.files import write_json
 from mmdit_jax.host import sigterm_leaves
-from mmdit_jax.processes import from_first, is_first, joined, together
+from mmdit_jax.processes import from_first, joined, together
 from mmdit_jax.remote import push_all
 from mmdit_jax.training.best import restore_best, without_memory
 from mmdit_jax.training.checkpoint import Checkpoints
@@ -71,6 +71,10 @@ def execute(run: Run, places: Places, handling: Handling | None = None) -> dict[
         Preempted: SIGTERM came, and everything is saved.
     """
     handling = handling or Handling()
+    if handling.rewinds and run.evaluation.at == "best":
+        raise UserError(
+            f"rewinds={handling.rewinds}: expected 0 with evaluation.at='best', whose best step may be rewound"
+        )
     run_dir = places.run_dir(run)
     done = from_first("result", lambda: read_result(run_dir))
     if done is not None:
@@ -83,9 +87,9 @@ def execute(run: Run, places: Places, handling: Handling | None = None) -> dict[
         if before.diverged is not None and before.count >= handling.rewinds:
             raise Diverged(before.diverged[1])
         started = time.perf_counter()
-        with _before_steps(run):
+        with _before_steps(run):  # and, between it and the first step, what is restored and compiled
             data = _data(run, places)
-        state = without_memory(train(run, run_dir, data, project=places.study, conduct=conduct))
+            state = without_memory(train(run, run_dir, data, project=places.study, conduct=conduct))
         conduct.watchdog.rest()  # what follows has no steps to go by
         with sigterm_leaves(f"{run.name} after training"):
             return _finish(run, places, data, state, started)
@@ -113,13 +117,16 @@ def _finish(run: Run, places: Places, data: TrainingData, state: TrainState, sta
     if density.adaptive:
         scores["learned_formulation"] = learned_name(density, jax.tree.map(_on_host, state.loss_by_time))
     result |= {"params_sha256": digest(state.params), "ema_sha256": digest(state.ema), **scores}
-    if is_first():
+
+    def write() -> None:
         push_all(run_dir)
         write_json(run_dir / RESULT, result)
         events = EventLog(run_dir)
         ended = time.perf_counter()
         events.write("done", train_seconds=trained - started, evaluate_seconds=ended - trained, durable=True)
         events.close()
+
+    from_first("result", write, seconds=3600.0)  # the others wait: none may leave before it is written
     return result
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from launch.executors.after import LEASE, LOCK
 from launch.places import CONFIG, Places, make_folder
 from mmdit_jax.config import Run
 from mmdit_jax.config_values import to_dict
@@ -25,14 +26,12 @@ from mmdit_jax.processes import from_first, is_first, together
 from mmdit_jax.remote import pull, remote_of
 from mmdit_jax.training.best import FOLDER as BEST
 from mmdit_jax.training.checkpoint import FOLDER as CHECKPOINTS
-from mmdit_jax.training.checkpoint import saved_steps
 from mmdit_jax.training.data import training_data
 from mmdit_jax.training.events import EventLog, read_events
 from mmdit_jax.versions import versions
 
 FOLDERS = (CHECKPOINTS, BEST)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "mmdit-jax")
-LOCK, LEASE = "lock", "lease.json"
 JOB = "MMDIT_JOB"
 """The engine's name of what runs this attempt, as executors tell it: events say it, nothing is decided by it."""
 
@@ -95,7 +94,7 @@ def _say(run_dir: Path, event: str, **fields: object) -> None:
 def _check_same_data(run_dir: Path, encoded: EncodedSet) -> None:
     """Refuse to go on with another set than the checkpoints were trained on."""
     config = run_dir / CONFIG
-    if not config.exists() or not any(saved_steps(run_dir, name) for name in FOLDERS):
+    if not config.exists() or not _has_checkpoints(run_dir):
         return
     try:
         before = json.loads(config.read_text()).get("data_fingerprint")
@@ -106,6 +105,14 @@ def _check_same_data(run_dir: Path, encoded: EncodedSet) -> None:
             f"data={encoded.folder}: fingerprint {encoded.fingerprint}, but {run_dir.name} was trained on {before} "
             f"under this name; restore that set, or delete {run_dir} to train anew"
         )
+
+
+def _has_checkpoints(run_dir: Path) -> bool:
+    """Whether there are any, finished or not. Asked by process 0 alone, so not of Orbax, which waits for the others."""
+    remote = remote_of(run_dir)
+    if remote is not None:
+        return any(name.split("/")[0] in FOLDERS for name in remote.listing())
+    return any(path for name in FOLDERS for path in (run_dir / name).glob("[0-9]*"))
 
 
 @contextlib.contextmanager
@@ -138,7 +145,7 @@ def _lock(run_dir: Path, seconds: float = 0.0) -> Iterator[None]:
             yield
             return
         with lease(remote, f"run={run_dir.name!r}", max(0.0, until - time.monotonic())):
-            pull(run_dir)  # what an attempt on another host has left
+            pull(run_dir, ours=True)  # what an attempt on another host has left
             yield
 
 

@@ -103,14 +103,14 @@ def submit_study(args: argparse.Namespace) -> int:
         return 0
     make_folder(places.study_dir)
     with _only_submitter(places.study_dir):
-        live = live_runs(places, all_engines=True)
+        live = {**live_runs(places, all_engines=True), **(engine.live() if args.executor != "k8s" else {})}
         reasons = {run.run_id: _why_not(run, places, args, live) for run in chosen}
         missing = [run for run in chosen if reasons[run.run_id] is None]
-        note_engine(places.study_dir, args.executor, told)
         for run in missing:
             unmark_cancelled(places.run_dir(run))
         for job in jobs_of(args, study, places, missing):
             where = engine.submit(job)
+            note_engine(places.study_dir, args.executor, told)
             print(f"{', '.join(job.runs)}: {where}", file=sys.stderr)
     for run in chosen:
         if reasons[run.run_id] is not None:

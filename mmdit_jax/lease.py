@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from mmdit_jax.errors import EXIT_INFRASTRUCTURE, Held
 from mmdit_jax.remote import Remote
 
-SECONDS = 90.0
+SECONDS = 180.0
 """How long a lease holds after it was renewed; clocks of hosts may differ by a part of it."""
 _SETTLE = 1.0
 """After taking what was over: of two that did so, the later one's name stands by then."""
@@ -62,7 +62,8 @@ def _take(remote: Remote, owner: str, seconds: float) -> bool:
     told = _read(remote)
     if told is not None and told[1] > time.time():
         return False
-    remote.delete()
+    if _read(remote) == told:  # and nobody else has taken it since
+        remote.delete()
     if not remote.create(_text(owner, seconds)):
         return False
     time.sleep(min(_SETTLE, seconds / 4))
@@ -71,6 +72,14 @@ def _take(remote: Remote, owner: str, seconds: float) -> bool:
 
 def _renew(remote: Remote, owner: str, seconds: float, ended: threading.Event) -> None:
     renewed = time.monotonic()
+
+    def watch() -> None:  # a store that doesn't answer at all would have the renewal wait beyond the lease's end
+        while not ended.wait(seconds / 20):
+            if time.monotonic() - renewed > 0.9 * seconds:
+                print(f"mmdit: lease of {remote.url}: the store doesn't answer; this process ends", file=sys.stderr)
+                os._exit(EXIT_INFRASTRUCTURE)
+
+    threading.Thread(target=watch, name="lease's end", daemon=True).start()
     while not ended.wait(seconds / 4):
         line = "it could not be renewed"
         try:

@@ -8,6 +8,7 @@ time: who did not come is named.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -34,6 +35,10 @@ HEARTBEAT = "MMDIT_HEARTBEAT_SECONDS"
 PATIENCE = 600.0
 """Seconds that processes wait for one another where they agree on something."""
 
+_PASSING = (errno.EIO, errno.ESTALE, errno.EBUSY, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+"""What a disk or a network says of itself."""
+_STORES = ("botocore", "aiohttp", "gcsfs", "aiobotocore")
+"""Packages whose errors are of a store that could not be reached."""
 _ERRORS: dict[str, type[Exception]] = {"UserError": UserError, "Held": Held, "Diverged": Diverged}
 
 
@@ -104,10 +109,15 @@ def end(code: int) -> None:
 
 
 def is_infrastructure(error: BaseException) -> bool:
-    """Whether an error of JAX's runtime is of a device or a link, rather than of the program.
+    """Whether an error is of a device, a link, a disk or a store, rather than of the program.
 
-    Of several processes everything that is not plainly the program's: when one is lost, the others fail in all ways.
+    Of several processes everything of JAX's runtime that is not plainly the program's: when one is lost, the others
+    fail in all ways.
     """
+    if isinstance(error, (TimeoutError, ConnectionError)) or type(error).__module__.split(".")[0] in _STORES:
+        return True
+    if isinstance(error, OSError):
+        return error.errno in _PASSING
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return False
     status = str(error).split(":", 1)[0].strip()
@@ -123,7 +133,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-_ROUNDS = {"count": 0}
+_ROUNDS = {"count": 0, "looking": 0}
 
 
 def exchange(what: str, value: Any, seconds: float = PATIENCE) -> list[Any]:
@@ -140,6 +150,7 @@ def exchange(what: str, value: Any, seconds: float = PATIENCE) -> list[Any]:
         return [json.loads(json.dumps(value))]
     client = distributed.global_state.client
     assert client is not None
+    assert not _ROUNDS["looking"], f"{what}: process 0 looks alone, the others would not come"
     _ROUNDS["count"] += 1
     folder = f"mmdit/{_ROUNDS['count']}/"
     own = json.dumps({"host": socket.gethostname(), "value": value})
@@ -168,10 +179,13 @@ def from_first(what: str, look: Callable[[], T], seconds: float = PATIENCE) -> T
     told: dict[str, Any] = {}
     own: Exception | None = None
     if is_first():
+        _ROUNDS["looking"] = 1
         try:
             told = {"value": look()}
         except Exception as error:
             own, told = error, {"error": type(error).__name__, "message": str(error)}
+        finally:
+            _ROUNDS["looking"] = 0
     first = exchange(what, told, seconds)[0]
     if own is not None:
         raise own
@@ -204,17 +218,34 @@ def together(what: str, act: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def preemption() -> Iterator[Callable[[int], bool]]:
+def preemption(start: int) -> Iterator[Callable[[int], bool]]:
     """Until the block ends SIGTERM ends nothing at once; what it gives says after which step all of them stop.
 
     It is asked after every step, by every process: it may be true of a later step than that in which the signal came to
-    one of them, and is of the same one in all.
+    one of them, and is of the same one in all. A signal that came before the first step counts: they stop after it.
+
+    Args:
+      start: the step that the first one follows.
     """
     if jax.process_count() == 1:
         with sigterm_noted() as noted:
             yield lambda step: noted()
         return
-    yield lambda step: bool(reached_preemption_sync_point(step))
+    # JAX agrees on the step after the last that any of them has asked about, and does so once. Of a signal that came
+    # before any had asked, that is step 1, which a run that goes on from another never asks about.
+    reached_preemption_sync_point(start)
+    early = from_first("preemption", _notice)
+    yield lambda step: bool(reached_preemption_sync_point(step)) or early
+
+
+def _notice() -> bool:
+    """Whether one of the processes has told the coordinator of a SIGTERM."""
+    client = distributed.global_state.client
+    assert client is not None
+    try:
+        return bool(client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE"))
+    except RuntimeError:  # NOT_FOUND
+        return False
 
 
 def _whole(name: str, text: str) -> int:

@@ -112,7 +112,11 @@ def open_root(text: str) -> Path:
     folder = home / hashlib.sha256(url.encode()).hexdigest()[:12]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARK).write_text(url)
+        mark = folder / MARK
+        if not mark.exists() or mark.read_text() != url:
+            temporary = folder / f"{MARK}.{os.getpid()}"
+            temporary.write_text(url)
+            temporary.replace(mark)  # whole: others look at it all the time
     except OSError as error:
         raise UserError(
             f"{MIRRORS}={str(home)!r}: cannot be written ({error.strerror}); name another folder"
@@ -138,10 +142,12 @@ def location(path: Path) -> str:
     return str(path.absolute()) if remote is None else remote.url
 
 
-def pull(folder: Path) -> None:
+def pull(folder: Path, *, ours: bool = False) -> None:
     """Fetch what lies below at the URL: what is not here, or of another size, or may have been replaced.
 
-    Of a file that is appended to (events.jsonl) the longer one is the newer: a run on this host may be ahead.
+    Of a file that is appended to (events.jsonl) the longer one is the newer: a run on this host may be ahead. Whoever
+    holds the lease (``ours``) takes what is at the URL: here may lie the end of an attempt that was killed, and another
+    host has gone on.
     """
     remote = remote_of(folder)
     if remote is None:
@@ -151,7 +157,7 @@ def pull(folder: Path) -> None:
         if any(part in APART for part in path.relative_to(folder).parts[:-1]):
             continue
         here = path.stat().st_size if path.exists() else -1
-        if here < size if path.suffix == ".jsonl" else here != size or path.suffix in (".json", ".csv"):
+        if (ours or here < size) if path.suffix == ".jsonl" else here != size or path.suffix in (".json", ".csv"):
             content = (remote / name).get()
             if content is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,15 +8,19 @@ ended and so none writes events any more. Starts in a tenth of a second: it impo
 
 from __future__ import annotations
 
+import fcntl
 import sys
 from pathlib import Path
 
 from launch.attempts import after, attempts
 from mmdit_jax.errors import EXIT_OK, EXIT_PREEMPTED
 from mmdit_jax.files import write_json
+from mmdit_jax.lease import is_leased
 from mmdit_jax.remote import pull, remote_of
 from mmdit_jax.training.events import EventLog, read_events
 
+LOCK, LEASE = "lock", "lease.json"
+"""Files of a run directory that whoever is at the run holds: see ``launch.hold``."""
 CANCELLED = "cancelled.json"
 """In a run directory: its user wants no more of it, until it is submitted again."""
 
@@ -39,15 +43,18 @@ def _cancelled(run_dir: Path) -> bool:
     return (run_dir / CANCELLED).exists() if remote is None else remote.get() is not None
 
 
-def starts_again(run_dir: Path) -> bool:
-    """Whether the run's last attempt ended so that another one follows."""
+def last_verdict(run_dir: Path, job: str) -> str | None:
+    """What follows the run's last attempt, if that was ``job``'s and has ended."""
     told = [event for event in read_events(run_dir) if event["event"] in ("ended", "attempt")]
-    return bool(told) and told[-1].get("verdict") == "again"
+    jobs = [event.get("job") for event in told if event["event"] == "attempt"]
+    return told[-1].get("verdict") if jobs and jobs[-1] == job else None
 
 
 def ended(run_dir: Path, code: int, retries: int) -> str:
     """Note the end of an attempt; what follows, as ``attempts.after``, or ``cancelled``."""
     pull(run_dir)
+    if code == EXIT_PREEMPTED and _in_others_hands(run_dir):  # it waited for another attempt: the events are that one's
+        return "cancelled" if _cancelled(run_dir) else "again"
     done = (run_dir / "result.json").exists()
     verdict = after(attempts(read_events(run_dir)), done, code, retries)
     if verdict == "again" and _cancelled(run_dir):
@@ -60,6 +67,20 @@ def ended(run_dir: Path, code: int, retries: int) -> str:
     elif verdict == "again":  # the root has gone, and with it what bounds the attempts
         verdict = "stop"
     return verdict
+
+
+def _in_others_hands(run_dir: Path) -> bool:
+    remote = remote_of(run_dir / LEASE)
+    if remote is not None:
+        return is_leased(remote)
+    try:
+        with (run_dir / LOCK).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def main(argv: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -11,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.executors.after import CANCELLED, mark_cancelled, starts_again
+from launch.executors.after import CANCELLED, last_verdict, mark_cancelled
 from launch.executors.job import GRACE_SECONDS, Job, Live, Machine
 from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_atomic
 
 FOLDER = "jobs"
 """Of a study's folder: a script and the run ids of each job that was ever submitted, by its name."""
+_SESSION = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|PMI|PMIX|OMPI)_|(JAX_LOCAL_DEVICE_IDS|JAX_COORDINATOR_ADDRESS)$")
+"""Variables of the session that submits."""
 _SEPARATOR = "\x1f"
 # States as squeue tells them.
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -92,6 +95,7 @@ def render(job: Job, slurm: Slurm) -> str:
         "asked='JobState=RUNNING|Reason=TimeLimit'",
         'if [ $again -eq 75 ] && scontrol -o show job "$job" | grep -Eq "$asked"; then',
         '  scontrol requeue "$job" && sleep 60',
+        '  echo "$run: Slurm did not requeue it; submit it again" >&2',
         "fi",
         "exit $code",
     ]
@@ -185,9 +189,10 @@ class SlurmEngine:
             place = int(index) if index.isdigit() else 0
             if place >= len(runs) or state in ENDED:
                 continue
-            if state == "COMPLETING" and not starts_again(self._folder / runs[place]):
-                continue
             job = f"{number}_{index}" if index.isdigit() else number
+            verdict = last_verdict(self._folder / runs[place], f"slurm:{job}")
+            if state == "COMPLETING" if verdict is None else verdict != "again":
+                continue  # it has ended, and Slurm has not noticed yet
             queued = state in QUEUED
             where = f"slurm:{job} {nodes or reason}".strip()
             found[runs[place]] = Live("queued" if queued else "running", where, job)
@@ -215,7 +220,9 @@ class SlurmEngine:
 def _ask(*command: str) -> str:
     if shutil.which(command[0]) is None:
         raise UserError(f"executor='slurm': {command[0]} is not on this host's PATH; submit from a login node")
-    done = subprocess.run(command, capture_output=True, text=True)
+    # Of an allocation that this is called in, nothing is to be the job's: srun ends where two variables contradict.
+    given = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not _SESSION.match(name)}
+    done = subprocess.run(command, env=given, capture_output=True, text=True)
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())[:300]
         raise UserError(f"executor='slurm': {command[0]} refused: {said}")

@@ -171,9 +171,12 @@ class Supervisor:
         told = [code for code in found if 0 < code < 128]
         code = told[0] if told else max(found)
         _release(run)
+        for number in range(len(run.processes)):
+            if (log := self._logs.pop(f"{run.run_id}.{number}.log", None)) is not None:
+                log.close()
         try:
             verdict = ended(self._folder / run.run_id, code, self._spec["retries"])
-        except OSError as error:  # a disk may be full; the other runs' may be another one
+        except Exception as error:  # a disk may be full, a store away: no reason to leave the other runs alone
             print(f"{run.run_id}: its end could not be noted: {error}", flush=True)
             verdict = "stop"
         again = verdict == "again" and run.told_to_end is None

@@ -6,18 +6,23 @@ All processes of a run call all of this in the same order: they save and restore
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import logging
+import os
+import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from mmdit_jax.errors import UserError
-from mmdit_jax.processes import exchange, from_first, is_first
+from mmdit_jax.errors import Infrastructure, UserError
+from mmdit_jax.processes import exchange, from_first, is_first, is_infrastructure, together
 from mmdit_jax.remote import remote_of
 from mmdit_jax.training.checksums import write_sums, wrong_file
 from mmdit_jax.training.orbax_places import orbax_context, orbax_path
@@ -28,6 +33,10 @@ FOLDER = "checkpoints"
 DAMAGED = "damaged"
 """Beside it: where checkpoints are moved that were passed over, so that their steps can be saved again."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED")
+"""What TensorStore and JAX say of a store, or a memory, that is not there now: no damage."""
 
 
 class Checkpoints:
@@ -57,6 +66,10 @@ class Checkpoints:
         if step in self._steps:
             return
         self._end_summing()
+        if jax.process_count() > 1 and self._remote is None:
+            # Orbax has the others wait 20 minutes for a process whose disk is full.
+            with contextlib.ExitStack() as held:
+                together("space for a checkpoint", lambda: held.enter_context(_room(self.folder, state)))
         try:
             with orbax_context(self._remote):
                 response = self._checkpointer.save_async(step, state, force=True)
@@ -69,13 +82,12 @@ class Checkpoints:
         self._summing.start()
 
     def wait(self) -> None:
-        """Return when everything saved is on disk."""
+        """Return when everything saved is on disk; its sums may follow, for which ``close`` waits."""
         try:
             with orbax_context(self._remote):
                 self._checkpointer.wait()
         except Exception as error:
             raise _told(error, self.folder) from error
-        self._end_summing()
 
     def restore(self, abstract: Any, *, step: int | None = None, upto: int | None = None) -> tuple[int, Any] | None:
         """(step, state) of the newest readable checkpoint, or of ``step``; none where nothing was ever saved.
@@ -142,7 +154,11 @@ class Checkpoints:
         except Exception as error:
             text = str(error).strip()
             reason = text.splitlines()[0][:160] if text else type(error).__name__
+            if is_infrastructure(error) or any(word in text for word in PASSING):
+                reason = f"{PASSING[0]}: {reason}"
         found = exchange(f"loading of {folder}", reason)
+        if passing := [item for item in found if item is not None and item.startswith(PASSING[0])]:
+            raise Infrastructure(f"checkpoint {folder}: could not be read now ({passing[0]})")
         return state, next((item for item in found if item is not None), None)
 
     def _move_aside(self, steps: list[int]) -> None:
@@ -192,6 +208,28 @@ def saved_steps(run_dir: Path, folder: str = FOLDER) -> list[int]:
         return checkpoints.steps()
     finally:
         checkpoints.close()
+
+
+@contextlib.contextmanager
+def _room(folder: Path, state: Any) -> Iterator[None]:
+    """Have the disk set aside what this process will write of ``state``, uncompressed, until the block ends.
+
+    Raises:
+        UserError: it can't.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    size = sum(part.data.nbytes for leaf in leaves for part in leaf.addressable_shards if part.replica_id == 0)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if size and sys.platform == "linux":
+                # Not os.posix_fallocate, which writes all of it where a file system can't set aside.
+                libc = ctypes.CDLL(None, use_errno=True)
+                number = libc.fallocate(file.fileno(), 0, ctypes.c_long(0), ctypes.c_long(size)) and ctypes.get_errno()
+                if number in NO_SPACE:
+                    raise OSError(number, os.strerror(number))
+            yield
+    except OSError as error:
+        raise _told(error, folder) from error
 
 
 def _told(error: Exception, folder: Path) -> Exception:

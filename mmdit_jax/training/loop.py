@@ -120,6 +120,8 @@ def _train(
         loop = _Loop(program, members, data, conduct, ledger, progress)
         state = loop.run(start, state)
         while loop.may_rewind():
+            if loop.stopped:
+                raise Preempted(f"{_names(program)}: stopped by SIGTERM, saved; run again to go on")
             del state  # before there is another one
             start, state = _first_state(program, checkpoints)
             members[0].rewind(start)
@@ -144,6 +146,8 @@ class _Loop:
         self._ledger, self._progress = ledger, progress
         self._compiled: set[Any] = set()
         self._in_flight = InFlight()
+        self.stopped = False
+        """Whether SIGTERM came: what was to be rewound, too, goes on in the next attempt."""
 
     def may_rewind(self) -> bool:
         """Whether the run diverged, and may go back."""
@@ -162,7 +166,7 @@ class _Loop:
             return state
         self._in_flight = InFlight()
         batches = _stream(program, self._data, start, members[0].rewinds)
-        with preemption() as terminated:
+        with preemption(start) as terminated:
             for step in range(start, first.steps):
                 with of("data"):
                     batch, shift = next(batches)
@@ -180,6 +184,7 @@ class _Loop:
                 self._in_flight.add(done, sides(batch), metrics)
                 self._read()
                 last, stop = done == first.steps, terminated(done)
+                self.stopped |= stop
                 if last or done % first.validate_every == 0:
                     self._read(everything=True)
                     with of("validation"), watchdog.slowly():

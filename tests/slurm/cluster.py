@@ -1,7 +1,7 @@
 """A real Slurm on this host, for tests: slurmctld, one slurmd a node, munged; no systemd, cgroups or database.
 
-    python tests/slurm_cluster.py start FOLDER [NODES]     prints the line that points Slurm's commands at it
-    python tests/slurm_cluster.py stop FOLDER
+    python tests/slurm/cluster.py start FOLDER [NODES]     prints the line that points Slurm's commands at it
+    python tests/slurm/cluster.py stop FOLDER
 
 Needs root, and Debian's packages slurmctld, slurmd, slurm-client and munge. Everything of it lies in FOLDER, its
 daemons are taken down by their pids. Nodes n0, n1, … are this host, each with 4 cores and 4 GPUs that are empty files;

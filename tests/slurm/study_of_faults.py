@@ -38,7 +38,7 @@ PACES = {
     "kill all 'x' \"y\" $(touch pwned)": 0.1,
     "stop one": 0.1,
     "hang": 0.1,
-    "slurmd dies": 0.7,
+    "slurmd dies": 0.5,
     "preempted": 0.1,
     "time limit": 0.6,
     "flipped bit": 0.4,
