@@ -38,7 +38,7 @@ PACES = {
     "kill all 'x' \"y\" $(touch pwned)": 0.1,
     "stop one": 0.1,
     "hang": 0.1,
-    "slurmd dies": 0.5,
+    "slurmd dies": 0.1,
     "preempted": 0.1,
     "time limit": 0.6,
     "flipped bit": 0.4,
@@ -84,6 +84,8 @@ def _slow(self: Solo, state: Any, batch: Any, shift: int = 0) -> Any:
     if name == "hang" and done == FAULT_STEP and jax.process_index() == 1 and not once.exists():
         once.touch()
         _for_ever()
+    while (Path(os.environ["FAULTS_FOLDER"]) / f"{name} waits").exists():
+        time.sleep(0.1)
     state, metrics = _step(self, state, batch, shift)
     if name.startswith("not finite") and done == FAULT_STEP and not shift:
         metrics = {**metrics, "loss": metrics["loss"] * np.float32("nan")}
