@@ -94,7 +94,7 @@ def render(job: Job, slurm: Slurm) -> str:
         "# scancel ends is neither, and stays ended.",
         "asked='JobState=RUNNING|Reason=TimeLimit'",
         'if [ $again -eq 75 ] && scontrol -o show job "$job" | grep -Eq "$asked"; then',
-        '  scontrol requeue "$job" && sleep 60',
+        '  scontrol requeue "$job" && { sleep 60; exit $code; }',
         '  echo "$run: Slurm did not requeue it; submit it again" >&2',
         "fi",
         "exit $code",

@@ -1,6 +1,6 @@
 """A real Slurm on this host, for tests: slurmctld, one slurmd a node, munged; no systemd, cgroups or database.
 
-    python tests/slurm/cluster.py start FOLDER [NODES]     prints the line that points Slurm's commands at it
+    python tests/slurm/cluster.py start FOLDER             prints the line that points Slurm's commands at it
     python tests/slurm/cluster.py stop FOLDER
 
 Needs root, and Debian's packages slurmctld, slurmd, slurm-client and munge. Everything of it lies in FOLDER, its
@@ -64,7 +64,10 @@ SlurmdTimeout=10
 MaxArraySize=10001
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30 PreemptMode=REQUEUE
+PartitionName=main Nodes=n[0-1] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30 PreemptMode=REQUEUE
+# For what takes nodes away.
+PartitionName=apart Nodes=n[2-3] Default=NO MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30 PreemptMode=REQUEUE
+PartitionName=lower Nodes=n[4-5] Default=NO MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30 PreemptMode=REQUEUE
 PartitionName=high Nodes=ALL Default=NO MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -81,8 +84,8 @@ def missing() -> str | None:
 class Cluster:
     """The Slurm whose files lie in ``folder``."""
 
-    def __init__(self, folder: Path, nodes: int = 4) -> None:
-        self.folder, self.nodes = folder, [f"n{number}" for number in range(nodes)]
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.nodes = folder, [f"n{number}" for number in range(6)]
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(self) -> None:
@@ -145,7 +148,7 @@ class Cluster:
     def idle(self) -> int:
         """How many nodes are."""
         try:
-            told = self.ask("sinfo", "--noheader", "--partition=main", "--states=idle", "--format=%D").split()
+            told = self.ask("sinfo", "--noheader", "--partition=high", "--states=idle", "--format=%D").split()
         except subprocess.CalledProcessError:
             return 0
         return sum(map(int, told))
@@ -201,7 +204,7 @@ def _free_ports(count: int) -> int:
 
 
 if __name__ == "__main__":
-    cluster = Cluster(Path(sys.argv[2]).absolute(), int(sys.argv[3]) if len(sys.argv) > 3 else 4)
+    cluster = Cluster(Path(sys.argv[2]).absolute())
     if sys.argv[1] == "stop":
         cluster.stop()
     else:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from launch import execute
 from mmdit_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -25,6 +26,7 @@ from mmdit_jax.config import (
     text_widths,
 )
 from mmdit_jax.diffusion import SamplerConfig
+from mmdit_jax.evaluation.evaluate import nothing_drawn
 from mmdit_jax.models import MMDiTConfig
 from mmdit_jax.training.program import Solo
 
@@ -79,7 +81,8 @@ _step = Solo.step
 def _slow(self: Solo, state: Any, batch: Any, shift: int = 0) -> Any:
     done = int(np.asarray(state.step)) + 1
     name = self.runs[0].name
-    time.sleep(PACES[name])
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" and done <= 45:  # what was to happen has happened, else
+        time.sleep(PACES[name])
     once = Path(os.environ["FAULTS_FOLDER"]) / f"{name} happened"
     if name == "hang" and done == FAULT_STEP and jax.process_index() == 1 and not once.exists():
         once.touch()
@@ -92,9 +95,15 @@ def _slow(self: Solo, state: Any, batch: Any, shift: int = 0) -> Any:
     return state, metrics
 
 
+def _drawn(run: Run, *rest: Any) -> dict[str, Any]:
+    """Images of the untouched runs alone: what they cost is seconds, and says nothing of faults."""
+    return _scores(run, *rest) if run.name.startswith("untouched") else nothing_drawn()
+
+
 def _for_ever() -> None:
     while True:
         time.sleep(1)
 
 
 Solo.step = _slow  # type: ignore[method-assign]
+_scores, execute._scores = execute._scores, _drawn

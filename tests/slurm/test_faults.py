@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster import missing
-from faults import ALONE, SCENARIOS, Lab, Outcome, reference, same, start_all
+from faults import AT_ONCE, SCENARIOS, Lab, Outcome, reference, same, start_all
 
 REQUIRED = "MMDIT_REQUIRE_SLURM"
 """Variable by which CI says that there must be one."""
@@ -32,7 +32,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fut
     lab = Lab(tmp_path_factory.mktemp("faults") / "lab")
     began = time.monotonic()
     lab.start()
-    pool = ThreadPoolExecutor(6)
+    pool = ThreadPoolExecutor(AT_ONCE)
     try:
         yield start_all(lab, pool)
     finally:
@@ -42,7 +42,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fut
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SCENARIOS, *ALONE])
+@pytest.mark.parametrize("name", list(SCENARIOS))
 def test_a_run_ends_as_if_nothing_had_happened(outcomes: dict[str, Future[Outcome]], name: str) -> None:
     found, untouched = outcomes[name].result(), outcomes[reference(name)].result()
     verdict = same(found, untouched)
