@@ -197,7 +197,7 @@ def hang(lab: Lab) -> Outcome:
 
 def slurmd_dies(lab: Lab) -> Outcome:
     """kill -9 of a node's slurmd"""
-    lab.submit("slurmd dies", *TWO, "--partition", "apart")
+    lab.submit("slurmd dies", *TWO, "--partition", "apart", "--hang-seconds", "60")
     lab.in_the_middle("slurmd dies")
     waits = lab.folder / "slurmd dies waits"  # or the run would be over before Slurm misses the node
     waits.touch()
