@@ -22,7 +22,7 @@ from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.files import write_atomic
 from mmdit_jax.training.events import read_events
 from scaling.elo import rate
-from scaling.goodput import Goodput, goodput, goodput_table
+from scaling.goodput import COUNTS, Goodput, goodput, goodput_table
 
 
 def collect(study: Study, places: Places) -> pd.DataFrame:
@@ -62,7 +62,9 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
     write_without_tables(drawn, places)
     _grids(drawn, trees, folder)
     spent = [(run.run_id, run.name, _goodput(places.run_dir(run))) for run in study.runs]
-    write_atomic(folder / "goodput.csv", pd.DataFrame(goodput_table(spent)).to_csv(index=False))
+    told = pd.DataFrame(goodput_table(spent))
+    told = told.astype(dict.fromkeys(COUNTS, "Int64"))  # whole, though some may be missing
+    write_atomic(folder / "goodput.csv", told.to_csv(index=False))
     return pd.DataFrame(results)
 
 

@@ -25,6 +25,8 @@ MIRRORS = "MMDIT_MIRRORS"
 """Variable that says where these folders lie; by default in ~/.cache/mmdit-jax."""
 APART = ("checkpoints", "best", "damaged", "wandb", "_data", "_cache", "logs", "jobs", "stacks")
 """Folders that are not copied."""
+ENGINES = "engines.json"
+"""Of a study's jobs, the one file that others need: which engines it was given to."""
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 
 
@@ -154,7 +156,7 @@ def pull(folder: Path, *, ours: bool = False) -> None:
         return
     for name, size in remote.listing().items():
         path = folder / name
-        if any(part in APART for part in path.relative_to(folder).parts[:-1]):
+        if any(part in APART for part in path.relative_to(folder).parts[:-1]) and path.name != ENGINES:
             continue
         here = path.stat().st_size if path.exists() else -1
         if (ours or here < size) if path.suffix == ".jsonl" else here != size or path.suffix in (".json", ".csv"):

@@ -14,10 +14,9 @@ from launch.executors.local import Local, LocalEngine
 from launch.executors.slurm import FOLDER, Slurm, SlurmEngine
 from mmdit_jax.errors import unknown
 from mmdit_jax.files import write_json
-from mmdit_jax.remote import location
+from mmdit_jax.remote import ENGINES, location
 
 NAMES = ("local", "slurm", "k8s")
-_NOTE = "engines.json"
 
 
 class Engine(Protocol):
@@ -55,11 +54,11 @@ def note_engine(study_dir: Path, name: str, told: dict[str, Any]) -> None:
     """From here on the study is asked for there, too. ``told``: what finds the engine, no secrets."""
     noted = _noted(study_dir)
     if noted.get(name) != told:
-        write_json(study_dir / FOLDER / _NOTE, {**noted, name: told})
+        write_json(study_dir / FOLDER / ENGINES, {**noted, name: told})
 
 
 def _noted(study_dir: Path) -> dict[str, dict[str, Any]]:
-    path = study_dir / FOLDER / _NOTE
+    path = study_dir / FOLDER / ENGINES
     if not path.exists():
         return {}
     noted: dict[str, dict[str, Any]] = json.loads(path.read_text())

@@ -12,6 +12,8 @@ from mmdit_jax.errors import UserError
 BUCKET = "gs://"
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)S?(_|$)", re.IGNORECASE)
 """Not TOKENIZERS_PARALLELISM, though."""
+OPEN = ("MMDIT_HEARTBEAT_SECONDS", "MMDIT_MIRRORS")
+"""Variables of ours that say nothing of who a process is."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _BUCKET = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
@@ -76,7 +78,7 @@ class Kubernetes:
 
     def _refuse_variables(self) -> None:
         for name in self._variables():
-            if not _VARIABLE.fullmatch(name) or name.startswith("MMDIT_"):
+            if not _VARIABLE.fullmatch(name) or (name.startswith("MMDIT_") and name not in OPEN):
                 raise UserError(f"env={name!r}: expected the name of a variable that is not one of ours (MMDIT_...)")
         for name, _ in self.env:
             if _SECRET.search(name):
