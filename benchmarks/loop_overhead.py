@@ -45,7 +45,7 @@ def timed(clock: Clock, part: str, function: Callable[..., Any]) -> Callable[...
 def parts_timed(clock: Clock, wait: bool) -> Iterator[None]:
     """Validation and evaluation add up on ``clock`` in here; with ``wait`` the rest, too, and steps are waited for."""
     from launch import execute
-    from mmdit_jax.training import data, loop, program
+    from mmdit_jax.training import checkpoint, data, member, meter, program
 
     make_step, batches = program.make_train_step, data.global_batches
 
@@ -55,16 +55,16 @@ def parts_timed(clock: Clock, wait: bool) -> Iterator[None]:
             yield advance()
 
     parts: list[tuple[Any, str, Any]] = [
-        (loop, "validation_loss", timed(clock, "validation", loop.validation_loss)),
+        (member, "validation_loss", timed(clock, "validation", member.validation_loss)),
         (execute, "evaluate", timed(clock, "evaluation", execute.evaluate)),
     ]
     if wait:
         parts += [
             (program, "make_train_step", lambda *given, **named: timed(clock, "steps", make_step(*given, **named))),
             (data, "global_batches", timed_batches),
-            (loop.Meter, "read", timed(clock, "metrics", loop.Meter.read)),
-            (loop.Checkpoints, "save", timed(clock, "checkpoints", loop.Checkpoints.save)),
-            (loop.Checkpoints, "close", timed(clock, "checkpoints", loop.Checkpoints.close)),
+            (meter.Meter, "read", timed(clock, "metrics", meter.Meter.read)),
+            (checkpoint.Checkpoints, "save", timed(clock, "checkpoints", checkpoint.Checkpoints.save)),
+            (checkpoint.Checkpoints, "close", timed(clock, "checkpoints", checkpoint.Checkpoints.close)),
         ]
     with contextlib.ExitStack() as stack:  # timers go around the real parts and come off again; nothing is replaced
         for owner, name, replacement in parts:
