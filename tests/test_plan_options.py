@@ -189,7 +189,7 @@ def test_kept_answers_are_of_the_code_that_made_them() -> None:
     loaded = dict(line.split(" ", 1) for line in said.splitlines())
     left_out = {name for name, file in loaded.items() if Path(file).resolve() not in files}
     packages = {"launch", "launch.planning", "mmdit_jax", "mmdit_jax.data", "mmdit_jax.evaluation"}
-    reads = {f"mmdit_jax.{name}" for name in ("config_values", "data.store", "errors", "files", "versions")}
+    reads = {f"mmdit_jax.{name}" for name in ("config_values", "data.store", "errors", "files", "remote", "versions")}
     assert left_out == packages | reads
 
 
