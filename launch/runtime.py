@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from launch.places import Places
-from mmdit_jax.config import Study
+from mmdit_jax.config import Run, Study
 from mmdit_jax.errors import UserError
 from mmdit_jax.remote import open_root, pull
 
@@ -96,3 +96,8 @@ def places_of(args: argparse.Namespace, study: Study, *, fetch: bool = True) -> 
     if fetch:
         pull(places.study_dir)
     return places
+
+
+def chosen_runs(args: argparse.Namespace, study: Study) -> list[Run]:
+    """Those of ``--only``, each once, or all."""
+    return list(dict.fromkeys(study.find(key) for key in args.only)) or list(study.runs)

@@ -110,7 +110,7 @@ def study_rows(study: Study, places: Places) -> list[dict[str, Any]]:
 def study_status(args: argparse.Namespace) -> int:
     """A table, or one JSON object; with ``--watch`` again and again."""
     study = load_study(args.study, args.overrides)
-    places = places_of(args, study)
+    places = places_of(args, study, fetch=False)  # ``study_rows`` fetches, each time
     if args.watch is not None and args.json:
         raise UserError("watch: expected without --json, which is one object")
     if args.watch is not None and not (math.isfinite(args.watch) and args.watch > 0):

@@ -14,7 +14,7 @@ from launch.collect import collect
 from launch.execute import Handling, describe, execute, train_group
 from launch.groups import groups
 from launch.places import RESULT, Places, make_folder, read_result
-from launch.runtime import add_handling, add_study, add_vae, check_handling, places_of
+from launch.runtime import add_handling, add_study, add_vae, check_handling, chosen_runs, places_of
 from launch.status import status_row, study_status
 from launch.studies import load_study
 from launch.submit import add_submit_options, cancel_study, submit_study
@@ -99,7 +99,7 @@ def run_study(args: argparse.Namespace) -> int:
     places = places_of(args, study)
     handling = Handling(args.quiet, args.rewinds, args.hang_seconds)
     make_folder(places.study_dir)
-    chosen = [study.find(key) for key in args.only] or list(study.runs)
+    chosen = chosen_runs(args, study)
     missing = [run for run in chosen if read_result(places.run_dir(run)) is None]
     started, number = time.perf_counter(), len(chosen) - len(missing)
     diverged: list[str] = []

@@ -27,7 +27,7 @@ from launch.executors.local import Local, LocalEngine
 from launch.executors.slurm import Slurm, SlurmEngine
 from launch.places import Places, make_folder
 from launch.planning.target import parse
-from launch.runtime import check_handling, places_of
+from launch.runtime import check_handling, chosen_runs, places_of
 from launch.status import live_runs, status_row, table
 from launch.studies import load_study
 from mmdit_jax.config import Run, Study
@@ -94,7 +94,7 @@ def submit_study(args: argparse.Namespace) -> int:
         raise UserError(f"retries={args.retries}: expected 0 or more")
     study = load_study(args.study, args.overrides)
     places = places_of(args, study)
-    chosen = _chosen(args, study)
+    chosen = chosen_runs(args, study)
     engine, told = _engine(args, places.study_dir.absolute())
     if args.dry_run:
         live = live_runs(places)
@@ -127,17 +127,12 @@ def cancel_study(args: argparse.Namespace) -> int:
     """End this study's runs wherever they are; those of others are not touched."""
     study = load_study(args.study, args.overrides)
     places = places_of(args, study)
-    chosen = [run.run_id for run in _chosen(args, study)]
+    chosen = [run.run_id for run in chosen_runs(args, study)]
     ended = [run for engine in known_engines(places.study_dir) for run in engine.cancel(chosen)]
     for run in ended:
         print(run)
     print(f"{len(ended)} of {len(chosen)} runs were in an engine's hands", file=sys.stderr)
     return 0
-
-
-def _chosen(args: argparse.Namespace, study: Study) -> list[Run]:
-    """Those of ``--only``, each once, or all."""
-    return list(dict.fromkeys(study.find(key) for key in args.only)) or list(study.runs)
 
 
 def _in_hands(runs: Sequence[Run], places: Places) -> bool:

@@ -70,14 +70,8 @@ def sigterm_noted() -> Iterator[Callable[[], bool]]:
     the main thread nothing is noted: whoever started the thread handles signals.
     """
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    with _at_sigterm(asked.set):
         yield asked.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not set by Python
 
 
 @contextlib.contextmanager
@@ -87,19 +81,26 @@ def sigterm_leaves(what: str) -> Iterator[None]:
     Args:
       what: is said then, on stderr.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def end(*_: object) -> None:
+    def end() -> None:
         os.write(2, f"mmdit: {what}: stopped by SIGTERM, nothing is lost; run again to go on\n".encode())
         os._exit(EXIT_PREEMPTED)
 
-    before = signal.signal(signal.SIGTERM, end)
+    with _at_sigterm(end):
+        yield
+
+
+@contextlib.contextmanager
+def _at_sigterm(act: Callable[[], None]) -> Iterator[None]:
+    """Until the block ends SIGTERM does this and nothing else; only in the main thread, which alone may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: act())
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not set by Python
 
 
 def process_began() -> float:

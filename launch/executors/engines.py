@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from launch.executors.job import Job, Live
+from launch.executors.job import FOLDER, Job, Live
 from launch.executors.kubernetes_engine import KubernetesEngine
 from launch.executors.kubernetes_options import Kubernetes
 from launch.executors.local import Local, LocalEngine
-from launch.executors.slurm import FOLDER, Slurm, SlurmEngine
+from launch.executors.slurm import Slurm, SlurmEngine
 from mmdit_jax.errors import unknown
 from mmdit_jax.files import write_json
 from mmdit_jax.remote import ENGINES, location

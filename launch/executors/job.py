@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from launch.planning.target import Target
 
+FOLDER = "jobs"
+"""Of a study's folder: what each engine needs of the jobs that it was ever given, by their names."""
 GRACE_SECONDS = 300
 """Between SIGTERM and SIGKILL: what a checkpoint of the largest model may take."""
 

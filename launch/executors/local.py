@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.executors.after import mark_cancelled
-from launch.executors.job import GRACE_SECONDS, Job, Live
-from launch.executors.slurm import FOLDER
+from launch.executors.job import FOLDER, GRACE_SECONDS, Job, Live
 from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_atomic
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.executors.after import CANCELLED, last_verdict, mark_cancelled
-from launch.executors.job import GRACE_SECONDS, Job, Live, Machine
+from launch.executors.job import FOLDER, GRACE_SECONDS, Job, Live, Machine
 from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_atomic
 
-FOLDER = "jobs"
-"""Of a study's folder: a script and the run ids of each job that was ever submitted, by its name."""
 _SESSION = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|PMI|PMIX|OMPI)_|(JAX_LOCAL_DEVICE_IDS|JAX_COORDINATOR_ADDRESS)$")
 """Variables of the session that submits."""
 _SEPARATOR = "\x1f"

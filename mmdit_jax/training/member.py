@@ -55,7 +55,7 @@ class Member:
         return None
 
     def validate(self, step: int, state: TrainState, data: TrainingData) -> None:
-        """Measure the validation loss; ``tell_validation`` tells it."""
+        """Measure and tell the validation loss, and keep the state if it is the best so far."""
         program, begun = self._program, time.perf_counter()
         ema, layout = program.ema_of(self._index, state), self._run.data.text_layout
         levels = validation_loss(

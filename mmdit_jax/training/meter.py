@@ -106,8 +106,8 @@ class Meter:
         self._events.write("train", step=step, loss=loss, loss_by_bin=by_bin, grad_norm=norm, **told)
         if self._wandb is not None:
             self._wandb.write(step, loss=loss, grad_norm=norm, **speed)
-        self._since, self._window = self._clock(), []
-        self._timed, self._seconds, self._flops, self._flops_6nd = 0, 0.0, 0.0, 0.0
+        self.forget()
+        self._since = self._clock()
         if not speed:
             return {"loss": loss}
         return {"loss": loss, **speed, "seconds_left": (self._run.steps - step) * seconds_a_step}
