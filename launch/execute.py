@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +22,13 @@ from launch.places import RESULT, STACKS, Places, read_result
 from launch.settings import score_run
 from mmdit_jax.config import Run
 from mmdit_jax.diffusion import formulation, learned_name
-from mmdit_jax.errors import Diverged, UserError
+from mmdit_jax.errors import Diverged, Preempted, UserError
 from mmdit_jax.evaluation.evaluate import evaluate, nothing_drawn
 from mmdit_jax.evaluation.removal import draw_without
 from mmdit_jax.files import write_json
 from mmdit_jax.host import sigterm_leaves
-from mmdit_jax.processes import from_first, joined, together
+from mmdit_jax.pauses import at_pauses, pause
+from mmdit_jax.processes import from_first, is_first, joined, preemption, together
 from mmdit_jax.remote import push_all
 from mmdit_jax.training.best import restore_best, without_memory
 from mmdit_jax.training.checkpoint import Checkpoints
@@ -90,8 +92,7 @@ def execute(run: Run, places: Places, handling: Handling | None = None) -> dict[
         with _before_steps(run):  # and, between it and the first step, what is restored and compiled
             data = _data(run, places)
             state = without_memory(train(run, run_dir, data, project=places.study, conduct=conduct))
-        conduct.watchdog.rest()  # what follows has no steps to go by
-        with sigterm_leaves(f"{run.name} after training"):
+        with _after_steps(run, run_dir, conduct.watchdog):
             return _finish(run, places, data, state, started)
 
 
@@ -126,6 +127,7 @@ def _finish(run: Run, places: Places, data: TrainingData, state: TrainState, sta
         events.write("done", train_seconds=trained - started, evaluate_seconds=ended - trained, durable=True)
         events.close()
 
+    pause()
     from_first("result", write, seconds=3600.0)  # the others wait: none may leave before it is written
     return result
 
@@ -188,6 +190,31 @@ def _before_steps(run: Run) -> contextlib.AbstractContextManager[None]:
     """SIGTERM ends a process alone at once; of several, JAX notes it (a handler of ours would undo its own), and all
     end together after the first step."""
     return contextlib.nullcontext() if joined() else sigterm_leaves(f"{run.name} before training")
+
+
+@contextlib.contextmanager
+def _after_steps(run: Run, run_dir: Path, watchdog: Watchdog) -> Iterator[None]:
+    """Every piece that is drawn is a sign of life; SIGTERM ends a process alone at once, several at the same piece."""
+    what = f"{run.name} after training"
+    if not joined():
+        with sigterm_leaves(what), at_pauses(lambda: watchdog.beat(slow=True)):
+            watchdog.beat(slow=True)
+            yield
+        return
+    numbers = itertools.count(run.steps + 1)
+    with preemption(run.steps) as terminated:
+
+        def act() -> None:
+            watchdog.beat(slow=True)
+            if terminated(next(numbers)):
+                events = EventLog(run_dir, enabled=is_first())
+                events.write("preempted", step=run.steps, durable=True)
+                events.close()
+                raise Preempted(f"{what}: stopped by SIGTERM, nothing is lost; run again to go on")
+
+        with at_pauses(act):
+            act()
+            yield
 
 
 def _data(run: Run, places: Places) -> TrainingData:
@@ -260,4 +287,5 @@ def digest(tree: Any) -> str:
             pieces = (leaf[row] for row in range(leaf.shape[0]))  # in the order of the bytes
         for piece in pieces:
             sha.update(np.ascontiguousarray(_on_host(piece)).tobytes())
+            pause()
     return sha.hexdigest()

@@ -205,16 +205,37 @@ def together(what: str, act: Callable[[], T]) -> T:
 
     Raises:
       UserError: as the first of those processes says it.
+      Infrastructure: something else went wrong in another process. In this one it is raised as it is.
     """
-    found, line = None, None
+    if jax.process_count() == 1:
+        return act()
+    found, line, own = None, None, None
     try:
         found = act()
-    except UserError as error:
-        line = str(error)
-    lines = [line for line in exchange(what, line) if line is not None]
-    if lines:
-        raise UserError(lines[0])
+    except Exception as error:
+        own, line = error, [type(error).__name__, str(error)[:500]]
+    lines = exchange(what, line)
+    bad = [text for item in lines if item is not None for kind, text in [item] if kind == "UserError"]
+    if bad:
+        raise UserError(bad[0])
+    if own is not None:
+        raise own
+    for number, item in enumerate(lines):
+        if item is not None:
+            raise Infrastructure(f"{what}: process {number} failed: {': '.join(item)}")
     return found  # type: ignore[return-value]
+
+
+def note(key: str, value: str) -> None:
+    """Tell the others, who may look at any time (``noted``). Only for one of several processes."""
+    client = distributed.global_state.client
+    assert client is not None
+    client.key_value_set(f"mmdit/{key}", value, allow_overwrite=True)
+
+
+def noted(key: str) -> str | None:
+    """What one of the processes has noted, if anything."""
+    return _value(f"mmdit/{key}")
 
 
 @contextlib.contextmanager
@@ -240,12 +261,18 @@ def preemption(start: int) -> Iterator[Callable[[int], bool]]:
 
 def _notice() -> bool:
     """Whether one of the processes has told the coordinator of a SIGTERM."""
+    return _value("RECEIVED_PREEMPTION_NOTICE") is not None
+
+
+def _value(key: str) -> str | None:
+    """What the coordinator holds by ``key``."""
     client = distributed.global_state.client
     assert client is not None
     try:
-        return bool(client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE"))
+        found: str = client.key_value_try_get(key)
     except RuntimeError:  # NOT_FOUND
-        return False
+        return None
+    return found
 
 
 def _whole(name: str, text: str) -> int:

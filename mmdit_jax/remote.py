@@ -7,15 +7,16 @@ parts. The folder is a copy that may be deleted at any time.
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
 
 from mmdit_jax.errors import UserError
 
@@ -25,9 +26,28 @@ MIRRORS = "MMDIT_MIRRORS"
 """Variable that says where these folders lie; by default in ~/.cache/mmdit-jax."""
 APART = ("checkpoints", "best", "damaged", "wandb", "_data", "_cache", "logs", "jobs", "stacks")
 """Folders that are not copied."""
+HELD = ("lock", "lease.json")
+"""Files by which a run is held, on this host and at the URL: a copy of either would say what is not so."""
 ENGINES = "engines.json"
 """Of a study's jobs, the one file that others need: which engines it was given to."""
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+# s3fs asks for an object's size before it reads it, unless it may not read parts of it at once; and a whole object that
+# is read in parts may be replaced in between. Of connections it has ten.
+_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1, "config_kwargs": {"max_pool_connections": 32}}}
+_AT_ONCE = 2**25
+"""Bytes under way at once: they are in memory, and the renewal of a lease waits behind them."""
+
+T = TypeVar("T")
+
+
+class Entry(NamedTuple):
+    """What a store's listing says of an object."""
+
+    size: int
+    """Bytes."""
+    digest: str | None
+    """Its content's MD5 in most cases; in others (encrypted with a key of one's own, written in parts) something else,
+    that no content has as its MD5; none of stores that tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +101,20 @@ class Remote:
         except FileNotFoundError:
             return
 
-    def listing(self) -> dict[str, int]:
-        """Bytes of every object below, by its name from here."""
+    def listing(self) -> dict[str, Entry]:
+        """Every object below, by its name from here."""
         try:
             found = self.files.find(self.path, detail=True)
         except FileNotFoundError:
             return {}
         start = len(self.path.rstrip("/")) + 1
-        return {name[start:]: int(told["size"]) for name, told in found.items()}
+        return {name[start:]: Entry(int(told["size"]), _digest(told)) for name, told in found.items()}
+
+
+def _digest(told: dict[str, Any]) -> str | None:
+    if "md5Hash" in told:  # of Google's store
+        return base64.b64decode(told["md5Hash"]).hex()
+    return str(told["ETag"]).strip('"') if "ETag" in told else None
 
 
 @functools.cache
@@ -100,7 +126,7 @@ def _file_system(scheme: str) -> Any:
         raise UserError(f"root='{scheme}://…': needs the package {package}; pip install 'mmdit-jax[{scheme}]'")
     try:
         options = {} if package is None else {"use_listings_cache": False}
-        return fsspec.filesystem(scheme, **options)
+        return fsspec.filesystem(scheme, **options, **_OPTIONS.get(scheme, {}))
     except (ImportError, ValueError) as error:
         raise UserError(f"root='{scheme}://…': {error}") from error
 
@@ -144,28 +170,108 @@ def location(path: Path) -> str:
     return str(path.absolute()) if remote is None else remote.url
 
 
-def pull(folder: Path, *, ours: bool = False) -> None:
-    """Fetch what lies below at the URL: what is not here, or of another size, or may have been replaced.
+def get_all(remotes: Sequence[Remote]) -> list[bytes | None]:
+    """The whole objects, none where there is none; asked for at once, so they should be few and small."""
+    if not remotes:
+        return []
+    found = remotes[0].files.cat_ranges([remote.path for remote in remotes], None, None)
+    return [_content(content) for content in found]
+
+
+def _content(found: bytes | BaseException) -> bytes | None:
+    """What fsspec gives of one of several objects."""
+    if isinstance(found, FileNotFoundError):
+        return None
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+def pull(folder: Path, *, ours: bool = False, only: Collection[str] = ()) -> None:
+    """Fetch what lies below at the URL: what is not here, or of another size, or has been replaced.
 
     Of a file that is appended to (events.jsonl) the longer one is the newer: a run on this host may be ahead. Whoever
     holds the lease (``ours``) takes what is at the URL: here may lie the end of an attempt that was killed, and another
-    host has gone on.
+    host has gone on. Of a longer one what is new is fetched, and all of it where that doesn't go on from what is here:
+    the digest of the whole tells.
+
+    Args:
+      only: names of files, wherever they lie below; none: all.
     """
     remote = remote_of(folder)
     if remote is None:
         return
-    for name, size in remote.listing().items():
-        path = folder / name
-        if any(part in APART for part in path.relative_to(folder).parts[:-1]) and path.name != ENGINES:
-            continue
-        here = path.stat().st_size if path.exists() else -1
-        if (ours or here < size) if path.suffix == ".jsonl" else here != size or path.suffix in (".json", ".csv"):
-            content = (remote / name).get()
-            if content is not None:
+    entries = {name: entry for name, entry in remote.listing().items() if _copied(name, only)}
+    starts = {name: _start(folder / name, entry, ours) for name, entry in entries.items()}
+    wanted = {name: start for name, start in starts.items() if start is not None}
+    apart = _fetch(folder, remote, entries, wanted)
+    _fetch(folder, remote, entries, dict.fromkeys(apart, 0))
+
+
+def _copied(name: str, only: Collection[str]) -> bool:
+    *folders, last = PurePosixPath(name).parts
+    if last in HELD or (only and last not in only):
+        return False
+    return last == ENGINES or not any(folder in APART for folder in folders)
+
+
+def _start(path: Path, entry: Entry, ours: bool) -> int | None:
+    """From which byte on the object is to be fetched; none: it is here."""
+    here = path.stat().st_size if path.exists() else -1
+    if path.suffix == ".jsonl":
+        if here >= entry.size and (not ours or _same(path, entry)):
+            return None
+        return here if 0 < here < entry.size and entry.digest is not None else 0
+    if here != entry.size:
+        return 0
+    return 0 if path.suffix in (".json", ".csv") and not _same(path, entry) else None
+
+
+def _same(path: Path, entry: Entry) -> bool:
+    """Whether the file surely is the object: another content of the same size is not."""
+    return entry.digest == _md5(path.read_bytes())
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _fetch(folder: Path, remote: Remote, entries: dict[str, Entry], starts: dict[str, int]) -> list[str]:
+    """Fetch objects, each from its byte on; returns those whose new end doesn't go on from what is here."""
+    apart = []
+    for names in _batches(starts, lambda name: entries[name].size - starts[name]):
+        ends = [entries[name].size if starts[name] else None for name in names]
+        paths = [(remote / name).path for name in names]
+        found = remote.files.cat_ranges(paths, [starts[name] or None for name in names], ends)
+        for name, part in zip(names, found, strict=True):
+            path = folder / name
+            if starts[name]:
+                before = path.read_bytes()[: starts[name]]
+                if not isinstance(part, bytes) or _md5(before + part) != entries[name].digest:
+                    apart.append(name)
+                    continue
+                part = before + part
+            content = _content(part)
+            if content is not None:  # not deleted since it was listed
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
                 temporary.write_bytes(content)
                 temporary.replace(path)
+    return apart
+
+
+def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items of so many bytes together as may be under way at once; a larger one alone."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and total + size(item) > _AT_ONCE:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
+    if batch:
+        yield batch
 
 
 def push(path: Path) -> None:
@@ -177,15 +283,20 @@ def push(path: Path) -> None:
 
 def push_all(folder: Path) -> None:
     """Write all files below, with the exceptions of ``APART``; those last that say that something is done."""
-    if remote_of(folder) is None:
+    remote = remote_of(folder)
+    if remote is None:
         return
-    for path in sorted(_below(folder), key=lambda path: path.name == "result.json"):
-        push(path)
+    paths = list(_below(folder))
+    for done in (False, True):
+        group = (path for path in paths if (path.name == "result.json") is done)
+        for batch in _batches(group, lambda path: path.stat().st_size):
+            named = {(remote / path.relative_to(folder).as_posix()).path: path for path in batch}
+            remote.files.pipe({name: path.read_bytes() for name, path in named.items()})
 
 
 def _below(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.is_dir() and path.name not in APART:
             yield from _below(path)
-        elif path.is_file() and not path.name.startswith(".") and path.name != "lock":
+        elif path.is_file() and not path.name.startswith(".") and path.name not in HELD:
             yield path

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from process_group import Processes
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -33,13 +34,18 @@ def fake_devices(number: int) -> dict[str, str]:
     return {"XLA_FLAGS": flags, "NPROC": str(4 * number)} if number > 1 else {"XLA_FLAGS": flags}
 
 
-def on_fake_devices(number: int, module: str, expression: str) -> Any:
-    """The value (plain, as JSON) of ``expression`` over the test module ``t``, in a process with so many devices."""
+def value_of(module: str, expression: str) -> list[str]:
+    """The command that prints the value (plain, as JSON) of ``expression`` over the test module ``t``."""
     script = (
         "from mmdit_jax.host import prepare_host; prepare_host(); "
         f"import json, sys; sys.path.insert(0, sys.argv[1]); import {module} as t; print(json.dumps({expression}))"
     )
-    command = [sys.executable, "-c", script, os.path.dirname(__file__)]
+    return [sys.executable, "-c", script, os.path.dirname(__file__)]
+
+
+def on_fake_devices(number: int, module: str, expression: str) -> Any:
+    """The value of ``expression`` over the test module ``t``, in a process with so many devices."""
+    command = value_of(module, expression)
     done = subprocess.run(command, env={**os.environ, **fake_devices(number)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -87,32 +93,20 @@ def study():
 class Mmdit:
     """Runs the console script in a process of its own, as a user does."""
 
-    def __init__(self, folder: Path, cache: Path) -> None:
+    def __init__(self, folder: Path, cache: Path, processes: Processes) -> None:
         self.folder = folder
+        self._processes = processes
         self.study = folder / "tiny.py"
         self.study.write_text(TINY_STUDY)
         self._cache = cache
 
     def start(self, *args: str, devices: int = 1, **options: object) -> subprocess.Popen[str]:
-        environment = {
-            **os.environ,
-            **fake_devices(devices),
-            "JAX_COMPILATION_CACHE_DIR": str(self._cache),
-        }
-        return subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", *args],
-            cwd=self.folder,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            **options,  # type: ignore[call-overload]
-        )
+        variables = {**fake_devices(devices), "JAX_COMPILATION_CACHE_DIR": str(self._cache)}
+        return self._processes.start([sys.executable, "-m", "launch.cli", *args], variables, self.folder, **options)
 
     def __call__(self, *args: str, devices: int = 1, **options: object) -> subprocess.CompletedProcess[str]:
-        process = self.start(*args, devices=devices, **options)
-        out, err = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(args, process.returncode, out, err)
+        (end,) = self._processes.ends([self.start(*args, devices=devices, **options)], 300.0)
+        return subprocess.CompletedProcess(args, *end)
 
 
 @pytest.fixture(scope="session")
@@ -122,9 +116,17 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def mmdit(tmp_path: Path, compile_cache: Path) -> Mmdit:
+def processes() -> Iterator[Processes]:
+    """Starts processes, of which none outlives the test."""
+    found = Processes()
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def mmdit(tmp_path: Path, compile_cache: Path, processes: Processes) -> Mmdit:
     """The console script in an empty folder that holds ``tiny.py``."""
-    return Mmdit(tmp_path, compile_cache)
+    return Mmdit(tmp_path, compile_cache, processes)
 
 
 @pytest.fixture

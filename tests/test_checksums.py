@@ -18,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.training.checkpoint import DAMAGED, Checkpoints
-from mmdit_jax.training.checksums import write_sums, wrong_file
+from mmdit_jax.training.checksums import damaged, write_sums, wrong_file
 
 
 def state_of(step: int) -> dict[str, jax.Array]:
@@ -230,5 +230,7 @@ def test_all_files_are_summed_once_and_checked_once(tmp_path: Path, writers: int
         for name, data in files.items():
             (tmp_path / name).write_bytes(data + b"!")
             seen = [found for number in range(readers) if (found := wrong_file(tmp_path, number, readers))]
-            assert seen == [f"{name} is not what was written"]
+            assert seen == [(name, "is not what was written")]
+            assert damaged(tmp_path, seen) == f"{name} is not what was written"
             (tmp_path / name).write_bytes(data)
+            assert damaged(tmp_path, seen) is None  # another host's view of it was stale

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_STUDY, fake_devices
+from process_group import Processes, free_port, one_run
 
 from mmdit_jax.errors import Held, UserError
 from mmdit_jax.lease import is_leased, lease
@@ -27,9 +26,7 @@ from mmdit_jax.training.events import EventLog, read_events
 @pytest.fixture(scope="module")
 def store() -> Iterator[dict[str, str]]:
     """Variables of processes that speak to an S3-compatible server with one empty bucket."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
@@ -156,20 +153,18 @@ def test_a_lease_is_held_renewed_and_taken_over(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["s3"], indirect=True)
-def test_a_holder_that_lost_its_lease_ends(url: str) -> None:
+def test_a_holder_that_lost_its_lease_ends(url: str, processes: Processes) -> None:
     """In a process of its own, whose lease somebody else takes."""
     script = (
         "import sys, time; from mmdit_jax.lease import lease; from mmdit_jax.remote import Remote\n"
         "with lease(Remote(sys.argv[1]), 'run', seconds=1.0):\n    print('held', flush=True); time.sleep(60)"
     )
     place = Remote(url) / "lease.json"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, place.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    holder = processes.start([sys.executable, "-c", script, place.url], {})
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     place.put(json.dumps({"owner": "another", "until": time.time() + 60}).encode())
-    _, said = holder.communicate(timeout=30)
-    assert holder.returncode == 160 and "somebody else has taken it" in said
+    (end,) = processes.ends([holder], 30.0)
+    assert end.code == 160 and "somebody else has taken it" in end.err, end
 
 
 def test_what_no_store_can_be_asked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,28 +179,20 @@ TRAIN = ("train", "tiny.py", "--run", "rf", "--quiet")
 class Hosts:
     """Processes of hosts that share nothing but a store: each has its own folder for what stands for the URL."""
 
-    def __init__(self, folder: Path, store: dict[str, str], cache: Path) -> None:
+    def __init__(self, folder: Path, store: dict[str, str], cache: Path, processes: Processes) -> None:
+        self._processes = processes
         self.folder, self.url = folder, f"s3://bucket/{uuid.uuid4().hex}"
         (folder / "tiny.py").write_text(TINY_STUDY)
         own = {"JAX_COMPILATION_CACHE_DIR": str(cache), "MMDIT_HEARTBEAT_SECONDS": "20"}
-        self.environment = {**os.environ, **fake_devices(1), **store, **own}
+        self.environment = {**fake_devices(1), **store, **own}
 
     def start(self, host: str, *words: str, **variables: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", *words, "--root", self.url],
-            cwd=self.folder,
-            env={**self.environment, MIRRORS: str(self.folder / host), **variables},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        command = [sys.executable, "-m", "launch.cli", *words, "--root", self.url]
+        own = {MIRRORS: str(self.folder / host), **variables}
+        return self._processes.start(command, {**self.environment, **own}, self.folder)
 
     def together(self, count: int, *words: str) -> list[subprocess.Popen[str]]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        told = {"MMDIT_COORDINATOR": f"127.0.0.1:{port}", "MMDIT_PROCESSES": str(count)}
-        return [self.start(f"host{number}", *words, **told, MMDIT_PROCESS=str(number)) for number in range(count)]
+        return [self.start(f"host{number}", *words, **told) for number, told in enumerate(one_run(count))]
 
     def events(self) -> list[dict[str, object]]:
         """As they are at the URL."""
@@ -222,60 +209,57 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, store: dict[str, str], compile_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
+def hosts(
+    tmp_path: Path,
+    store: dict[str, str],
+    compile_cache: Path,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Hosts:
     for name, value in store.items():
         monkeypatch.setenv(name, value)
-    return Hosts(tmp_path, store, compile_cache)
+    return Hosts(tmp_path, store, compile_cache, processes)
 
 
 @pytest.mark.slow
-def test_a_run_on_s3_goes_on_on_another_host(hosts: Hosts, mmdit) -> None:
+def test_a_run_on_s3_goes_on_on_another_host(hosts: Hosts, mmdit, processes: Processes) -> None:
     """Killed on one host, finished on another: same bits as on a disk. Tables come from the URL alone."""
     assert mmdit(*TRAIN).returncode == 0
     (expected,) = ((path / "result.json").read_bytes() for path in (mmdit.folder / "studies" / "tiny").glob("rf-*"))
     first = hosts.start("first", *TRAIN)
-    deadline = time.monotonic() + 120
     # The second is begun when the first is finished.
-    while sum(event["event"] == "checkpoint" for event in hosts.events()) < 2:
-        assert time.monotonic() < deadline and first.poll() is None
-        time.sleep(0.05)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
-    refused = hosts.start("second", *TRAIN)
-    _, said = refused.communicate(timeout=120)
-    assert refused.returncode == 2 and "another process is at it" in said  # its lease is not over yet
+    processes.until([first], lambda: sum(event["event"] == "checkpoint" for event in hosts.events()) >= 2)
+    first.kill()
+    (killed,) = processes.ends([first])
+    assert killed.code == -signal.SIGKILL, killed
+    (refused,) = processes.ends([hosts.start("second", *TRAIN)])
+    assert refused.code == 2 and "another process is at it" in refused.err, refused  # its lease is not over yet
     (name,) = (name for name in Remote(hosts.url).listing() if name.endswith("lease.json"))
     (Remote(hosts.url) / name).delete()  # as it would be after a while
-    second = hosts.start("second", *TRAIN)
-    _, said = second.communicate(timeout=240)
-    assert second.returncode == 0, said
+    (second,) = processes.ends([hosts.start("second", *TRAIN)], 240.0)
+    assert second.code == 0, second
     steps = [event["step"] for event in hosts.events() if event["event"] == "start"]
     assert steps[0] == 0 and steps[1] in (10, 20, 30, 40)
     assert hosts.result() == json.loads(expected)
-    third = hosts.start("third", "study", "collect", "tiny.py")
-    out, said = third.communicate(timeout=120)
-    assert third.returncode == 0 and "rf" in Path(out.strip()).read_text(), said
+    (third,) = processes.ends([hosts.start("third", "study", "collect", "tiny.py")])
+    assert third.code == 0 and "rf" in Path(third.out.strip()).read_text(), third
     assert any(name == "tiny/results.csv" for name in Remote(hosts.url).listing())
-    status = hosts.start("third", "study", "status", "tiny.py", "--json")
-    told = json.loads(status.communicate(timeout=120)[0])
+    (status,) = processes.ends([hosts.start("third", "study", "status", "tiny.py", "--json")])
+    told = json.loads(status.out)
     assert [(row["name"], row["state"]) for row in told["runs"]] == [("rf", "done"), ("log normal", "new")]
 
 
 @pytest.mark.slow
-def test_hosts_that_share_nothing_but_a_store_train_together(hosts: Hosts, mmdit) -> None:
+def test_hosts_that_share_nothing_but_a_store_train_together(hosts: Hosts, mmdit, processes: Processes) -> None:
     """Two processes, each with a folder of its own; SIGTERM to one, and on with both."""
     assert mmdit(*TRAIN).returncode == 0
     (path,) = (mmdit.folder / "studies" / "tiny").glob("rf-*")
     expected = json.loads((path / "result.json").read_text())
     both = hosts.together(2, *TRAIN)
-    deadline = time.monotonic() + 120
-    while not any(event["event"] == "checkpoint" for event in hosts.events()):
-        assert time.monotonic() < deadline and all(process.poll() is None for process in both)
-        time.sleep(0.05)
+    processes.until(both, lambda: any(event["event"] == "checkpoint" for event in hosts.events()))
     both[1].send_signal(signal.SIGTERM)
-    ends = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [75, 75], ends
-    both = hosts.together(2, *TRAIN)
-    ends = [process.communicate(timeout=240) for process in both]
-    assert [process.returncode for process in both] == [0, 0], ends
+    ends = processes.ends(both)
+    assert [end.code for end in ends] == [75, 75], ends
+    ends = processes.ends(hosts.together(2, *TRAIN), 240.0)
+    assert [end.code for end in ends] == [0, 0], ends
     assert hosts.result()["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-6)

@@ -233,3 +233,22 @@ def test_so_often_and_no_more(mmdit) -> None:
     assert steps_seen(mmdit.folder)[-10:] == [(step, 10) for step in range(20, 30)]
     lost = goodput(list(read_events(folder)))
     assert lost is not None and lost.steps_lost == 10 and lost.attempts == 3
+
+
+@pytest.mark.slow
+def test_a_checkpoint_whose_weights_are_at_fault_is_gone_back_beyond(mmdit) -> None:
+    """Batch 9 leaves bad weights in the checkpoint of step 10; the loss and the gradient before it were finite."""
+    mmdit.study.write_text(POISONED.replace("BATCHES", "{9}"))
+    often = ("--set", "hardware.checkpoint_every=5", "--set", "validate_every=15", "--rewinds", "2")
+    finished = mmdit(*TRAIN, *often)
+    assert finished.returncode == 0, finished.stderr
+    folder = run_dir(mmdit.folder / "studies")
+    # Other batches after step 10 change nothing, so the second time it goes on from step 5, and passes over them all.
+    told = [("diverged", 11), ("rewound", 11)]
+    assert kinds(folder, "diverged", "rewound") == told * 2
+    backs = [(event["to"], event["skip"]) for event in read_events(folder) if event["event"] == "rewound"]
+    assert backs == [(10, 1), (5, 7)]
+    assert steps_seen(mmdit.folder)[-25:] == [(step, 7) for step in range(5, 30)]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["rewinds"] == 2 and result["rewound"] == [[5, 7]]
+    assert [item.name.split("-")[1] for item in (folder / "damaged").iterdir()] == ["10"]

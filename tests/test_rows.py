@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from conftest import fake_devices
+from conftest import fake_devices, value_of
 from jax.sharding import Mesh
+from process_group import Processes, one_run
 
 from launch.execute import digest
 from mmdit_jax.data.order import batch_indices
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text import TextStates
 from mmdit_jax.parameter_sharding import state_shardings
+from mmdit_jax.processes import join
 from mmdit_jax.sharding import AXES, make_mesh, own_rows, shard_batch
 from mmdit_jax.training.data import ImageData, global_batches
 
@@ -127,9 +125,9 @@ def squares(rows: np.ndarray) -> np.ndarray:
     return np.broadcast_to(rows.astype(np.uint8)[:, None, None, None], (len(rows), 2, 2, 3))
 
 
-def in_process(port: str, index: int) -> dict[str, Any]:
+def in_process() -> dict[str, Any]:
     """What one of two processes sees: whether all it holds is right, the rows that it has read, and digests."""
-    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index, initialization_timeout=100)
+    join(seconds=100)
     assert jax.process_count() == 2 and len(jax.local_devices()) == 2
     words = TextStates(
         np.arange(EXAMPLES * 6, dtype=np.float32).reshape(EXAMPLES, 2, 3),
@@ -163,34 +161,12 @@ def in_process(port: str, index: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_processes_share_batches_on_meshes_that_mix_their_devices() -> None:
+def test_two_processes_share_batches_on_meshes_that_mix_their_devices(processes: Processes) -> None:
     """Each device has the rows of its place in the mesh, and each process reads what its devices hold, once."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = (
-        "from mmdit_jax.host import prepare_host; prepare_host(); "
-        "import json, sys; sys.path.insert(0, sys.argv[1]); "
-        "import test_rows as t; print(json.dumps(t.in_process(sys.argv[2], int(sys.argv[3]))))"
-    )
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, os.path.dirname(__file__), port, str(index)],
-            env={**os.environ, **fake_devices(2)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in (0, 1)
-    ]
-    try:
-        ends = [process.communicate(timeout=240) for process in both]
-    finally:
-        for process in both:
-            process.kill()  # does nothing to one that has ended
-            process.wait()
-    assert all(process.returncode == 0 for process in both), ends
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in ends)
+    command = value_of("test_rows", "t.in_process()")
+    ends = processes.ends([processes.start(command, {**fake_devices(2), **told}) for told in one_run(2)], 240.0)
+    assert [end.code for end in ends] == [0, 0], ends
+    first, second = (json.loads(end.out.splitlines()[-1]) for end in ends)
     assert all(first["digests"]) and all(second["digests"])
     for (shape, order), one, other in zip(ORDERS, first["read"], second["read"], strict=True):
         blocks = np.array(order).reshape(shape[0] * shape[1], -1) // 2

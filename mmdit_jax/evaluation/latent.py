@@ -16,6 +16,7 @@ from mmdit_jax.evaluation.contrastive import RESOLUTION
 from mmdit_jax.models.autoencoder import Autoencoder, load_autoencoder
 from mmdit_jax.models.text import TextEncoder, TextStates, encode_all, load_text_encoder, text_encoder
 from mmdit_jax.models.text.tokenizer import SD3_FOLDERS
+from mmdit_jax.pauses import pause
 
 NONE = "none"
 """In place of an autoencoder's folder: train without drawing."""
@@ -41,6 +42,7 @@ def decode(autoencoder: Autoencoder, latents: np.ndarray) -> np.ndarray:
     """Images uint8 [N, H, W, 3] of latents float32 [N, h, w, C] in the model's space, a few at a time."""
     parts = []
     for start in range(0, len(latents), _DECODE):
+        pause()
         part = latents[start : start + _DECODE]
         padded = np.concatenate([part, np.repeat(part[-1:], _DECODE - len(part), axis=0)])  # one compilation
         parts.append(autoencoder.decode(padded)[: len(part)])

@@ -19,6 +19,7 @@ from mmdit_jax.errors import UserError, unknown
 from mmdit_jax.models import MMDiTConfig, apply
 from mmdit_jax.models.products import check_products
 from mmdit_jax.models.text import assemble
+from mmdit_jax.pauses import pause
 
 EVALUATIONS_BOUND = 128
 """Every sampler of so many evaluations or fewer runs the same compiled loop; beyond, up to the next power of two."""
@@ -91,11 +92,13 @@ def sample_images(
     run = _compiled(model_config, shape, sampler.guidance != 1, mesh, layout, sides is None)
     parts = []
     for start in range(0, len(index), chunk):
+        pause()
         rows = np.minimum(np.arange(start, start + chunk), len(index) - 1)  # the last chunk repeats its last image
         inputs = (index[rows], jax.tree.map(lambda array, rows=rows: array[rows], states))
         if mesh is not None:
             inputs = jax.tree.map(functools.partial(_spread, mesh=mesh), inputs)
-        parts.append(run(params, table, *inputs, np.uint32(seed)))
+        # Each is waited for: else they would all be in the device's queue when SIGTERM comes.
+        parts.append(jax.block_until_ready(run(params, table, *inputs, np.uint32(seed))))
     images, lengths = (np.concatenate([np.asarray(part) for part in column]) for column in zip(*parts, strict=True))
     return images[: len(index)], lengths[: len(index)]
 

@@ -6,13 +6,8 @@ All processes of a run call all of this in the same order: they save and restore
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
+import functools
 import logging
-import os
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,17 +19,18 @@ from orbax.checkpoint import v1 as ocp
 from mmdit_jax.errors import Infrastructure, UserError
 from mmdit_jax.processes import exchange, from_first, is_first, is_infrastructure, together
 from mmdit_jax.remote import remote_of
-from mmdit_jax.training.checksums import write_sums, wrong_file
+from mmdit_jax.training.checksums import damaged, wrong_file
+from mmdit_jax.training.disk import room, told
 from mmdit_jax.training.orbax_places import orbax_context, orbax_path
+from mmdit_jax.training.saves import Save, listen
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 """Beside it: where checkpoints are moved that were passed over, so that their steps can be saved again."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
+STALE_SECONDS = 150.0
+"""How long a host may see a folder as it was: NFS looks again after a minute, unless mounted otherwise."""
 PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED")
 """What TensorStore and JAX say of a store, or a memory, that is not there now: no damage."""
 
@@ -54,8 +50,9 @@ class Checkpoints:
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
                 cleanup_tmp_directories=not read_only,
             )
-        self._steps: list[int] = from_first("list of checkpoints", self._listed)
-        self._summing: threading.Thread | None = None
+        self._steps = self._agreed()
+        self._save: Save | None = None
+        self._failed = False
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first; one that was saved last may not be finished."""
@@ -65,29 +62,24 @@ class Checkpoints:
         """Copy ``state`` to the host and write it in the background; waits for an earlier save first."""
         if step in self._steps:
             return
-        self._end_summing()
+        self._settle()
+        if self._save is not None:
+            self._save.end()
         if jax.process_count() > 1 and self._remote is None:
-            # Orbax has the others wait 20 minutes for a process whose disk is full.
             with contextlib.ExitStack() as held:
-                together("space for a checkpoint", lambda: held.enter_context(_room(self.folder, state)))
-        try:
-            with orbax_context(self._remote):
-                response = self._checkpointer.save_async(step, state, force=True)
-        except Exception as error:
-            raise _told(error, self.folder) from error
+                together("space for a checkpoint", lambda: held.enter_context(room(self.folder, state)))
+        listen()
+        with self._telling(), orbax_context(self._remote):
+            response = self._checkpointer.save_async(step, state, force=True)
         self._steps = [*self._steps, step]
-        if self._remote is not None:
-            return  # an object store keeps sums of its objects, and has no half of one
-        self._summing = threading.Thread(target=self._sum, args=(step, response), name=f"sums of {step}", daemon=True)
-        self._summing.start()
+        # An object store keeps sums of its objects, and has no half of one.
+        self._save = Save(self.folder / str(step), response, sums=self._remote is None)
 
     def wait(self) -> None:
         """Return when everything saved is on disk; its sums may follow, for which ``close`` waits."""
-        try:
-            with orbax_context(self._remote):
-                self._checkpointer.wait()
-        except Exception as error:
-            raise _told(error, self.folder) from error
+        self._settle()
+        with self._telling(), orbax_context(self._remote):
+            self._checkpointer.wait()
 
     def restore(self, abstract: Any, *, step: int | None = None, upto: int | None = None) -> tuple[int, Any] | None:
         """(step, state) of the newest readable checkpoint, or of ``step``; none where nothing was ever saved.
@@ -100,7 +92,7 @@ class Checkpoints:
             UserError: every candidate is damaged or shaped for another model, or ``step`` is not there.
         """
         self.wait()
-        self._steps = from_first("list of checkpoints", self._listed)  # old ones are deleted meanwhile
+        self._steps = self._agreed()  # old ones are deleted meanwhile
         steps = [found for found in self._steps if upto is None or found <= upto]
         if step is not None:
             if step not in steps:
@@ -125,28 +117,68 @@ class Checkpoints:
             f"restore the files, or delete {self.folder} to train from the start"
         )
 
+    def discard(self, after: int) -> None:
+        """Move aside the checkpoints of later steps than ``after``: they will be taken again, and saved anew."""
+        self.wait()
+        self._move_aside([step for step in self._steps if step > after])
+
     def close(self) -> None:
         """Wait for pending writes and release the threads."""
+        if self._failed:
+            return  # Orbax would wait for the process that failed
+        with self._telling(), orbax_context(self._remote):
+            self._checkpointer.close()
+        if self._save is not None:
+            self._save.end()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Orbax's errors in here are told in the user's words."""
         try:
-            with orbax_context(self._remote):
-                self._checkpointer.close()
+            yield
         except Exception as error:
-            raise _told(error, self.folder) from error
-        self._end_summing()
+            raise told(error, self.folder) from error
+
+    def _settle(self) -> None:
+        if self._save is not None and not self._failed:
+            try:
+                self._save.settle()
+            except Exception:
+                self._failed = True
+                raise
 
     def _listed(self) -> list[int]:
         with orbax_context(self._remote):
             return sorted(item.step for item in self._checkpointer.checkpoints)
 
+    def _agreed(self) -> list[int]:
+        """The steps that process 0 lists, when all of them do: another host may still see what was.
+
+        Raises:
+            Infrastructure: one of them does not come to see it.
+        """
+        steps = from_first("list of checkpoints", self._listed)
+        until = time.monotonic() + STALE_SECONDS
+        while (listed := self._listed()) != steps and time.monotonic() < until:
+            time.sleep(0.5)
+            with orbax_context(self._remote):
+                self._checkpointer.reload()
+        for number, other in enumerate(exchange("list of checkpoints", listed)):
+            if other != steps:
+                raise Infrastructure(
+                    f"checkpoints {self.folder}: process {number} sees steps {other}, process 0 {steps}, for "
+                    f"{STALE_SECONDS:g} s; do all hosts mount the same root?"
+                )
+        return steps
+
     def _load(self, step: int, abstract: Any) -> tuple[Any, str | None]:
         """(state, None), or what is wrong, which all processes then agree on."""
         folder = self.folder / str(step)
         # First the sums: a process that finds damage while it loads would leave the others waiting for it.
-        wrong = None if self._remote else wrong_file(folder, jax.process_index(), jax.process_count())
-        found = exchange(f"sums of {folder}", wrong)
-        state, reason = None, next((item for item in found if item is not None), None)
+        reason = None if self._remote else self._wrong(folder)
         if reason is not None:
             return None, reason
+        state = None
         try:
             with orbax_context(self._remote):
                 state = self._checkpointer.load(step, abstract)
@@ -160,6 +192,26 @@ class Checkpoints:
         if passing := [item for item in found if item is not None and item.startswith(PASSING[0])]:
             raise Infrastructure(f"checkpoint {folder}: could not be read now ({passing[0]})")
         return state, next((item for item in found if item is not None), None)
+
+    def _wrong(self, folder: Path) -> str | None:
+        """What is wrong with its files, if anything is: in the eyes of process 0, too, which looks again.
+
+        Raises:
+            Infrastructure: only another host sees it, and goes on to.
+        """
+        until = time.monotonic() + STALE_SECONDS
+        while True:
+            found = exchange(f"sums of {folder}", wrong_file(folder, jax.process_index(), jax.process_count()))
+            suspects = {number: tuple(item) for number, item in enumerate(found) if item is not None}
+            if not suspects:
+                return None
+            reason = from_first(f"sums of {folder}", functools.partial(damaged, folder, list(suspects.values())))
+            if reason is not None:
+                return reason
+            if from_first("time", lambda: time.monotonic() > until):
+                number, (name, what) = next(iter(suspects.items()))
+                raise Infrastructure(f"checkpoint {folder}: {name} {what} on the host of process {number} alone")
+            time.sleep(1.0)
 
     def _move_aside(self, steps: list[int]) -> None:
         if self._read_only or not steps:
@@ -175,26 +227,9 @@ class Checkpoints:
                 (self.folder / str(step)).rename(aside)
 
         from_first("damaged checkpoints", move)
-        self._steps = [step for step in self._steps if step not in steps]
         with orbax_context(self._remote):
             self._checkpointer.reload()
-
-    def _sum(self, step: int, response: Any) -> None:
-        """When the checkpoint is finished, and before another one is begun: in a thread of its own."""
-        folder = self.folder / str(step)
-        with contextlib.suppress(Exception):  # a save that failed is told by Orbax, to whoever waits for it
-            if response is not None:
-                response.result()
-            for _ in range(100):  # process 0 gives it its name; another host may see that later
-                if folder.is_dir():
-                    write_sums(folder, jax.process_index(), jax.process_count())
-                    return
-                time.sleep(0.1)
-
-    def _end_summing(self) -> None:
-        if self._summing is not None:
-            self._summing.join()
-            self._summing = None
+        self._steps = self._agreed()
 
 
 def saved_steps(run_dir: Path, folder: str = FOLDER) -> list[int]:
@@ -208,51 +243,3 @@ def saved_steps(run_dir: Path, folder: str = FOLDER) -> list[int]:
         return checkpoints.steps()
     finally:
         checkpoints.close()
-
-
-@contextlib.contextmanager
-def _room(folder: Path, state: Any) -> Iterator[None]:
-    """Have the disk set aside what this process will write of ``state``, uncompressed, until the block ends.
-
-    Raises:
-        UserError: it can't.
-    """
-    leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
-    size = sum(part.data.nbytes for leaf in leaves for part in leaf.addressable_shards if part.replica_id == 0)
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if size and sys.platform == "linux":
-                # Not os.posix_fallocate, which writes all of it where a file system can't set aside.
-                libc = ctypes.CDLL(None, use_errno=True)
-                number = libc.fallocate(file.fileno(), 0, ctypes.c_long(0), ctypes.c_long(size)) and ctypes.get_errno()
-                if number in NO_SPACE:
-                    raise OSError(number, os.strerror(number))
-            yield
-    except OSError as error:
-        raise _told(error, folder) from error
-
-
-def _told(error: Exception, folder: Path) -> Exception:
-    """The user's one line for a failed write (disk full, no permission), else the error itself."""
-    text = str(error)
-    numbers = [item.errno for item in _chain(error) if isinstance(item, OSError)]
-    if (
-        any(number in NO_SPACE for number in numbers)
-        or "No space left" in text
-        or "File too large" in text
-        or "RESOURCE_EXHAUSTED" in text
-    ):
-        return UserError(
-            f"root={folder}: disk full while saving a checkpoint; free space and run again, earlier ones are kept"
-        )
-    if any(number in (errno.EACCES, errno.EROFS, errno.EPERM) for number in numbers):
-        return UserError(f"root={folder}: cannot be written; choose another --root or change its permissions")
-    return error
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found

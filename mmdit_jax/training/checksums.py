@@ -6,9 +6,12 @@ loaded again, whatever their number was then. CRC-32: against damage, not agains
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import zlib
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from mmdit_jax.files import write_atomic
@@ -24,25 +27,48 @@ def write_sums(folder: Path, process: int, processes: int) -> None:
     write_atomic(folder / f"checksums.{process}.json", json.dumps(told, sort_keys=True))
 
 
-def wrong_file(folder: Path, process: int = 0, processes: int = 1) -> str | None:
-    """What is wrong with this process's share of the files, in a few words; None: nothing that sums could tell.
+def wrong_file(folder: Path, process: int = 0, processes: int = 1) -> tuple[str, str] | None:
+    """A file of this process's share that is wrong, and what it is; None: none, as far as sums could tell.
 
     A checkpoint has no sums, or not all, where the run was killed just after it: that is not held against it.
     """
     expected: dict[str, list[int]] = {}
     for path in sorted(folder.glob("checksums.*.json")):
         try:
-            told = json.loads(path.read_text())
-            expected |= told["files"]
+            expected |= _told(path)
         except (ValueError, KeyError, TypeError, OSError):
-            return f"{path.name} cannot be read"
+            return path.name, "cannot be read"
     for name in sorted(expected)[process::processes]:
         try:
             if _sum(folder / name) != expected[name]:
-                return f"{name} is not what was written"
+                return name, "is not what was written"
         except OSError as error:
-            return f"{name}: {error.strerror}"
+            return name, str(error.strerror)
     return None
+
+
+def damaged(folder: Path, suspects: Sequence[tuple[str, str]]) -> str | None:
+    """The first of ``suspects``, which ``wrong_file`` gave to others, that is wrong here, too: in a few words."""
+    expected: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("checksums.*.json")):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            expected |= _told(path)
+    for name, what in suspects:
+        try:
+            if "/" not in name and fnmatch(name, "checksums.*.json"):
+                _told(folder / name)
+            elif _sum(folder / name) == expected.get(name):
+                continue
+            else:
+                return f"{name} {what}"
+        except (ValueError, KeyError, TypeError, OSError):
+            return f"{name} {what}"
+    return None
+
+
+def _told(path: Path) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = json.loads(path.read_text())["files"]
+    return dict(found)
 
 
 def _files(folder: Path) -> list[str]:

@@ -123,6 +123,9 @@ def _train(
             if loop.stopped:
                 raise Preempted(f"{_names(program)}: stopped by SIGTERM, saved; run again to go on")
             del state  # before there is another one
+            newest = max(checkpoints[0].steps(), default=0)
+            if members[0].rewinds.in_vain(newest):
+                checkpoints[0].discard(newest - 1)
             start, state = _first_state(program, checkpoints)
             members[0].rewind(start)
             progress.say(f"not finite at step {members[0].meter.bad_step}: goes on from step {start}, other batches")

@@ -30,6 +30,13 @@ class Rewinds:
         """The first step after ``step`` from which the shift is another."""
         return min((first for first, _ in self.shifts if first > step), default=None)
 
+    def in_vain(self, newest: int) -> bool:
+        """Whether going back to the checkpoint ``newest`` was tried, and other batches changed nothing.
+
+        Then its weights are at fault: a step's loss and gradient, which were finite, are those before its update.
+        """
+        return self.diverged is not None and self.diverged[0] == newest + 1 and newest in dict(self.shifts)
+
     def after(self, to: int, skip: int) -> Rewinds:
         """Having gone back to ``to`` once more, to pass over ``skip`` more batches than before."""
         kept = tuple(item for item in self.shifts if item[0] < to)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -10,6 +11,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from mmdit_jax.processes import joined
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,12 @@ def _thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="wandb")
 
 
+_PATIENCE = 20.0
+"""Seconds in which a server may take the last points, where the process can't stay for them."""
+
+
 class WandbLog:
-    """One wandb run, resumed under the run's id. All methods return at once."""
+    """One wandb run, resumed under the run's id. All methods return at once, but for ``close``."""
 
     def __init__(self, run_dir: Path, project: str, run_id: str, name: str, config: dict[str, Any]) -> None:
         self._run: Any = None
@@ -47,10 +54,16 @@ class WandbLog:
             _thread().submit(self._log, step, fields)
 
     def close(self) -> None:
-        """Nothing is written from here on; what was reaches the disk or the server meanwhile."""
+        """Nothing is written from here on; what was reaches the disk or the server meanwhile.
+
+        One of several processes waits for it a little: they end at once (``processes.end``), with all their threads.
+        """
         if self._open:
-            _thread().submit(self._finish)
+            finished = _thread().submit(self._finish)
             self._open = False
+            if joined():
+                with contextlib.suppress(TimeoutError):
+                    finished.result(_PATIENCE)
 
     def _start(self, mode: str, run_dir: Path, project: str, run_id: str, name: str, config: dict[str, Any]) -> None:
         try:

@@ -14,7 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster import missing
-from faults import AT_ONCE, SCENARIOS, Lab, Outcome, reference, same, start_all
+from lab import Lab, Outcome, same
+from scenarios import AT_ONCE, SCENARIOS, reference, start_all
 
 REQUIRED = "MMDIT_REQUIRE_SLURM"
 """Variable by which CI says that there must be one."""
