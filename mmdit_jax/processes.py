@@ -34,6 +34,8 @@ HEARTBEAT = "MMDIT_HEARTBEAT_SECONDS"
 """After which silence of a process the others end (default 100)."""
 PATIENCE = 600.0
 """Seconds that processes wait for one another where they agree on something."""
+LAST_SECONDS = 5.0
+"""Seconds that process 0, where it fails, waits for the others to fail as well."""
 
 _PASSING = (errno.EIO, errno.ESTALE, errno.EBUSY, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 """What a disk or a network says of itself."""
@@ -94,18 +96,32 @@ def end(code: int) -> None:
     """End this process with ``code`` where it is one of several; one alone goes on.
 
     Where all end alike they do so together. Where this one fails it does not wait for the others, which would wait for
-    it: JAX ends them, or their engine does.
+    it: JAX ends them, or their engine does. But process 0 is the coordinator, whose end would be taken for a failure by
+    those that are about to end alike: it gives them a moment.
     """
     if not joined():
         return
     if code in (EXIT_OK, EXIT_DIVERGED, EXIT_PREEMPTED):
         with contextlib.suppress(RuntimeError):  # another one was gone first: what is saved is saved
             jax.distributed.shutdown()
-    elif is_first():  # it is the coordinator, whose end would be taken for a failure by those that end alike
-        time.sleep(1.0)
+    else:
+        with contextlib.suppress(RuntimeError):
+            _last_words()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _last_words() -> None:
+    """Process 0 hears those of the others, for a few seconds."""
+    if not is_first():
+        note(f"ends/{jax.process_index()}", "")
+        return
+    until = time.monotonic() + LAST_SECONDS
+    others = set(range(1, jax.process_count()))
+    while others and time.monotonic() < until:
+        others = {number for number in others if noted(f"ends/{number}") is None}
+        time.sleep(0.05)
 
 
 def is_infrastructure(error: BaseException) -> bool:
