@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,18 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     push(path)
+
+
+@contextlib.contextmanager
+def full_disk_told(path: Path) -> Iterator[None]:
+    """array_record, and what writes by it, tell of a full disk in words only: in here it is an OSError of ``path``."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        for words, code in (("No space left", errno.ENOSPC), ("File too large", errno.EFBIG), ("quota", errno.EDQUOT)):
+            if words in str(error):
+                raise OSError(code, os.strerror(code), str(path)) from None
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

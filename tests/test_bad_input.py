@@ -139,11 +139,14 @@ def test_a_run_that_does_not_divide_is_told_in_one_line(mmdit, setting: str, exp
 def test_disk_full_while_saving(mmdit) -> None:
     """Writes past a limit fail, as on a full disk; what was there before stays, and the run goes on afterwards."""
     train = ("train", "tiny.py", "--run", "rf", "--quiet")
-    assert mmdit("data", "build", "scenes", "--examples", "256").returncode == 0
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
+    refused = mmdit("data", "build", "scenes", "--examples", "4096", preexec_fn=limit)
+    assert refused.returncode == 2 and not list(mmdit.folder.glob("data/**/*.array_record*"))
+    assert refused.stderr.strip().endswith("cannot write (File too large); free some space"), refused.stderr
+    assert mmdit("data", "build", "scenes", "--examples", "256").returncode == 0
     full = mmdit(*train, preexec_fn=limit)
     assert full.returncode == 2, full.stderr
     lines = [line for line in full.stderr.splitlines() if line.startswith("mmdit: ")]

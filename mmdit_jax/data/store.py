@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmdit_jax.errors import UserError, nearest
+from mmdit_jax.files import full_disk_told
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
@@ -131,7 +132,7 @@ def build(make: Callable[[Path], Builder], data_dir: Path) -> Path:
             finally:
                 shutil.rmtree(hidden, ignore_errors=True)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "free some space" if full else "give a folder that can be written"
         raise UserError(f"data_dir={data_dir}: cannot write ({error.strerror or error}); {advice}") from None
     return folder
@@ -139,14 +140,8 @@ def build(make: Callable[[Path], Builder], data_dir: Path) -> Path:
 
 def _build_in(made: Builder, hidden: Path, folder: Path, data_dir: Path) -> None:
     logger.info("building %s", folder)
-    try:
-        with _quiet():
-            made.download_and_prepare()
-    except (RuntimeError, ValueError) as error:
-        # array_record tells of a full disk in words only.
-        if "No space left" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise
+    with full_disk_told(hidden), _quiet():
+        made.download_and_prepare()
     built = Path(made.data_path)
     manifest = {
         "files": {file.name: file.stat().st_size for file in sorted(built.iterdir())},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import os
 import socket
@@ -23,6 +21,7 @@ from mmdit_jax.data.sources import Entry, Source, Unreadable
 from mmdit_jax.data.sources.captions import choose
 from mmdit_jax.data.sources.images import decode
 from mmdit_jax.errors import UserError
+from mmdit_jax.files import full_disk_told
 from mmdit_jax.models.text import TextEncoder, TextStates
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def encode_shard(
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}:{os.getpid()}.tmp")
     synthetic = 0
     try:
-        with _told(path):
+        with full_disk_told(path):
             writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
             try:
                 states: dict[str, dict[str, TextStates]] = {}
@@ -139,18 +138,6 @@ def remove_stale(folder: Path, pattern: str = ".*.array_record.*.tmp") -> None:
         host, _, process = path.name.removesuffix(".tmp").rpartition(".array_record.")[2].rpartition(":")
         if host == socket.gethostname() and process.isdigit() and not Path(f"/proc/{process}").exists():
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """array_record tells of a full disk in words only."""
-    try:
-        yield
-    except RuntimeError as error:
-        for words, code in (("No space left", errno.ENOSPC), ("File too large", errno.EFBIG), ("quota", errno.EDQUOT)):
-            if words in str(error):
-                raise OSError(code, os.strerror(code), str(path)) from None
-        raise
 
 
 def _batches(
