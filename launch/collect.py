@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from launch.execute import describe
-from launch.hold import is_locked
+from launch.hold import locked
 from launch.places import Places, read_result
 from launch.settings import real_scores, score_table
 from launch.without import write_without_tables
@@ -22,7 +22,7 @@ from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.files import write_atomic
 from mmdit_jax.training.events import read_events
 from scaling.elo import rate
-from scaling.goodput import COUNTS, Goodput, goodput, goodput_table
+from scaling.goodput import COUNTS, goodput, goodput_table
 
 
 def collect(study: Study, places: Places) -> pd.DataFrame:
@@ -61,16 +61,14 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
         write_atomic(folder / "real.csv", real.to_csv(index=False))
     write_without_tables(drawn, places)
     _grids(drawn, trees, folder)
-    spent = [(run.run_id, run.name, _goodput(places.run_dir(run))) for run in study.runs]
+    folders = [places.run_dir(run) for run in study.runs]
+    held, now = locked(folders), time.time()  # those that are under way spend until now
+    found = [goodput(list(read_events(path)), now if path in held else None) for path in folders]
+    spent = [(run.run_id, run.name, good) for run, good in zip(study.runs, found, strict=True)]
     told = pd.DataFrame(goodput_table(spent))
     told = told.astype(dict.fromkeys(COUNTS, "Int64"))  # whole, though some may be missing
     write_atomic(folder / "goodput.csv", told.to_csv(index=False))
     return pd.DataFrame(results)
-
-
-def _goodput(run_dir: Path) -> Goodput | None:
-    """Of a run that may be under way."""
-    return goodput(list(read_events(run_dir)), time.time() if is_locked(run_dir) else None)
 
 
 def _result_row(run: Run, result: dict[str, Any]) -> dict[str, Any]:

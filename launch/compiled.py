@@ -27,6 +27,8 @@ ENTRIES = "*-cache"
 AUTOTUNED = "xla_gpu_per_fusion_autotune_cache_dir"
 """Folder below, as JAX calls it, in which XLA for GPUs keeps which kernels it found the fastest. XLA makes it for its
 user alone, and ends a compilation in an error where it can't write there."""
+TOGETHER = "together"
+"""Folder below, for several processes with GPUs: what XLA found the fastest, and no programs."""
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
@@ -34,17 +36,34 @@ def keep_compiled_programs(root: Path) -> None:
     """Keep every program that XLA compiles from here on in ``root/_cache/xla``, where the next start finds it.
 
     A folder that was chosen before (by JAX_COMPILATION_CACHE_DIR) stays chosen, with JAX's own rules of what is kept.
-    Where ``root`` can't be written nothing is kept, which is said in the log; but for GPUs, what lies there is read. Of
-    several processes JAX lets the first write. Devices must be set up by now.
+    Where ``root`` can't be written nothing is kept, which is said in the log; but for GPUs, what lies there is read.
+    Devices must be set up by now.
+
+    Of several processes JAX lets the first write. On TPUs the others find there what all of them run, if the folder is
+    theirs, too (JAX's documentation); at a URL it is not, and they compile at each start. On CPUs they always do: which
+    part of the topology is a process's own goes into what its programs are found by. One that finds a program and one
+    that compiles it go on together.
+
+    Not on GPUs. Of the processes that compile a program each times a share of its kernels, and waits up to a day for
+    the others' shares (XLA's xla_gpu_shard_autotuning); one that found the program has none to give. A folder of each
+    host, another run that writes a moment earlier, or a file that NFS shows late, and the run hangs. Without shares
+    each process could choose other kernels, and so another order of collectives. So there all of them compile at each
+    start, and only which kernels they chose is kept.
     """
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
+    on_gpu = jax.default_backend() == "gpu"
+    together = on_gpu and jax.process_count() > 1
+    chosen = jax.config.values["jax_compilation_cache_dir"]
+    if chosen is not None:
+        if together and Path(chosen).name != TOGETHER:
+            log.warning("JAX_COMPILATION_CACHE_DIR=%s: GPUs hang where not all processes find a program there", chosen)
         return
     # Whole, because XLA's own cache on GPUs lies below it, and its path is part of what programs are found by.
     folder = (root / "_cache" / "xla").resolve()
-    on_gpu = jax.default_backend() == "gpu"
     if jax.default_backend() == "cpu":
         folder /= f"cpu-{_instruction_set()}"
     shortest = 0.0  # seconds of a compilation that is worth keeping: many small ones add up
+    if together:
+        folder, shortest = folder / TOGETHER, math.inf
     try:
         now = _written(folder)
     except OSError as error:

@@ -22,8 +22,10 @@ class Drawing:
     latent: Latent | None
 
 
-def check_drawing(run: Run, data: TrainingData, vae: str | None) -> None:
+def check_drawing(run: Run, data: TrainingData, vae: str | None) -> bool:
     """Before training: refuse the wrong autoencoder, and say it in a line if nothing can be drawn afterwards.
+
+    Returns whether there is one, or none is needed.
 
     Raises:
         UserError: what is given, or lies where the set was made, is not the set's autoencoder.
@@ -37,6 +39,8 @@ def check_drawing(run: Run, data: TrainingData, vae: str | None) -> None:
             run.data.name,
             where,
         )
+        return False
+    return True
 
 
 def drawing(run: Run, data: TrainingData, vae: str | None) -> Drawing | None:

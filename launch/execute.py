@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental.multihost_utils import process_allgather
 
 from launch.compiled import keep_compiled_programs
+from launch.digest import digest, on_host
 from launch.drawing import check_drawing, drawing
 from launch.hold import hold
 from launch.places import RESULT, STACKS, Places, read_result
@@ -28,7 +26,7 @@ from mmdit_jax.evaluation.removal import draw_without
 from mmdit_jax.files import write_json
 from mmdit_jax.host import sigterm_leaves
 from mmdit_jax.pauses import at_pauses, pause
-from mmdit_jax.processes import from_first, is_first, joined, preemption, together
+from mmdit_jax.processes import exchange, from_first, is_first, joined, preemption, together
 from mmdit_jax.remote import push_all
 from mmdit_jax.training.best import restore_best, without_memory
 from mmdit_jax.training.checkpoint import Checkpoints
@@ -39,9 +37,6 @@ from mmdit_jax.training.member import past
 from mmdit_jax.training.program import ema_on_devices, mesh_of
 from mmdit_jax.training.state import TrainState, abstract_state
 from mmdit_jax.watchdog import Watchdog
-
-_PIECE = 2**28
-"""Bytes of an array that are gathered at a time for its digest."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +88,12 @@ def execute(run: Run, places: Places, handling: Handling | None = None) -> dict[
             data = _data(run, places)
             state = without_memory(train(run, run_dir, data, project=places.study, conduct=conduct))
         with _after_steps(run, run_dir, conduct.watchdog):
-            return _finish(run, places, data, state, started)
+            return _finish(run, places, data, state, started, conduct.watchdog)
 
 
-def _finish(run: Run, places: Places, data: TrainingData, state: TrainState, started: float) -> dict[str, Any]:
+def _finish(
+    run: Run, places: Places, data: TrainingData, state: TrainState, started: float, watchdog: Watchdog
+) -> dict[str, Any]:
     """Evaluate, and write the result."""
     run_dir = places.run_dir(run)
     trained = time.perf_counter()
@@ -116,7 +113,7 @@ def _finish(run: Run, places: Places, data: TrainingData, state: TrainState, sta
     scores = _scores(run, state, run_dir, data, places)
     density = formulation(run.formulation)
     if density.adaptive:
-        scores["learned_formulation"] = learned_name(density, jax.tree.map(_on_host, state.loss_by_time))
+        scores["learned_formulation"] = learned_name(density, jax.tree.map(on_host, state.loss_by_time))
     result |= {"params_sha256": digest(state.params), "ema_sha256": digest(state.ema), **scores}
 
     def write() -> None:
@@ -128,6 +125,7 @@ def _finish(run: Run, places: Places, data: TrainingData, state: TrainState, sta
         events.close()
 
     pause()
+    watchdog.rest()  # uploads take what they take
     from_first("result", write, seconds=3600.0)  # the others wait: none may leave before it is written
     return result
 
@@ -220,7 +218,13 @@ def _after_steps(run: Run, run_dir: Path, watchdog: Watchdog) -> Iterator[None]:
 def _data(run: Run, places: Places) -> TrainingData:
     """The run's data, in every process, and a word of it if it can't draw."""
     data = together("data", lambda: training_data(run, places.data))
-    together("autoencoder", lambda: check_drawing(run, data, places.vae))
+    draws = exchange("drawing", together("autoencoder", lambda: check_drawing(run, data, places.vae)))
+    if len(set(draws)) > 1:
+        without = ", ".join(str(number) for number, found in enumerate(draws) if not found)
+        raise UserError(
+            f"vae={places.vae}: no autoencoder on the host of process {without}, but on others; give one that all have "
+            "by --vae FOLDER, or --vae none"
+        )
     return data
 
 
@@ -266,26 +270,3 @@ def restore_ema(run: Run, run_dir: Path) -> Any:
 
 def _abstract(run: Run) -> TrainState:
     return abstract_state(run.model, run.optimizer, run.steps, mesh_of(run))
-
-
-def _on_host(leaf: Any) -> np.ndarray:
-    """The whole array, wherever its parts are; to be called by every process that has some."""
-    elsewhere = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-    return np.asarray(process_allgather(leaf, tiled=True) if elsewhere else jax.device_get(leaf))
-
-
-def digest(tree: Any) -> str:
-    """SHA-256 over names, shapes and bytes of a parameter tree; to be called by every process that has parts of it.
-
-    Of an array that several processes share no more than a piece is gathered at a time.
-    """
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        sha.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n".encode())
-        pieces: Iterable[Any] = [leaf]
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.nbytes > _PIECE:
-            pieces = (leaf[row] for row in range(leaf.shape[0]))  # in the order of the bytes
-        for piece in pieces:
-            sha.update(np.ascontiguousarray(_on_host(piece)).tobytes())
-            pause()
-    return sha.hexdigest()

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -21,7 +21,7 @@ from mmdit_jax.data import pipeline
 from mmdit_jax.data.encoded import EncodedSet
 from mmdit_jax.errors import Held, UserError
 from mmdit_jax.files import write_json
-from mmdit_jax.lease import is_leased, lease
+from mmdit_jax.lease import are_leased, lease
 from mmdit_jax.processes import from_first, is_first, together
 from mmdit_jax.remote import pull, remote_of
 from mmdit_jax.training.best import FOLDER as BEST
@@ -149,11 +149,20 @@ def _lock(run_dir: Path, seconds: float = 0.0) -> Iterator[None]:
             yield
 
 
+def locked(run_dirs: Sequence[Path]) -> set[Path]:
+    """Those that a live process holds; a store is asked for all of them at once."""
+    found = {run_dir for run_dir in run_dirs if _locked_here(run_dir)}
+    asked = {run_dir: remote for run_dir in run_dirs if (remote := remote_of(run_dir / LEASE)) is not None}
+    leased = zip(asked, are_leased(list(asked.values())), strict=True)
+    return found | {run_dir for run_dir, is_leased in leased if is_leased}
+
+
 def is_locked(run_dir: Path) -> bool:
     """Whether a live process holds the run."""
-    remote = remote_of(run_dir / LEASE)
-    if remote is not None and is_leased(remote):
-        return True
+    return bool(locked([run_dir]))
+
+
+def _locked_here(run_dir: Path) -> bool:
     path = run_dir / LOCK
     if not path.exists():
         return False

@@ -23,6 +23,7 @@ from mmdit_jax.evaluation.evaluate import evaluate, generate, save_png
 from mmdit_jax.evaluation.latent import no_autoencoder
 from mmdit_jax.host import process_began
 from mmdit_jax.processes import is_first, join
+from mmdit_jax.remote import pull
 from mmdit_jax.training.data import LatentData, training_data
 
 EXAMPLES = {
@@ -166,7 +167,8 @@ def sample_run(args: argparse.Namespace) -> int:
 
 def _trained(args: argparse.Namespace) -> tuple[Run, Any, Any]:
     study = load_study(args.study, args.overrides)
-    run, places = study.find(args.run_key), places_of(args, study)
+    run, places = study.find(args.run_key), places_of(args, study, fetch=False)
+    pull(places.run_dir(run))
     for name in args.drop:
         if name not in run.data.text_encoders:
             unknown("drop", name, run.data.text_encoders)

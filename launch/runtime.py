@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Collection
 from pathlib import Path
 
-from launch.places import Places
+from launch.places import RESULT, Places
 from mmdit_jax.config import Run, Study
 from mmdit_jax.errors import UserError
-from mmdit_jax.remote import open_root, pull
+from mmdit_jax.remote import ENGINES, open_root, pull
+from mmdit_jax.training.events import EVENTS
+
+TOLD = (EVENTS, RESULT, ENGINES)
+"""The files by which a study's state is told."""
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -86,15 +91,15 @@ def add_study(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
     add_places(parser)
 
 
-def places_of(args: argparse.Namespace, study: Study, *, fetch: bool = True) -> Places:
+def places_of(args: argparse.Namespace, study: Study, *, fetch: bool = True, only: Collection[str] = ()) -> Places:
     """The folders of a study under --root and --data-dir, and --vae of the commands that have it.
 
-    What others have written at the root's URL is fetched, if it has one and that is wanted.
+    What others have written at the root's URL is fetched, if it has one and that is wanted; ``only``: as ``pull``.
     """
     vae = vars(args).get("vae")
     places = Places(args.root, study.name, data_folder(args), None if vae is None else str(vae))
     if fetch:
-        pull(places.study_dir)
+        pull(places.study_dir, only=only)
     return places
 
 

@@ -7,16 +7,16 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.attempts import attempts
-from launch.executors.engines import known_engines
-from launch.executors.job import Live
-from launch.hold import is_locked
-from launch.places import STACKS, Places, read_result
-from launch.runtime import places_of
+from launch.executors.engines import Engine, known_engines
+from launch.executors.job import ENDED, Live, in_hands
+from launch.hold import is_locked, locked
+from launch.places import RESULT, STACKS, Places, read_result
+from launch.runtime import TOLD, places_of
 from launch.studies import load_study
 from mmdit_jax.config import Run, Study
 from mmdit_jax.errors import EXIT_PREEMPTED, UserError
@@ -28,18 +28,31 @@ from mmdit_jax.training.rewinds import rewinds
 STATES = ("done", "running", "queued", "stopped", "failed", "diverged", "new")
 
 
-def status_row(run: Run, places: Places, live: Mapping[str, Live] | None = None) -> dict[str, Any]:
+def status_row(
+    run: Run,
+    places: Places,
+    told: Mapping[str, Live] | None = None,
+    events: Sequence[Mapping[str, Any]] | None = None,
+    held: Collection[Path] | None = None,
+) -> dict[str, Any]:
     """What ``study status`` says of a run.
 
     ``state`` is ``done``; ``running`` or ``queued``; ``stopped``, saved or killed, to go on where it is started again;
     ``failed``, with ``message``; ``diverged``; or ``new``. ``restarts`` counts attempts after the first. ``where`` is a
-    host and, in an engine's hands, its name of the job.
+    host and, in an engine's hands, its name of the job. What an engine remembers of a job that ended changes no state:
+    ``message`` says it of a run that nobody has and that isn't done.
+
+    Args:
+      run, places: which run.
+      told: ``engine_states``.
+      events: the run's, where they are read already.
+      held: the folders of the runs that are ``locked``, where that was asked for many at once.
     """
     folder = places.run_dir(run)
     row: dict[str, Any] = {"run_id": run.run_id, "name": run.name, "state": "new", "step": 0, "steps": run.steps}
     row |= {"loss": None, "val_loss": None, "images_per_second": None, "eta_seconds": None}
     row |= {"restarts": 0, "where": "", "message": ""}
-    events = list(read_events(folder))
+    events = list(read_events(folder)) if events is None else events
     for event in events:
         if event["event"] == "train":
             rate = event["images_per_second"]  # null where no step was timed: the last that was then counts
@@ -53,7 +66,7 @@ def status_row(run: Run, places: Places, live: Mapping[str, Live] | None = None)
         if last.end == "refused" or (last.end is None and last.code not in (None, EXIT_PREEMPTED)):
             row |= {"state": "failed", "message": last.message or f"exit code {last.code}"}
     past = rewinds(events)
-    given = (live or {}).get(run.run_id)
+    given = in_hands(told or {}).get(run.run_id)
     try:
         result, damaged = read_result(folder), ""
     except UserError as error:
@@ -62,7 +75,7 @@ def status_row(run: Run, places: Places, live: Mapping[str, Live] | None = None)
         row |= {"state": "failed", "message": damaged}
     elif result is not None:
         row |= {"state": "done", "step": run.steps, "val_loss": result["val_loss"], "message": ""}
-    elif is_locked(folder):
+    elif is_locked(folder) if held is None else folder in held:
         row |= {"state": "running", "message": ""}
     elif given is not None:
         row |= {"state": given.state, "message": ""}
@@ -74,6 +87,10 @@ def status_row(run: Run, places: Places, live: Mapping[str, Live] | None = None)
         row["eta_seconds"] = (run.steps - row["step"]) * run.batch / row["images_per_second"]
     if row["state"] == "failed" and (stacks := _stacks(folder)) is not None:
         row["message"] += f"; it hung, see {stacks}"
+    over = None if told is None or given is not None else told.get(run.run_id)
+    since = history[-1].began if history else 0.0  # a job that ended before the last attempt says nothing of it
+    if over is not None and row["state"] not in ("done", "running") and (over.ended is None or over.ended >= since):
+        row["message"] = "; ".join(text for text in (row["message"], over.where) if text)
     return row
 
 
@@ -83,16 +100,27 @@ def _stacks(folder: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def live_runs(places: Places, *, all_engines: bool = False) -> dict[str, Live]:
-    """What all engines that this study was ever given to have in their hands; one that can't be asked is told of.
+def engine_states(places: Places, *, all_engines: bool = False, beside: Engine | None = None) -> dict[str, Live]:
+    """How runs stand with all engines that this study was ever given to; one that can't be asked is told of.
+
+    Args:
+      places: of the study.
+      all_engines: whether all must answer.
+      beside: asked, too, where the study was not given to its like before.
 
     Raises:
       UserError: one can't be asked, and ``all_engines`` must be.
     """
+    engines = known_engines(places.study_dir)
+    if beside is not None and beside.name not in [engine.name for engine in engines]:
+        engines.append(beside)
     found: dict[str, Live] = {}
-    for engine in known_engines(places.study_dir):
+    for engine in engines:
         try:
-            found |= engine.live()
+            for run_id, item in engine.states().items():
+                before = found.get(run_id)
+                if before is None or (before.state == ENDED and (item.state != ENDED or _later(item, before))):
+                    found[run_id] = item
         except UserError as error:
             if all_engines:
                 raise UserError(f"{error}; it may have runs of this study: try again when it answers") from error
@@ -100,11 +128,16 @@ def live_runs(places: Places, *, all_engines: bool = False) -> dict[str, Live]:
     return found
 
 
+def _later(item: Live, before: Live) -> bool:
+    return (item.ended or 0.0) >= (before.ended or 0.0)
+
+
 def study_rows(study: Study, places: Places) -> list[dict[str, Any]]:
     """A row a run."""
-    pull(places.study_dir)
-    live = live_runs(places)
-    return [status_row(run, places, live) for run in study.runs]
+    pull(places.study_dir, only=TOLD)
+    told = engine_states(places)
+    held = locked([folder for run in study.runs if not ((folder := places.run_dir(run)) / RESULT).exists()])
+    return [status_row(run, places, told, held=held) for run in study.runs]
 
 
 def study_status(args: argparse.Namespace) -> int:

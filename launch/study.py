@@ -14,10 +14,11 @@ from launch.collect import collect
 from launch.execute import Handling, describe, execute, train_group
 from launch.groups import groups
 from launch.places import RESULT, Places, make_folder, read_result
-from launch.runtime import add_handling, add_study, add_vae, check_handling, chosen_runs, places_of
+from launch.runtime import TOLD, add_handling, add_study, add_vae, check_handling, chosen_runs, places_of
 from launch.status import status_row, study_status
 from launch.studies import load_study
-from launch.submit import add_submit_options, cancel_study, submit_study
+from launch.submit import cancel_study, submit_study
+from launch.submit_options import add_submit_options
 from mmdit_jax import __version__
 from mmdit_jax.config import Study
 from mmdit_jax.errors import EXIT_DIVERGED, Diverged, UserError
@@ -194,7 +195,7 @@ def _summary(result: dict[str, Any]) -> str:
 def plan_study(args: argparse.Namespace) -> int:
     """What the runs cost; the time is a floor: FLOPs over this machine's measured matrix-product rate."""
     study = load_study(args.study, args.overrides)
-    places = places_of(args, study)
+    places = places_of(args, study, only=TOLD)
     rows = []
     for run in study.runs:
         row = {**describe(run), "state": status_row(run, places)["state"]}

@@ -14,10 +14,10 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mmdit_jax.errors import EXIT_INFRASTRUCTURE, Held
-from mmdit_jax.remote import Remote
+from mmdit_jax.remote import Remote, get_all
 
 SECONDS = 180.0
 """How long a lease holds after it was renewed; clocks of hosts may differ by a part of it."""
@@ -50,10 +50,16 @@ def lease(remote: Remote, what: str, wait_seconds: float = 0.0, seconds: float =
             remote.delete()
 
 
+def are_leased(remotes: Sequence[Remote]) -> list[bool]:
+    """Whether somebody holds each of them now; the store is asked for all at once."""
+    told = [_told(content) for content in get_all(remotes)]
+    now = time.time()
+    return [item is not None and item[1] > now for item in told]
+
+
 def is_leased(remote: Remote) -> bool:
     """Whether somebody holds it now."""
-    told = _read(remote)
-    return told is not None and told[1] > time.time()
+    return are_leased([remote])[0]
 
 
 def _take(remote: Remote, owner: str, seconds: float) -> bool:
@@ -101,7 +107,10 @@ def _text(owner: str, seconds: float) -> bytes:
 
 
 def _read(remote: Remote) -> tuple[str, float] | None:
-    content = remote.get()
+    return _told(remote.get())
+
+
+def _told(content: bytes | None) -> tuple[str, float] | None:
     if content is None:
         return None
     try:

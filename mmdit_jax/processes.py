@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -105,21 +106,22 @@ def end(code: int) -> None:
         with contextlib.suppress(RuntimeError):  # another one was gone first: what is saved is saved
             jax.distributed.shutdown()
     else:
-        with contextlib.suppress(RuntimeError):
-            _last_words()
+        last = threading.Thread(target=_last_words, daemon=True)  # the coordinator may not answer any more
+        last.start()
+        last.join(LAST_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _last_words() -> None:
-    """Process 0 hears those of the others, for a few seconds."""
+    """Process 0 hears those of the others."""
     if not is_first():
-        note(f"ends/{jax.process_index()}", "")
+        with contextlib.suppress(RuntimeError):
+            note(f"ends/{jax.process_index()}", "")
         return
-    until = time.monotonic() + LAST_SECONDS
     others = set(range(1, jax.process_count()))
-    while others and time.monotonic() < until:
+    while others:
         others = {number for number in others if noted(f"ends/{number}") is None}
         time.sleep(0.05)
 

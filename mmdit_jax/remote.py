@@ -31,8 +31,8 @@ HELD = ("lock", "lease.json")
 ENGINES = "engines.json"
 """Of a study's jobs, the one file that others need: which engines it was given to."""
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
-# s3fs asks for an object's size before it reads it, unless it may not read parts of it at once; and a whole object that
-# is read in parts may be replaced in between. Of connections it has ten.
+# s3fs asks for an object's size before it reads it, to read large ones in parts at once, between which one may be
+# replaced; not where one part is all that it may read at once. Of its own accord it opens ten connections.
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1, "config_kwargs": {"max_pool_connections": 32}}}
 _AT_ONCE = 2**25
 """Bytes under way at once: they are in memory, and the renewal of a lease waits behind them."""
@@ -41,13 +41,12 @@ T = TypeVar("T")
 
 
 class Entry(NamedTuple):
-    """What a store's listing says of an object."""
+    """What a store's listing says of an object; its size in bytes."""
 
     size: int
-    """Bytes."""
     digest: str | None
-    """Its content's MD5 in most cases; in others (encrypted with a key of one's own, written in parts) something else,
-    that no content has as its MD5; none of stores that tell nothing."""
+    """The MD5 of its content. Of objects that are encrypted with a key of one's own, or were written in parts, it is
+    another hash, which no file's MD5 equals; none of stores that tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +107,15 @@ class Remote:
         except FileNotFoundError:
             return {}
         start = len(self.path.rstrip("/")) + 1
-        return {name[start:]: Entry(int(told["size"]), _digest(told)) for name, told in found.items()}
+        # A name that ends so is that of an empty object that consoles make for a folder.
+        return {name[start:]: _entry(told) for name, told in found.items() if not name.endswith("/")}
 
 
-def _digest(told: dict[str, Any]) -> str | None:
+def _entry(told: dict[str, Any]) -> Entry:
+    digest = str(told["ETag"]).strip('"') if "ETag" in told else None
     if "md5Hash" in told:  # of Google's store
-        return base64.b64decode(told["md5Hash"]).hex()
-    return str(told["ETag"]).strip('"') if "ETag" in told else None
+        digest = base64.b64decode(told["md5Hash"]).hex()
+    return Entry(int(told["size"]), digest)
 
 
 @functools.cache
@@ -172,19 +173,15 @@ def location(path: Path) -> str:
 
 def get_all(remotes: Sequence[Remote]) -> list[bytes | None]:
     """The whole objects, none where there is none; asked for at once, so they should be few and small."""
-    if not remotes:
-        return []
-    found = remotes[0].files.cat_ranges([remote.path for remote in remotes], None, None)
-    return [_content(content) for content in found]
+    paths = [remote.path for remote in remotes]
+    return [_content(found) for found in remotes[0].files.cat_ranges(paths, None, None)] if remotes else []
 
 
 def _content(found: bytes | BaseException) -> bytes | None:
     """What fsspec gives of one of several objects."""
-    if isinstance(found, FileNotFoundError):
-        return None
-    if isinstance(found, BaseException):
+    if isinstance(found, BaseException) and not isinstance(found, FileNotFoundError):
         raise found
-    return found
+    return found if isinstance(found, bytes) else None
 
 
 def pull(folder: Path, *, ours: bool = False, only: Collection[str] = ()) -> None:
@@ -202,9 +199,8 @@ def pull(folder: Path, *, ours: bool = False, only: Collection[str] = ()) -> Non
     if remote is None:
         return
     entries = {name: entry for name, entry in remote.listing().items() if _copied(name, only)}
-    starts = {name: _start(folder / name, entry, ours) for name, entry in entries.items()}
-    wanted = {name: start for name, start in starts.items() if start is not None}
-    apart = _fetch(folder, remote, entries, wanted)
+    starts = {name: at for name, entry in entries.items() if (at := _start(folder / name, entry, ours)) is not None}
+    apart = _fetch(folder, remote, entries, starts)
     _fetch(folder, remote, entries, dict.fromkeys(apart, 0))
 
 
@@ -240,9 +236,10 @@ def _fetch(folder: Path, remote: Remote, entries: dict[str, Entry], starts: dict
     """Fetch objects, each from its byte on; returns those whose new end doesn't go on from what is here."""
     apart = []
     for names in _batches(starts, lambda name: entries[name].size - starts[name]):
+        # Without bounds where all of it is wanted: it may have been replaced by a longer one since it was listed.
+        begins = [starts[name] or None for name in names]
         ends = [entries[name].size if starts[name] else None for name in names]
-        paths = [(remote / name).path for name in names]
-        found = remote.files.cat_ranges(paths, [starts[name] or None for name in names], ends)
+        found = remote.files.cat_ranges([(remote / name).path for name in names], begins, ends)
         for name, part in zip(names, found, strict=True):
             path = folder / name
             if starts[name]:

@@ -2,6 +2,7 @@
 
 It keeps what the executor relies on: one object of a name in a namespace, refused fields it doesn't know, label
 selectors, and deletion in the foreground that leaves the object until its pods are gone. ``install`` puts it on PATH.
+Below ``contexts`` of that folder lie clusters by the names of their contexts; ``current-context`` names one.
 """
 
 import json
@@ -38,6 +39,15 @@ def main(arguments: list[str]) -> int:
     free = [
         item for at, item in enumerate(words) if not item.startswith("-") and (at == 0 or words[at - 1] not in values)
     ]
+    current = cluster / "current-context"
+    if free == ["config", "current-context"]:
+        print(current.read_text() if current.exists() else "")
+        return 0 if current.exists() else fail("error: current-context is not set")
+    context = values.get("--context", current.read_text() if current.exists() else None)
+    if context is not None and (cluster / "contexts").exists():
+        cluster = cluster / "contexts" / context
+        if not cluster.exists():
+            return fail(f'error: context "{context}" does not exist')
     if values["--namespace"] == "forbidden":
         return fail('Error from server (Forbidden): jobsets.jobset.x-k8s.io is forbidden: User "u" cannot do that')
     home = cluster / values["--namespace"]

@@ -57,7 +57,7 @@ def squeue(folder: Path, words: list[str]) -> int:
         for task, state in job["tasks"].items():
             waits = state == "PENDING"
             told = {"%j": job["name"], "%F": path.stem, "%K": task, "%T": state}
-            told |= {"%N": "" if waits else "node[1-2]", "%r": "Priority" if waits else "None"}
+            told |= {"%N": "" if waits else "node[1-2]", "%r": job.get("reason", "Priority" if waits else "None")}
             line = form
             for code, value in told.items():
                 line = line.replace(code, value)

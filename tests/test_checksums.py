@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import random
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from mmdit_jax.errors import UserError
+from mmdit_jax.processes import is_infrastructure
 from mmdit_jax.training.checkpoint import DAMAGED, Checkpoints
 from mmdit_jax.training.checksums import damaged, write_sums, wrong_file
 
@@ -199,6 +203,22 @@ def test_a_named_step_has_nothing_to_fall_back_to(run_dir: Path) -> None:
     found = checkpoints.restore(ABSTRACT, upto=2)
     assert found is not None and found[0] == 2
     checkpoints.close()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_disk_that_is_gone_for_a_moment_is_no_damage(
+    run_dir: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(path: Path) -> list[int]:
+        raise OSError(number, os.strerror(number))
+
+    before = tree(run_dir)
+    monkeypatch.setattr("mmdit_jax.training.checksums._sum", gone)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))) as raised:
+        restored(run_dir)
+    assert is_infrastructure(raised.value)
+    monkeypatch.undo()
+    assert tree(run_dir) == before and restored(run_dir)[0] == 3
 
 
 def files_of(writers: int, pick: random.Random) -> dict[str, bytes]:

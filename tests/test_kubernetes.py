@@ -19,6 +19,7 @@ from launch.executors.kubernetes_machines import machine_for
 from launch.planning.target import parse
 from mmdit_jax.errors import UserError
 
+PACKAGES = Path(__file__).parent.parent
 GOLDENS = Path(__file__).parent / "goldens" / "kubernetes"
 OPTIONS = Kubernetes(image="us-docker.pkg.dev/p/r/mmdit@sha256:0", volumes=(("studies", "/data"),))
 
@@ -198,10 +199,32 @@ def test_how_processes_find_one_another():
     assert gpu["MMDIT_COORDINATOR"] == f"{name}-slice-0-0.{name}:8476" and gpu["MMDIT_PROCESSES"] == "2"
     assert "job-completion-index" in gpu["MMDIT_PROCESS"]["fieldRef"]["fieldPath"]
     assert "MMDIT_DISTRIBUTED" not in gpu
-    assert gpu["MMDIT_JOB"] == f"k8s:research/{name}" and gpu["MMDIT_EXECUTOR"] == "k8s"
+    assert gpu["MMDIT_JOB"] == f"k8s:research/{name}"
     for alone in ("v5e_one_host", "b200_one_node", "cpus"):
         ours = {key for key in variables_of(manifest(*_first(CASES[alone]))) if key.startswith("MMDIT_")}
-        assert ours == {"MMDIT_EXECUTOR", "MMDIT_JOB", "MMDIT_RESTARTS"}
+        assert ours == {"MMDIT_JOB"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_somebody_reads_each_variable_of_ours(name):
+    sources = [PACKAGES / "launch" / "hold.py", *(PACKAGES / "mmdit_jax").rglob("*.py")]
+    text = "\n".join(path.read_text() for path in sources)
+    given = [key for key in variables_of(manifest(*_first(CASES[name]))) if key.startswith("MMDIT_")]
+    assert given and all(f'"{key}"' in text for key in given)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_pods_may_do_with_their_node(name):
+    """The nodes' own network where it is said, and where it is not only between slices of TPUs."""
+    job, run_id, options = _first(CASES[name])
+    for told, expected in ((None, name == "v6e_two_slices"), (True, True), (False, False)):
+        for privileged in (False, True):
+            changed = dataclasses.replace(options, host_network=told, privileged=privileged)
+            document = manifest(job, run_id, changed)
+            assert problems(document) == []
+            pod = pod_of(document)
+            assert (pod.get("hostNetwork", False), "dnsPolicy" in pod) == (expected, expected)
+            assert container_of(document).get("securityContext") == ({"privileged": True} if privileged else None)
 
 
 @pytest.mark.parametrize("study", ["a", "7up", "ladder_of.all", "S" * 200, "-", "ü"])

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from test_kubernetes import OPTIONS, job_of
 
+from launch.executors.job import Live
 from launch.executors.kubernetes import manifest
 from launch.executors.kubernetes_engine import KubernetesEngine, parse_status
 from mmdit_jax.errors import UserError
@@ -84,16 +85,19 @@ def test_states_of_a_run(cluster):
         "type": "Failed",
         "status": "True",
         "reason": "FailJobSetFailurePolicyAction",
-        "message": "first failed job: x",
+        "message": "first failed job: x\n  y",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
     change(cluster, RUNS[0], status={"conditions": [{"type": "Suspended", "status": "False"}, failed]})
     assert RUNS[0] not in engine.live()
-    state, where = engine.states()[RUNS[0]]
-    assert state == "ended" and where.endswith(": failed, FailJobSetFailurePolicyAction: first failed job: x")
+    ended = engine.states()[RUNS[0]]
+    assert ended.state == "ended"
+    assert ended.where.endswith(": failed, FailJobSetFailurePolicyAction: first failed job: x y")
+    assert ended.ended == 1767225600.0
     change(
         cluster, RUNS[1], status={"conditions": [{"type": "Completed", "status": "True", "reason": "AllJobsCompleted"}]}
     )
-    assert engine.states()[RUNS[1]][0] == "ended" and engine.live() == {}
+    assert engine.states()[RUNS[1]].state == "ended" and engine.live() == {}
 
 
 def test_what_ended_makes_room(cluster):
@@ -112,7 +116,8 @@ def test_cancel_takes_its_own_and_what_lives(cluster):
     other.submit(dataclasses.replace(JOB, folder=OTHER))
     assert engine.cancel([RUNS[0], "no-such-run"]) == [RUNS[0]]
     assert set(engine.live()) == {RUNS[1]} and set(other.live()) == set(RUNS)
-    assert engine.states()[RUNS[0]] == ("ended", f"{name_of(RUNS[0])}: being deleted")
+    deleted = engine.states()[RUNS[0]]
+    assert (deleted.state, deleted.where) == ("ended", f"{name_of(RUNS[0])}: being deleted")
     assert engine.cancel([RUNS[0]]) == []
     assert engine.submit(JOB) == f"{name_of(RUNS[0])}, {name_of(RUNS[1])} (was there)"  # it waited for the pods
 
@@ -151,12 +156,40 @@ def test_no_kubectl_is_told_in_a_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"kubectl: not on PATH.*--dry-run"):
         KubernetesEngine(JOB.folder, QUEUE).live()
+    job = dataclasses.replace(JOB, folder="s3://bucket/ladder")
+    with pytest.raises(UserError, match=r"kubectl: not on PATH.*--dry-run"):
+        KubernetesEngine(job.folder, QUEUE).check(job)
 
 
 def test_runs_that_would_be_gone_with_their_pods_are_not_submitted(cluster):
     with pytest.raises(UserError, match=r"root='/elsewhere/ladder'.*mount a claim"):
-        KubernetesEngine("/elsewhere/ladder", QUEUE).submit(dataclasses.replace(JOB, folder="/elsewhere/ladder"))
+        KubernetesEngine("/elsewhere/ladder", QUEUE).check(dataclasses.replace(JOB, folder="/elsewhere/ladder"))
     assert not (cluster / "calls.jsonl").exists()
+
+
+def test_a_root_that_is_not_on_this_host_is_refused(cluster, tmp_path):
+    """The volume's folder; below it, folders are made."""
+    data = tmp_path / "data"
+    options = dataclasses.replace(QUEUE, volumes=(("studies", str(data)), ("gs://images", "/images")))
+    job = dataclasses.replace(JOB, folder=str(data / "roots" / "ladder"))
+    with pytest.raises(UserError, match=f"^root='{job.folder}': volume 'studies' is at {data} in pods, but .*gs://"):
+        KubernetesEngine(job.folder, options).check(job)
+    data.mkdir()
+    KubernetesEngine(job.folder, options).check(job)
+    at_url = dataclasses.replace(JOB, folder="s3://bucket/roots/ladder")
+    KubernetesEngine(at_url.folder, options).check(at_url)
+    assert list(data.iterdir()) == [] and not (cluster / "calls.jsonl").exists()
+
+
+def test_what_finds_it_again(cluster):
+    """The context by its name; none where there is none, as in a pod. Of the volumes the one that the folder is on."""
+    options = dataclasses.replace(QUEUE, volumes=(("studies", "/data"), ("gs://images", "/images")))
+    found = {"namespace": "research", "context": None, "volumes": [["studies", "/data"]]}
+    assert KubernetesEngine(JOB.folder, options).found_by() == found
+    (cluster / "current-context").write_text("east")
+    assert KubernetesEngine(JOB.folder, options).found_by() == {**found, "context": "east"}
+    options = dataclasses.replace(options, context="west")
+    assert KubernetesEngine("s3://bucket/ladder", options).found_by() == {**found, "context": "west", "volumes": []}
 
 
 def test_of_two_jobsets_of_a_run_the_live_one_counts():
@@ -168,4 +201,6 @@ def test_of_two_jobsets_of_a_run_the_live_one_counts():
     live = item("live", replicatedJobsStatus=[{"name": "slice", "ready": 1}])
     foreign = {"metadata": {"name": "x", "namespace": "n"}, "spec": {"replicatedJobs": []}}
     for order in ([dead, live, foreign], [foreign, live, dead]):
-        assert parse_status(json.dumps({"items": order})) == {"r": ("running", "k8s:n/live: 1 of 2 slices up")}
+        assert parse_status(json.dumps({"items": order})) == {
+            "r": Live("running", "k8s:n/live: 1 of 2 slices up", "live")
+        }

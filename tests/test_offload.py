@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import on_fake_devices
 
-from launch.execute import Handling, digest, execute, restore_ema
+from launch.digest import digest
+from launch.execute import Handling, execute, restore_ema
 from launch.places import RESULT, Places
 from launch.studies import load_study
 from mmdit_jax.config import OFFLOADED, HardwareConfig, Run

@@ -8,68 +8,35 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import TINY_STUDY, fake_devices
-from process_group import Processes, free_port, one_run
+from process_group import Processes, one_run
 
 from mmdit_jax.errors import Held, UserError
 from mmdit_jax.lease import is_leased, lease
 from mmdit_jax.remote import MIRRORS, Remote, location, open_root, pull, push, push_all, remote_of
 from mmdit_jax.training.events import EventLog, read_events
 
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[dict[str, str]]:
-    """Variables of processes that speak to an S3-compatible server with one empty bucket."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT"), timeout=5).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline and server.poll() is None
-            time.sleep(0.1)
-    try:
-        yield {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture(params=["memory", "s3"])
-def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty folder at a store."""
-    if request.param == "s3":
-        for name, value in request.getfixturevalue("store").items():
-            monkeypatch.setenv(name, value)
-    return f"{request.param}://bucket/{uuid.uuid4().hex}"
+pytest_plugins = ["stores"]
 
 
 def test_objects(url: str) -> None:
     """Whole, once, listed at once, gone when deleted."""
     place = Remote(url)
-    assert place.listing() == {} and (place / "a").get() is None
+
+    def sizes() -> dict[str, int]:
+        return {name: entry.size for name, entry in place.listing().items()}
+
+    assert sizes() == {} and (place / "a").get() is None
     (place / "a").put(b"one")
     (place / "b" / "c").put(b"three")
-    assert (place / "a").get() == b"one" and place.listing() == {"a": 3, "b/c": 5}
+    assert (place / "a").get() == b"one" and sizes() == {"a": 3, "b/c": 5}
     assert not (place / "a").create(b"two") and (place / "d").create(b"new")
     (place / "a").put(b"longer")
-    assert place.listing() == {"a": 6, "b/c": 5, "d": 3}
+    assert sizes() == {"a": 6, "b/c": 5, "d": 3}
     (place / "a").delete()
     (place / "a").delete()
     assert (place / "a").get() is None and sorted(place.listing()) == ["b/c", "d"]

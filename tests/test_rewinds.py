@@ -252,3 +252,15 @@ def test_a_checkpoint_whose_weights_are_at_fault_is_gone_back_beyond(mmdit) -> N
     result = json.loads((folder / "result.json").read_text())
     assert result["rewinds"] == 2 and result["rewound"] == [[5, 7]]
     assert [item.name.split("-")[1] for item in (folder / "damaged").iterdir()] == ["10"]
+
+
+@pytest.mark.slow
+def test_the_last_checkpoint_is_never_given_up(mmdit) -> None:
+    mmdit.study.write_text(POISONED.replace("BATCHES", "{4}"))
+    often = ("--set", "hardware.checkpoint_every=5", "--set", "validate_every=15", "--rewinds", "3")
+    refused = mmdit(*TRAIN, *often)
+    assert refused.returncode == 3 and "diverged at step 6: " in one_line(refused)
+    folder = run_dir(mmdit.folder / "studies")
+    assert kinds(folder, "diverged", "rewound") == [("diverged", 6), ("rewound", 6)] * 3 + [("diverged", 6)]
+    assert {event["to"] for event in read_events(folder) if event["event"] == "rewound"} == {5}
+    assert (folder / "checkpoints" / "5").exists() and not (folder / "damaged").exists()

@@ -14,7 +14,7 @@ from conftest import fake_devices, value_of
 from jax.sharding import Mesh
 from process_group import Processes, one_run
 
-from launch.execute import digest
+from launch.digest import digest
 from mmdit_jax.data.order import batch_indices
 from mmdit_jax.errors import UserError
 from mmdit_jax.models.text import TextStates

@@ -68,6 +68,7 @@ def test_no_secret_is_written_where_runs_are_submitted_and_trained(
     )
     study.write_text(study.read_text() + spy)
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TMPDIR", str(mmdit.folder))  # where cores are claimed: other tests' runs are not waited for
     done = mmdit("study", "submit", "tiny.py", "--executor", "local", "--only", "rf", "--wait", "--set", "steps=10")
     status = mmdit("study", "status", "tiny.py", "--json", "--set", "steps=10")
     assert json.loads(status.stdout)["runs"][0]["state"] == "done", done.stderr

@@ -86,3 +86,31 @@ def test_drawing_that_hangs_is_ended_by_the_watchdog(together: Together) -> None
     assert kinds(folder)[-1] == "left"
     stacks = [path.read_text() for path in (folder / "stacks").iterdir()]
     assert any("in pause\n" in text and "in sample_images\n" in text for text in stacks)
+
+
+def test_a_signal_in_the_last_validation_of_one_process(together: Together) -> None:
+    """Everything is saved then, and it ends at once, rather than in the midst of drawing."""
+    root = "last"
+    group = together.start(1, root, validating=2, drawing=60)
+    together.until(group, lambda: (together.folder / "validated").exists())
+    group[0].send_signal(signal.SIGTERM)
+    (end,) = together.finish(group, 50)
+    line = "mmdit: rf: stopped by SIGTERM after its last step, saved; run again to go on"
+    assert end.code == 75 and own_lines(end.err) == [line]
+    folder = together.run_dir(root)
+    assert kinds(folder)[-2:] == ["left", "preempted"] and saved(folder)[-1] == 24
+    assert [end.code for end in together(1, root)] == [0]
+    assert together.result(root) == together.result("one")
+
+
+def test_two_processes_save_their_best_beside_their_checkpoints(together: Together) -> None:
+    """Both folders are written at the same time, again and again."""
+    often = ("validate_every=1", "hardware.checkpoint_every=1", "evaluation.at=best", "hardware.fsdp=2")
+    settings = [word for setting in often for word in ("--set", setting)]
+    ends = together(2, "best", *settings)
+    assert [end.code for end in ends] == [0, 0], ends
+    result = together.result("best")
+    losses = {point["step"]: point["loss"] for point in result["curve"]}
+    assert list(losses) == list(range(1, 25))
+    assert result["best_val_loss"] == min(losses.values()) == losses[result["best_step"]]
+    assert saved(together.run_dir("best")) == [23, 24]

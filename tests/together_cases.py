@@ -23,6 +23,7 @@ from pathlib import Path
 import jax
 import mmdit_jax.evaluation.sampling as sampling
 import mmdit_jax.training.checkpoint as checkpoint
+import mmdit_jax.training.member as member
 from mmdit_jax.config import *
 from mmdit_jax.diffusion import SamplerConfig
 from mmdit_jax.models import MMDiTConfig
@@ -30,6 +31,7 @@ from mmdit_jax.training.program import Solo
 from orbax.checkpoint.checkpoint_manager import CheckpointManager
 
 STEP, PAUSE, LISTED, WRONG = Solo.step, sampling.pause, CheckpointManager._load_checkpoint_infos, checkpoint.wrong_file
+VALIDATE, LAST = member.validation_loss, [0]
 BEGAN, SHOWN = time.monotonic(), {}
 
 def hangs_for_ever():
@@ -38,6 +40,7 @@ def hangs_for_ever():
 
 def step(self, state, batch, shift=0):
     number, first = int(state.step), jax.process_index() == 0
+    LAST[0] = number
     if first:
         Path("step").write_text(str(number))
     if number >= 12 and Path("slow").exists():
@@ -51,6 +54,12 @@ def pause():
         Path("drawn").touch()
         time.sleep(float(Path("drawing").read_text()))
     PAUSE()
+
+def validation_loss(*args, **kwargs):
+    if Path("validating").exists() and LAST[0] >= 23:
+        Path("validated").touch()
+        time.sleep(float(Path("validating").read_text()))
+    return VALIDATE(*args, **kwargs)
 
 def late():
     """After how many seconds the second process sees what the first has changed, as on NFS."""
@@ -70,7 +79,7 @@ def wrong_file(folder, *args):
     return WRONG(folder, *args)
 
 Solo.step, sampling.pause, CheckpointManager._load_checkpoint_infos = step, pause, listed
-checkpoint.wrong_file = wrong_file
+checkpoint.wrong_file, member.validation_loss = wrong_file, validation_loss
 if Path("patience").exists():
     checkpoint.STALE_SECONDS = float(Path("patience").read_text())
 
@@ -89,11 +98,11 @@ def study():
     return Study("tiny", (run,))
 '''
 
-SWITCHES = ("slow", "hang", "drawing", "late", "patience")
-"""Files beside the study: late steps are slow; the second hangs at this step; drawing takes so many seconds more; the
-second sees changes so many seconds late; how long the first waits for it."""
-NOTES = ("step", "drawn")
-"""Files that the study writes: the step being taken; that drawing has begun."""
+SWITCHES = ("slow", "hang", "validating", "drawing", "late", "patience")
+"""Files beside the study: late steps are slow; the second hangs at this step; the last validation, or drawing, takes so
+many seconds more; the second sees changes so many seconds late; how long the first waits for it."""
+NOTES = ("step", "validated", "drawn")
+"""Files that the study writes: the step being taken; that the last validation, or drawing, has begun."""
 LIMIT = 60_000
 SMALL = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT}, {LIMIT})); "
 MAIN = "import runpy; runpy.run_module('launch.cli', run_name='__main__')"

@@ -27,12 +27,22 @@ class Engine(Protocol):
     def render(self, job: Job) -> str:
         """What would be submitted: a function of the job, and of the engine's options."""
 
-    def submit(self, job: Job) -> str:
-        """Submit it, and return the engine's name of it.
+    def check(self, job: Job) -> None:
+        """Refuse what would never start; asked before anything is written.
 
         Raises:
-          UserError: the engine refuses, or is not here.
+          UserError: the engine can't have it, or is not here.
         """
+
+    def submit(self, job: Job) -> str:
+        """Submit what ``check`` let pass, and return the engine's name of it.
+
+        Raises:
+          UserError: the engine refuses.
+        """
+
+    def found_by(self) -> dict[str, Any]:
+        """What finds it again, from any host; no secrets."""
 
     def live(self) -> Mapping[str, Live]:
         """The study's runs that it has in its hands, by run id.
@@ -41,28 +51,33 @@ class Engine(Protocol):
           UserError: it can't be asked.
         """
 
+    def states(self) -> Mapping[str, Live]:
+        """The same, and runs that ended there, of which it remembers why; asked once, as ``live``."""
+
     def cancel(self, runs: Sequence[str]) -> list[str]:
         """End these runs; returns those that were in its hands."""
 
 
 def known_engines(study_dir: Path) -> list[Engine]:
-    """Those that ``note_engine`` was told of."""
-    return [_engine(name, study_dir, told) for name, told in _noted(study_dir).items()]
+    """Those that ``note_engine`` was told of; one of Kubernetes for each namespace of each context."""
+    return [_engine(name, study_dir, told) for name, all_told in _noted(study_dir).items() for told in all_told]
 
 
-def note_engine(study_dir: Path, name: str, told: dict[str, Any]) -> None:
-    """From here on the study is asked for there, too. ``told``: what finds the engine, no secrets."""
-    noted = _noted(study_dir)
-    if noted.get(name) != told:
-        write_json(study_dir / FOLDER / ENGINES, {**noted, name: told})
+def note_engine(study_dir: Path, engine: Engine) -> None:
+    """From here on the study is asked for there, too."""
+    noted, told = _noted(study_dir), engine.found_by()
+    before = noted.get(engine.name, [])
+    if told not in before:
+        write_json(study_dir / FOLDER / ENGINES, {**noted, engine.name: [*before, told]})
 
 
-def _noted(study_dir: Path) -> dict[str, dict[str, Any]]:
+def _noted(study_dir: Path) -> dict[str, list[dict[str, Any]]]:
     path = study_dir / FOLDER / ENGINES
     if not path.exists():
         return {}
-    noted: dict[str, dict[str, Any]] = json.loads(path.read_text())
-    return noted
+    noted: dict[str, Any] = json.loads(path.read_text())
+    # Once there was one of each name.
+    return {name: [told] if isinstance(told, dict) else told for name, told in noted.items()}
 
 
 def _engine(name: str, study_dir: Path, told: dict[str, Any]) -> Engine:

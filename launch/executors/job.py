@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launch.planning.target import Target
@@ -66,13 +67,23 @@ class Job:
     """Of an array, how many runs at most run at a time."""
 
 
+QUEUED, RUNNING, ENDED = "queued", "running", "ended"
+"""How a run stands with an engine."""
+
+
 @dataclass(frozen=True)
 class Live:
-    """A run that an engine has in its hands."""
+    """A run that an engine has in its hands, or, ``ENDED``, remembers to have had."""
 
     state: str
-    """``queued`` or ``running``."""
     where: str
-    """The engine's name of it, and its hosts, for people."""
+    """The engine's name of it, and its hosts, or why it waits or has ended: for people."""
     handle: str
     """What the engine cancels it by."""
+    ended: float | None = None
+    """When it did, in seconds since 1970, where the engine tells."""
+
+
+def in_hands(told: Mapping[str, Live]) -> dict[str, Live]:
+    """Of an engine's runs those that wait or run."""
+    return {run_id: item for run_id, item in told.items() if item.state != ENDED}

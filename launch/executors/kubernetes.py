@@ -112,8 +112,14 @@ def volume_of(folder: str, options: Kubernetes) -> str | None:
     """The volume that holds the folder, or the store of its URL; none: it would be gone with its pod."""
     if "://" in folder:
         return folder.split("/", 3)[2]
+    mount = mount_of(folder, options)
+    return None if mount is None else mount[0]
+
+
+def mount_of(folder: str, options: Kubernetes) -> tuple[str, str] | None:
+    """The (volume, its folder in pods) that holds the folder; none of a URL."""
     inside = [item for item in options.volumes if PurePosixPath(folder).is_relative_to(item[1])]
-    return max(inside, key=lambda item: len(item[1]))[0] if inside else None
+    return max(inside, key=lambda item: len(item[1]), default=None)
 
 
 def as_label(text: str) -> str:
@@ -182,9 +188,7 @@ def _env(job: Job, name: str, options: Kubernetes) -> list[dict[str, Any]]:
         return {"valueFrom": {"fieldRef": {"fieldPath": path}}}
 
     values: dict[str, dict[str, Any]] = {
-        "MMDIT_EXECUTOR": {"value": "k8s"},
         "MMDIT_JOB": {"value": f"k8s:{options.namespace}/{name}"},
-        "MMDIT_RESTARTS": field("metadata.labels['jobset.sigs.k8s.io/restart-attempt']"),
     }
     if job.machine.nodes > 1 and machines.resource_of(job.machine.target) == machines.TPU_RESOURCE:
         values["MMDIT_DISTRIBUTED"] = {"value": "auto"}

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
-from launch.executors.job import Job, Live
-from launch.executors.kubernetes import ROOT, RUN, Kubernetes, manifest, render, root_label, volume_of
+from launch.executors.job import ENDED, QUEUED, RUNNING, Job, Live, in_hands
+from launch.executors.kubernetes import ROOT, RUN, Kubernetes, manifest, mount_of, render, root_label, volume_of
 from launch.executors.kubernetes_yaml import as_yaml
 from mmdit_jax.errors import UserError
 
-QUEUED, RUNNING, ENDED = "queued", "running", "ended"
 REQUEST_SECONDS = 60
 _KIND = "jobsets.jobset.x-k8s.io"
 _TRIES = 3
+_NO_KUBECTL = "kubectl: not on PATH; install it, or take what --dry-run prints to where it is: kubectl create -f FILE"
 _HINTS = {
     "the server doesn't have a resource type": "install JobSet 0.10 or later in the cluster",
     'no matches for kind "JobSet"': "install JobSet 0.10 or later in the cluster",
@@ -25,16 +28,15 @@ _HINTS = {
 }
 
 
-def parse_status(text: str) -> dict[str, tuple[str, str]]:
-    """Run id -> (state, where) of what ``kubectl get jobsets -o json`` printed; of two JobSets of a run the live one.
+def parse_status(text: str) -> dict[str, Live]:
+    """By run id, what ``kubectl get jobsets -o json`` printed; of two JobSets of a run the live one.
 
-    States: ``queued`` (suspended, or no slice has all its pods), ``running``, ``ended``. Where:
-    ``k8s:NAMESPACE/NAME``, and how it stands.
+    ``queued``: suspended, or no slice has all its pods. Where: ``k8s:NAMESPACE/NAME``, and how it stands.
     """
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, Live] = {}
     for item in json.loads(text)["items"]:
         run_id = item["metadata"].get("annotations", {}).get(RUN)
-        if run_id is not None and found.get(run_id, (ENDED,))[0] == ENDED:
+        if run_id is not None and run_id not in in_hands(found):
             found[run_id] = _state(item)
     return found
 
@@ -51,6 +53,35 @@ class KubernetesEngine:
     def render(self, job: Job) -> str:
         return render(job, self._options)
 
+    def found_by(self) -> dict[str, Any]:
+        """The context by its name, also where it is kubectl's current one: that changes."""
+        context = self._options.context
+        if context is None:
+            done = self._call("config", "current-context")
+            context = done.stdout.strip() or None if done.returncode == 0 else None  # in a pod there is none
+        mount = mount_of(self._folder, self._options)
+        volumes = [] if mount is None else [list(mount)]
+        return {"namespace": self._options.namespace, "context": context, "volumes": volumes}
+
+    def check(self, job: Job) -> None:
+        """Refuse a job that can't be had (see ``manifest``), and a root that pods and this host don't share.
+
+        What is done is read from the root before anything is submitted, so it must be here, too.
+        """
+        self.render(job)
+        if volume_of(job.folder, self._options) is None:
+            raise UserError(
+                f"root={job.folder!r}: on no volume, so runs would be gone with their pods; mount a claim there"
+            )
+        mount = mount_of(job.folder, self._options)
+        if mount is not None and not Path(mount[1]).is_dir():
+            raise UserError(
+                f"root={job.folder!r}: volume {mount[0]!r} is at {mount[1]} in pods, but this host has no {mount[1]}; "
+                "mount the same file system there, or give --root a URL (gs://BUCKET/FOLDER)"
+            )
+        if shutil.which("kubectl") is None:
+            raise UserError(_NO_KUBECTL)
+
     def submit(self, job: Job) -> str:
         """Create the JobSets that aren't there, and return what they are called.
 
@@ -58,17 +89,13 @@ class KubernetesEngine:
         makes room for a new one.
 
         Raises:
-          UserError: the job can't be had (see ``manifest``), its folder is on no volume, or kubectl refuses.
+          UserError: kubectl refuses.
         """
-        if volume_of(job.folder, self._options) is None:
-            raise UserError(
-                f"root={job.folder!r}: on no volume, so runs would be gone with their pods; mount a claim there"
-            )
         documents = {run_id: manifest(job, run_id, self._options) for run_id in job.runs}
         return ", ".join(self._create(run_id, document) for run_id, document in documents.items())
 
-    def states(self) -> dict[str, tuple[str, str]]:
-        """Run id -> (state, where) of all that the cluster still knows of this folder: what ended, and why, too.
+    def states(self) -> dict[str, Live]:
+        """All that the cluster still knows of this folder, by run id: what ended, and why, too.
 
         Raises:
           UserError: kubectl is missing or refuses.
@@ -78,8 +105,7 @@ class KubernetesEngine:
 
     def live(self) -> Mapping[str, Live]:
         """Runs that wait or run there, by run id."""
-        live = {run_id: found for run_id, found in self.states().items() if found[0] != ENDED}
-        return {run_id: Live(state, where, _name_in(where)) for run_id, (state, where) in live.items()}
+        return in_hands(self.states())
 
     def cancel(self, runs: Sequence[str]) -> list[str]:
         """Delete those that wait or run, and return them. Their pods get SIGTERM and the grace they were given."""
@@ -106,7 +132,7 @@ class KubernetesEngine:
             owner = item["metadata"].get("labels", {}).get(ROOT), item["metadata"].get("annotations", {}).get(RUN)
             if owner != (document["metadata"]["labels"][ROOT], run_id):
                 raise UserError(f"{where}: there is another of that name that is not this run; delete it")
-            if _state(item)[0] != ENDED:
+            if _state(item).state != ENDED:
                 return f"{where} (was there)"
             patience = f"--timeout={self._options.grace_seconds + 2 * REQUEST_SECONDS}s"
             self._kubectl("delete", _KIND, name, "--ignore-not-found", "--cascade=foreground", "--wait=true", patience)
@@ -129,9 +155,7 @@ class KubernetesEngine:
                 ["kubectl", *arguments, *common], input=text, capture_output=True, text=True, check=False
             )
         except FileNotFoundError:
-            raise UserError(
-                "kubectl: not on PATH; install it, or take what --dry-run prints to where it is: kubectl create -f FILE"
-            ) from None
+            raise UserError(_NO_KUBECTL) from None
 
     def _refuse(self, verb: str, done: subprocess.CompletedProcess[str]) -> NoReturn:
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("Warning:")]
@@ -140,28 +164,33 @@ class KubernetesEngine:
         raise UserError(f"kubectl {verb}: {text}{hint}")
 
 
-def _name_in(where: str) -> str:
-    """The JobSet's name in what ``_state`` says."""
-    return where.split("/", 1)[1].split(":", 1)[0]
+def _seconds(told: str | None) -> float | None:
+    """Since 1970, of a time as the API server writes it."""
+    return None if told is None else datetime.fromisoformat(told).timestamp()
 
 
-def _state(item: dict[str, Any]) -> tuple[str, str]:
+def _state(item: dict[str, Any]) -> Live:
     metadata, status = item["metadata"], item.get("status", {})
     where = f"k8s:{metadata['namespace']}/{metadata['name']}"
+
+    def stands(state: str, how: str, ended: str | None = None) -> Live:
+        return Live(state, f"{where}: {how}", metadata["name"], _seconds(ended))
+
     if "deletionTimestamp" in metadata:
-        return ENDED, f"{where}: being deleted"
+        return stands(ENDED, "being deleted", metadata["deletionTimestamp"])
     for condition in status.get("conditions", []):
         if condition["type"] in ("Completed", "Failed") and condition["status"] == "True":
             reason = ": ".join(condition[key] for key in ("reason", "message") if condition.get(key))
-            return ENDED, f"{where}: {condition['type'].lower()}" + (f", {reason}" if reason else "")
+            how = condition["type"].lower() + (f", {' '.join(reason.split())}" if reason else "")
+            return stands(ENDED, how, condition.get("lastTransitionTime"))
     restarts = status.get("restarts", 0)
     again = f", {restarts} restart{'s' if restarts > 1 else ''}" if restarts else ""
     if item["spec"].get("suspend"):
         queue = metadata.get("labels", {}).get("kueue.x-k8s.io/queue-name")
-        return QUEUED, f"{where}: suspended" + (f" in queue {queue}" if queue else "") + again
+        return stands(QUEUED, "suspended" + (f" in queue {queue}" if queue else "") + again)
     jobs = status.get("replicatedJobsStatus", [])
     wanted = sum(job.get("replicas", 1) for job in item["spec"]["replicatedJobs"])
     ready = sum(job.get("ready", 0) for job in jobs)
     if ready + sum(job.get("succeeded", 0) + job.get("failed", 0) for job in jobs) == 0:
-        return QUEUED, f"{where}: no slice of {wanted} has all its pods yet{again}"
-    return RUNNING, f"{where}: {ready} of {wanted} slice{'s' if wanted > 1 else ''} up{again}"
+        return stands(QUEUED, f"no slice of {wanted} has all its pods yet{again}")
+    return stands(RUNNING, f"{ready} of {wanted} slice{'s' if wanted > 1 else ''} up{again}")

@@ -13,9 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from launch.executors.after import mark_cancelled
-from launch.executors.job import FOLDER, GRACE_SECONDS, Job, Live
+from launch.executors.job import FOLDER, GRACE_SECONDS, QUEUED, RUNNING, Job, Live
 from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_atomic
 
@@ -91,9 +92,14 @@ class LocalEngine:
     def render(self, job: Job) -> str:
         return render(job, self._local)
 
+    def check(self, job: Job) -> None:
+        _check(job, self._local)
+
+    def found_by(self) -> dict[str, Any]:
+        return {}
+
     def submit(self, job: Job) -> str:
         """Start a supervisor; its name."""
-        _check(job, self._local)
         folder = self._folder / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "logs").mkdir(exist_ok=True)
@@ -129,11 +135,15 @@ class LocalEngine:
             if state_path(path).exists():
                 states: dict[str, dict[str, str]] = json.loads(state_path(path).read_text())
             else:  # it has only begun
-                states = {run: {"state": "queued", "where": ""} for run in json.loads(path.read_text())["runs"]}
+                states = {run: {"state": QUEUED, "where": ""} for run in json.loads(path.read_text())["runs"]}
             for run, told in states.items():
-                if told["state"] in ("queued", "running"):
+                if told["state"] in (QUEUED, RUNNING):
                     found[run] = Live(told["state"], told["where"], str(path))
         return found
+
+    def states(self) -> Mapping[str, Live]:
+        """As ``live``: what ended is in the runs' own events."""
+        return self.live()
 
     def cancel(self, runs: Sequence[str]) -> list[str]:
         """Ask their supervisors to end these runs; those that were in somebody's hands."""

@@ -11,9 +11,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch.executors.after import CANCELLED, last_verdict, mark_cancelled
-from launch.executors.job import FOLDER, GRACE_SECONDS, Job, Live, Machine
+from launch.executors.job import FOLDER, GRACE_SECONDS, QUEUED, RUNNING, Job, Live, Machine
 from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_atomic
 
@@ -22,7 +23,8 @@ _SESSION = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|PMI|PMIX|OMPI)_|(JAX_LOCAL_DEV
 _SEPARATOR = "\x1f"
 # States as squeue tells them.
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED", "COMPLETING")
+HOLDS = ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+WAITING = ("PENDING", "REQUEUED", *HOLDS, "CONFIGURING", "SUSPENDED", "COMPLETING")
 """A job that is about to be requeued is COMPLETING for a while, as one that has ended."""
 
 
@@ -163,6 +165,13 @@ class SlurmEngine:
     def render(self, job: Job) -> str:
         return render(job, self._slurm)
 
+    def check(self, job: Job) -> None:
+        self.render(job)
+        _program("sbatch")
+
+    def found_by(self) -> dict[str, Any]:
+        return {}
+
     def submit(self, job: Job) -> str:
         """Submit, and return what it is called there. The script stays in the study's folder."""
         script = self.render(job)
@@ -191,17 +200,20 @@ class SlurmEngine:
             verdict = last_verdict(self._folder / runs[place], f"slurm:{job}")
             if state == "COMPLETING" if verdict is None else verdict != "again":
                 continue  # it has ended, and Slurm has not noticed yet
-            queued = state in QUEUED
-            where = f"slurm:{job} {nodes or reason}".strip()
-            found[runs[place]] = Live("queued" if queued else "running", where, job)
+            where = f"slurm:{job} {_how(job, state, nodes, reason)}".strip()
+            found[runs[place]] = Live(QUEUED if state in WAITING else RUNNING, where, job)
         return found
+
+    def states(self) -> Mapping[str, Live]:
+        """As ``live``: Slurm soon forgets what ended."""
+        return self.live()
 
     def cancel(self, runs: Sequence[str]) -> list[str]:
         """End these runs there; those that it ended. One that runs is asked to: it saves, however long that takes."""
         live = {run: item for run, item in self.live().items() if run in runs}
         for run in live:
             mark_cancelled(self._folder / run)
-        for state, how in (("queued", ()), ("running", ("--signal=TERM",))):
+        for state, how in ((QUEUED, ()), (RUNNING, ("--signal=TERM",))):
             if jobs := [item.handle for item in live.values() if item.state == state]:
                 _ask("scancel", *how, *jobs)
         return list(live)
@@ -215,9 +227,23 @@ class SlurmEngine:
         return runs
 
 
+def _how(job: str, state: str, nodes: str, reason: str) -> str:
+    """Where a job runs, or why it waits: one that is held waits for a person, and for nothing else."""
+    why = "" if reason == "None" else reason
+    if state in HOLDS or re.search(r"^JobH[eo]ld|\bheld\b", why):
+        return f"held, {why or state}: scontrol release {job}"
+    if state in ("PENDING", "REQUEUED") or not nodes:
+        return why
+    return f"{nodes} suspended" if state == "SUSPENDED" else nodes
+
+
+def _program(name: str) -> None:
+    if shutil.which(name) is None:
+        raise UserError(f"executor='slurm': {name} is not on this host's PATH; submit from a login node")
+
+
 def _ask(*command: str) -> str:
-    if shutil.which(command[0]) is None:
-        raise UserError(f"executor='slurm': {command[0]} is not on this host's PATH; submit from a login node")
+    _program(command[0])
     # Of an allocation that this is called in, nothing is to be the job's: srun ends where two variables contradict.
     given = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not _SESSION.match(name)}
     done = subprocess.run(command, env=given, capture_output=True, text=True)

@@ -6,21 +6,19 @@ Takes SIGTERM as the end of all its runs: they save, and wait for another submis
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from launch.executors.after import ended
+from launch.executors.claims import Claim, Claims, Need
 from launch.executors.local import (
     hold,
     host_cores,
@@ -46,9 +44,8 @@ class _Run:
     state: str = "queued"
     where: str = ""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    cores: list[int] = field(default_factory=list)
-    gpus: dict[str, int] = field(default_factory=dict)
-    """With the locks that claim them."""
+    claim: Claim = field(default_factory=lambda: Claim([], []))
+    """What it has of the machine."""
     not_before: float = 0.0
     restarts: int = 0
     first_end: float | None = None
@@ -60,15 +57,18 @@ class Supervisor:
 
     def __init__(self, spec_path: Path) -> None:
         self._path = spec_path
-        self._lock = hold(spec_path)
         spec: dict[str, Any] = json.loads(spec_path.read_text())
         self._spec, self._machine, self._local = spec, spec["machine"], spec["local"]
         self._folder = Path(spec["folder"])
         self._runs = [_Run(run_id) for run_id in spec["runs"]]
-        cores = host_cores()
-        self._cores = cores if self._local["cores"] is None else cores[: self._local["cores"]]
+        self._cores = host_cores()
+        self._most_cores = min(self._local["cores"] or len(self._cores), len(self._cores))
         self._gpus = host_gpus() if self._machine["chips_per_node"] else []
+        if len(self._gpus) < self._machine["chips_per_node"]:  # it would wait for ever, and have others wait
+            sys.exit(f"{len(self._gpus)} GPUs here, of {self._machine['chips_per_node']} that a run needs")
+        self._lock = hold(spec_path)
         self._memory = host_memory_gib() if self._local["memory_gib"] is None else self._local["memory_gib"]
+        self._claims = Claims(spec["folder"])
         self._logs: dict[str, IO[bytes]] = {}
         self._stopping = False
         signal.signal(signal.SIGTERM, self._stop)
@@ -78,51 +78,80 @@ class Supervisor:
         """Until no run is left; the exit code."""
         while any(run.state in ("queued", "running") for run in self._runs):
             self._cancel()
-            for run in self._runs:
-                if run.state == "running":
-                    self._look(run)
-                elif run.state == "queued" and time.monotonic() >= run.not_before and self._room():
-                    self._start(run)
+            for run in self._running():
+                self._look(run)
+            self._start_more()
             time.sleep(_TICK)
         return 0
+
+    def _running(self) -> list[_Run]:
+        return [run for run in self._runs if run.state == "running"]
+
+    def _start_more(self) -> None:
+        """As many as there is room for; one that others leave no room for waits, and all behind it."""
+        for run in self._runs:
+            if run.state != "queued" or time.monotonic() < run.not_before:
+                continue
+            if not self._room():
+                break
+            claim = self._claims.claim(run.run_id, self._need(), idle=not self._running())
+            if claim is None:
+                self._tell_waiting(run)
+                return
+            self._start(run, claim)
+        self._claims.give_up()
+
+    def _tell_waiting(self, run: _Run) -> None:
+        why = self._claims.waits_for
+        if why and why != run.where:
+            if not run.where.startswith("waits for"):
+                print(f"{run.run_id}: {why}", flush=True)
+            run.where = why
+            self._tell()
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
     def _room(self) -> bool:
-        running = [run for run in self._runs if run.state == "running"]
+        """Whether one more would be within what this submission may have, one at least; others are not asked here."""
+        count = len(self._running()) + 1
         most = self._local["at_once"] or len(self._runs)
         memory = self._machine["memory_gib"] or 0.0
-        enough_memory = (len(running) + 1) * memory <= self._memory
-        return len(running) < most and enough_memory and len(self._free_cores()) >= self._cores_a_run()
+        within = count * memory <= self._memory and count * self._cores_a_run() <= self._most_cores
+        return count == 1 or (count <= most and within)
+
+    def _need(self) -> Need:
+        """Of one more run, of what this supervisor's own don't have."""
+        cores = {core for run in self._running() for core in run.claim.cores}
+        gpus = {gpu for run in self._running() for gpu in run.claim.gpus}
+        return Need(
+            cores=self._cores_a_run(),
+            of_cores=[core for core in self._cores if core not in cores],
+            gpus=self._machine["chips_per_node"],
+            of_gpus=[gpu for gpu in self._gpus if gpu not in gpus],
+            memory_gib=self._machine["memory_gib"] or 0.0,
+            of_gib=host_memory_gib(),
+        )
 
     def _cores_a_run(self) -> int:
         count = self._machine["nodes"] * self._machine["processes_per_node"]
         if self._machine["cpus_per_process"] is not None:
-            return int(count * self._machine["cpus_per_process"])
+            return int(min(self._most_cores, count * self._machine["cpus_per_process"]))
         # A fair share for each of those that may run at a time, and one a process at least.
         at_once = min(self._local["at_once"] or 1, len(self._runs))
-        return int(min(len(self._cores), max(count, len(self._cores) // at_once)))
+        return int(min(self._most_cores, max(count, self._most_cores // at_once)))
 
-    def _free_cores(self) -> list[int]:
-        taken = {core for run in self._runs if run.state == "running" for core in run.cores}
-        return [core for core in self._cores if core not in taken]
-
-    def _start(self, run: _Run) -> None:
+    def _start(self, run: _Run, claim: Claim) -> None:
         count = self._machine["nodes"] * self._machine["processes_per_node"]
-        run.cores = self._free_cores()[: self._cores_a_run()]
         each = self._machine["chips_per_node"]
-        claimed = _claimed(self._gpus, each)
-        if claimed is None:
-            return
-        run.gpus = claimed
+        run.claim = claim
         coordinator = f"127.0.0.1:{_free_port()}"
         # Whoever submitted may itself have been one of several processes.
         inherited = ("MMDIT_DISTRIBUTED", *variables("", 0, 0))
         told = {name: value for name, value in os.environ.items() if name not in inherited}
         told["MMDIT_JOB"] = f"local:{os.getpid()}"
         if each:
-            told["CUDA_VISIBLE_DEVICES"] = ",".join(run.gpus)
+            told["CUDA_VISIBLE_DEVICES"] = ",".join(claim.gpus)
         run.processes = []
         run.first_end, run.told_to_end = None, None
         try:
@@ -140,8 +169,8 @@ class Supervisor:
                         stderr=log,
                         env={**told, **own},
                         start_new_session=True,
-                        preexec_fn=_pinned(run.cores),
-                        pass_fds=tuple(run.gpus.values()),  # should this supervisor be gone, theirs they stay
+                        preexec_fn=_pinned(claim.cores),
+                        pass_fds=claim.handles,
                     )
                 )
         except OSError as error:
@@ -149,7 +178,7 @@ class Supervisor:
             _send(run, signal.SIGKILL)
             if not run.processes:
                 run.state = "stop"
-                _release(run)
+                claim.release()
                 self._tell()
                 return
         run.state = "running"
@@ -170,7 +199,7 @@ class Supervisor:
         # What one of them says of the run goes before what became of the others meanwhile.
         told = [code for code in found if 0 < code < 128]
         code = told[0] if told else max(found)
-        _release(run)
+        run.claim.release()
         for number in range(len(run.processes)):
             if (log := self._logs.pop(f"{run.run_id}.{number}.log", None)) is not None:
                 log.close()
@@ -221,39 +250,6 @@ def _send(run: _Run, number: int) -> None:
                     os.killpg(process.pid, number)
             else:
                 process.send_signal(number)
-
-
-def _claimed(gpus: list[str], count: int) -> dict[str, int] | None:
-    """So many of these GPUs that no other run on this machine has, with their locks; None: there are not.
-
-    Supervisors know nothing of one another: the kernel does.
-    """
-    if not count:
-        return {}
-    folder = Path(tempfile.gettempdir()) / f"mmdit-gpus-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found: dict[str, int] = {}
-    for gpu in gpus:
-        if len(found) == count:
-            break
-        handle = os.open(folder / f"{re.sub('[^A-Za-z0-9-]', '_', gpu)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found[gpu] = handle
-        except BlockingIOError:
-            os.close(handle)
-    if len(found) == count:
-        return found
-    for handle in found.values():
-        os.close(handle)
-    return None
-
-
-def _release(run: _Run) -> None:
-    for handle in run.gpus.values():
-        fcntl.flock(handle, fcntl.LOCK_UN)  # whoever else has inherited it
-        os.close(handle)
-    run.gpus = {}
 
 
 def _pinned(cores: list[int]) -> Any:

@@ -18,10 +18,10 @@ from orbax.checkpoint import v1 as ocp
 
 from mmdit_jax.errors import Infrastructure, UserError
 from mmdit_jax.processes import exchange, from_first, is_first, is_infrastructure, together
-from mmdit_jax.remote import remote_of
+from mmdit_jax.remote import Remote, remote_of
 from mmdit_jax.training.checksums import damaged, wrong_file
-from mmdit_jax.training.disk import room, told
-from mmdit_jax.training.orbax_places import orbax_context, orbax_path
+from mmdit_jax.training.disk import STALE_SECONDS, room, told
+from mmdit_jax.training.orbax_places import ask_no_preemption, orbax_context, orbax_path
 from mmdit_jax.training.saves import Save, listen
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 """Beside it: where checkpoints are moved that were passed over, so that their steps can be saved again."""
-STALE_SECONDS = 150.0
-"""How long a host may see a folder as it was: NFS looks again after a minute, unless mounted otherwise."""
 PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED")
 """What TensorStore and JAX say of a store, or a memory, that is not there now: no damage."""
 
@@ -41,18 +39,19 @@ class Checkpoints:
     def __init__(self, run_dir: Path, keep: int = 2, read_only: bool = False, folder: str = FOLDER) -> None:
         self._remote = remote_of(run_dir / folder)
         self.folder = orbax_path(run_dir.resolve() / folder, self._remote)
-        if read_only and not self.folder.is_dir():
+        if read_only and not from_first("folder of checkpoints", self.folder.is_dir):
             raise UserError(f"checkpoint={self.folder}: not there; train the run first")
         self._read_only = read_only
-        with orbax_context(self._remote):
+        with self._context():
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
                 cleanup_tmp_directories=not read_only,
             )
+        ask_no_preemption(self._checkpointer)
+        listen()
         self._steps = self._agreed()
         self._save: Save | None = None
-        self._failed = False
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first; one that was saved last may not be finished."""
@@ -62,14 +61,13 @@ class Checkpoints:
         """Copy ``state`` to the host and write it in the background; waits for an earlier save first."""
         if step in self._steps:
             return
-        self._settle()
         if self._save is not None:
+            self._save.settle()
             self._save.end()
         if jax.process_count() > 1 and self._remote is None:
             with contextlib.ExitStack() as held:
                 together("space for a checkpoint", lambda: held.enter_context(room(self.folder, state)))
-        listen()
-        with self._telling(), orbax_context(self._remote):
+        with self._telling(), self._context():
             response = self._checkpointer.save_async(step, state, force=True)
         self._steps = [*self._steps, step]
         # An object store keeps sums of its objects, and has no half of one.
@@ -77,8 +75,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when everything saved is on disk; its sums may follow, for which ``close`` waits."""
-        self._settle()
-        with self._telling(), orbax_context(self._remote):
+        if self._save is not None:
+            self._save.settle()
+        with self._telling(), self._context():
             self._checkpointer.wait()
 
     def restore(self, abstract: Any, *, step: int | None = None, upto: int | None = None) -> tuple[int, Any] | None:
@@ -124,9 +123,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for pending writes and release the threads."""
-        if self._failed:
+        if self._save is not None and not self._save.is_over():
             return  # Orbax would wait for the process that failed
-        with self._telling(), orbax_context(self._remote):
+        with self._telling(), self._context():
             self._checkpointer.close()
         if self._save is not None:
             self._save.end()
@@ -139,16 +138,11 @@ class Checkpoints:
         except Exception as error:
             raise told(error, self.folder) from error
 
-    def _settle(self) -> None:
-        if self._save is not None and not self._failed:
-            try:
-                self._save.settle()
-            except Exception:
-                self._failed = True
-                raise
+    def _context(self) -> contextlib.AbstractContextManager[Any]:
+        return orbax_context(self.folder, self._remote)
 
     def _listed(self) -> list[int]:
-        with orbax_context(self._remote):
+        with self._context():
             return sorted(item.step for item in self._checkpointer.checkpoints)
 
     def _agreed(self) -> list[int]:
@@ -161,7 +155,7 @@ class Checkpoints:
         until = time.monotonic() + STALE_SECONDS
         while (listed := self._listed()) != steps and time.monotonic() < until:
             time.sleep(0.5)
-            with orbax_context(self._remote):
+            with self._context():
                 self._checkpointer.reload()
         for number, other in enumerate(exchange("list of checkpoints", listed)):
             if other != steps:
@@ -180,7 +174,7 @@ class Checkpoints:
             return None, reason
         state = None
         try:
-            with orbax_context(self._remote):
+            with self._context():
                 state = self._checkpointer.load(step, abstract)
             jax.block_until_ready(state)
         except Exception as error:
@@ -201,7 +195,8 @@ class Checkpoints:
         """
         until = time.monotonic() + STALE_SECONDS
         while True:
-            found = exchange(f"sums of {folder}", wrong_file(folder, jax.process_index(), jax.process_count()))
+            look = functools.partial(wrong_file, folder, jax.process_index(), jax.process_count())
+            found = exchange(f"sums of {folder}", together(f"files of {folder}", look))
             suspects = {number: tuple(item) for number, item in enumerate(found) if item is not None}
             if not suspects:
                 return None
@@ -219,15 +214,16 @@ class Checkpoints:
 
         def move() -> None:
             for step in steps:
-                if self._remote is not None:  # where nothing can be moved
-                    self._remote.files.rm((self._remote / str(step)).path, recursive=True)
+                name = f"{self.folder.name}-{step}-{time.time_ns()}"
+                if self._remote is not None:  # the store copies, then deletes
+                    aside = Remote(self._remote.url.rpartition("/")[0]) / DAMAGED / name
+                    self._remote.files.mv((self._remote / str(step)).path, aside.path, recursive=True)
                     continue
-                aside = self.folder.parent / DAMAGED / f"{self.folder.name}-{step}-{time.time_ns()}"
-                aside.parent.mkdir(exist_ok=True)
-                (self.folder / str(step)).rename(aside)
+                (self.folder.parent / DAMAGED).mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(self.folder.parent / DAMAGED / name)
 
-        from_first("damaged checkpoints", move)
-        with orbax_context(self._remote):
+        from_first("damaged checkpoints", move, seconds=3600.0)
+        with self._context():
             self._checkpointer.reload()
         self._steps = self._agreed()
 

@@ -6,7 +6,6 @@ loaded again, whatever their number was then. CRC-32: against damage, not agains
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import zlib
@@ -15,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from mmdit_jax.files import write_atomic
+from mmdit_jax.processes import is_infrastructure
 
 _CHUNK = 2**22
 
@@ -31,18 +31,23 @@ def wrong_file(folder: Path, process: int = 0, processes: int = 1) -> tuple[str,
     """A file of this process's share that is wrong, and what it is; None: none, as far as sums could tell.
 
     A checkpoint has no sums, or not all, where the run was killed just after it: that is not held against it.
+
+    Raises:
+        OSError: the disk, or the way to it, is not there now.
     """
     expected: dict[str, list[int]] = {}
     for path in sorted(folder.glob("checksums.*.json")):
         try:
             expected |= _told(path)
-        except (ValueError, KeyError, TypeError, OSError):
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            _if_passing(error)
             return path.name, "cannot be read"
     for name in sorted(expected)[process::processes]:
         try:
             if _sum(folder / name) != expected[name]:
                 return name, "is not what was written"
         except OSError as error:
+            _if_passing(error)
             return name, str(error.strerror)
     return None
 
@@ -51,8 +56,10 @@ def damaged(folder: Path, suspects: Sequence[tuple[str, str]]) -> str | None:
     """The first of ``suspects``, which ``wrong_file`` gave to others, that is wrong here, too: in a few words."""
     expected: dict[str, list[int]] = {}
     for path in sorted(folder.glob("checksums.*.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+        try:
             expected |= _told(path)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            _if_passing(error)
     for name, what in suspects:
         try:
             if "/" not in name and fnmatch(name, "checksums.*.json"):
@@ -61,9 +68,16 @@ def damaged(folder: Path, suspects: Sequence[tuple[str, str]]) -> str | None:
                 continue
             else:
                 return f"{name} {what}"
-        except (ValueError, KeyError, TypeError, OSError):
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            _if_passing(error)
             return f"{name} {what}"
     return None
+
+
+def _if_passing(error: Exception) -> None:
+    """Raise what a disk or a network says of itself, not of the file."""
+    if is_infrastructure(error):
+        raise error
 
 
 def _told(path: Path) -> dict[str, list[int]]:

@@ -16,6 +16,8 @@ import jax
 
 from mmdit_jax.errors import UserError
 
+STALE_SECONDS = 150.0
+"""How long a host may see a folder as it was: NFS looks again after a minute, unless mounted otherwise."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

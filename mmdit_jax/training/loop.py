@@ -123,9 +123,9 @@ def _train(
             if loop.stopped:
                 raise Preempted(f"{_names(program)}: stopped by SIGTERM, saved; run again to go on")
             del state  # before there is another one
-            newest = max(checkpoints[0].steps(), default=0)
-            if members[0].rewinds.in_vain(newest):
-                checkpoints[0].discard(newest - 1)
+            steps = checkpoints[0].steps()
+            if len(steps) > 1 and members[0].rewinds.in_vain(steps[-1]):  # the last one left is never given up
+                checkpoints[0].discard(steps[-2])
             start, state = _first_state(program, checkpoints)
             members[0].rewind(start)
             progress.say(f"not finite at step {members[0].meter.bad_step}: goes on from step {start}, other batches")
@@ -211,6 +211,13 @@ class _Loop:
                         member.end(done, "left" if last else "preempted")
                 if stop and not last:
                     raise Preempted(f"{_names(program)}: stopped by SIGTERM at step {done}, saved; run again to go on")
+            else:
+                if jax.process_count() == 1 and terminated(first.steps):  # several ask one another before they draw
+                    for member in alive(members):
+                        member.end(first.steps, "preempted")
+                    raise Preempted(
+                        f"{_names(program)}: stopped by SIGTERM after its last step, saved; run again to go on"
+                    )
         watchdog.beat(slow=True)
         return state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,35 @@ def orbax_path(folder: Path, remote: Remote | None) -> Any:
     return epath.Path(remote.url)
 
 
-def orbax_context(remote: Remote | None) -> contextlib.AbstractContextManager[Any]:
-    """Around everything that Orbax does there: at an object store a checkpoint is finished by a file, not by a name.
+def orbax_context(folder: Any, remote: Remote | None) -> contextlib.AbstractContextManager[Any]:
+    """Around everything that Orbax does in ``folder``, which ``orbax_path`` gave.
 
-    Orbax knows that of gs:// by itself.
+    Two folders that are written at a time wait at barriers of their own. At an object store a checkpoint is finished by
+    a file, not by a name; Orbax knows that of gs:// by itself.
     """
+    name = f"{folder.parent.name}/{folder.name}"  # hosts may have mounted the root at different places
+    processes = ocp.options.MultiprocessingOptions(
+        barrier_sync_key_prefix=hashlib.sha256(name.encode()).hexdigest()[:8]
+    )
     if remote is None or remote.scheme != "s3":
-        return contextlib.nullcontext()
+        return ocp.Context(multiprocessing_options=processes)
     mode = ocp.options.AtomicityMode.COMMIT_FILE
-    return ocp.Context(atomicity_options=ocp.options.AtomicityOptions(mode=mode))
+    return ocp.Context(multiprocessing_options=processes, atomicity_options=ocp.options.AtomicityOptions(mode=mode))
+
+
+def ask_no_preemption(checkpointer: ocp.training.Checkpointer) -> None:
+    """Keep Orbax from asking JAX whether there was a SIGTERM, for its own statistics.
+
+    It asks with the step that was saved, from a thread, after the loop has asked with a later one; JAX takes that for
+    how far this process is, and may have all of them stop at a step that it has passed.
+
+    Raises:
+      UserError: a release of Orbax in which this can't be done.
+    """
+    manager = vars(checkpointer).get("_manager")
+    if not hasattr(manager, "reached_preemption"):
+        raise UserError("orbax-checkpoint: this release can't be kept from asking for preemption; 0.12.8 can")
+    manager.reached_preemption = lambda step: False
 
 
 @functools.cache
