@@ -18,7 +18,7 @@ from launch.hold import is_locked, locked
 from launch.places import RESULT, STACKS, Places, read_result
 from launch.runtime import TOLD, places_of
 from launch.studies import load_study
-from mmdit_jax.config import Run, Study
+from mmdit_jax.config import Run
 from mmdit_jax.errors import EXIT_PREEMPTED, UserError
 from mmdit_jax.remote import pull
 from mmdit_jax.training.events import read_events
@@ -132,24 +132,24 @@ def _later(item: Live, before: Live) -> bool:
     return (item.ended or 0.0) >= (before.ended or 0.0)
 
 
-def study_rows(study: Study, places: Places) -> list[dict[str, Any]]:
-    """A row a run."""
+def status_rows(runs: Sequence[Run], places: Places) -> list[dict[str, Any]]:
+    """A row for each of a study's ``runs``, of what others have written by now, too."""
     pull(places.study_dir, only=TOLD)
     told = engine_states(places)
-    held = locked([folder for run in study.runs if not ((folder := places.run_dir(run)) / RESULT).exists()])
-    return [status_row(run, places, told, held=held) for run in study.runs]
+    held = locked([folder for run in runs if not ((folder := places.run_dir(run)) / RESULT).exists()])
+    return [status_row(run, places, told, held=held) for run in runs]
 
 
 def study_status(args: argparse.Namespace) -> int:
     """A table, or one JSON object; with ``--watch`` again and again."""
     study = load_study(args.study, args.overrides)
-    places = places_of(args, study, fetch=False)  # ``study_rows`` fetches, each time
+    places = places_of(args, study, fetch=False)  # ``status_rows`` fetches, each time
     if args.watch is not None and args.json:
         raise UserError("watch: expected without --json, which is one object")
     if args.watch is not None and not (math.isfinite(args.watch) and args.watch > 0):
         raise UserError(f"watch={args.watch:g}: expected more than 0 seconds")
     while True:
-        rows = study_rows(study, places)
+        rows = status_rows(study.runs, places)
         if args.json:
             print(json.dumps({"study": study.name, "runs": rows}))
             return 0

@@ -11,16 +11,17 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from launch.attempts import attempts, failures
 from launch.executors.after import unmark_cancelled
 from launch.executors.engines import known_engines, note_engine
 from launch.executors.job import Job, Live, in_hands
+from launch.hold import locked
 from launch.places import Places, make_folder
-from launch.runtime import check_handling, chosen_runs, places_of
-from launch.status import engine_states, status_row, table
+from launch.runtime import TOLD, check_handling, chosen_runs, places_of
+from launch.status import engine_states, status_row, status_rows, table
 from launch.studies import load_study
 from launch.submit_options import engine_of, machine_of
 from mmdit_jax.config import Run, Study
@@ -40,12 +41,12 @@ def submit_study(args: argparse.Namespace) -> int:
     if args.retries < 0:
         raise UserError(f"retries={args.retries}: expected 0 or more")
     study = load_study(args.study, args.overrides)
-    places = places_of(args, study)
+    places = places_of(args, study, only=TOLD)
     chosen = chosen_runs(args, study)
     engine = engine_of(args, places.study_dir.absolute())
     if args.dry_run:
-        told = engine_states(places)
-        jobs = jobs_of(args, study, places, [run for run in chosen if _why_not(run, places, args, told) is None])
+        reasons = _reasons(chosen, places, args, engine_states(places))
+        jobs = jobs_of(args, study, places, [run for run in chosen if reasons[run.run_id] is None])
         print("\n".join(engine.render(job) for job in jobs), end="")
         return 0
     for job in jobs_of(args, study, places, chosen):
@@ -54,7 +55,7 @@ def submit_study(args: argparse.Namespace) -> int:
     with _only_submitter(places.study_dir):
         # Kubernetes needs no asking beforehand: it has one object of a name, whoever creates it.
         told = engine_states(places, all_engines=True, beside=None if args.executor == "k8s" else engine)
-        reasons = {run.run_id: _why_not(run, places, args, told) for run in chosen}
+        reasons = _reasons(chosen, places, args, told)
         missing = [run for run in chosen if reasons[run.run_id] is None]
         for run in missing:
             unmark_cancelled(places.run_dir(run))
@@ -67,8 +68,7 @@ def submit_study(args: argparse.Namespace) -> int:
             print(f"{run.name}: {reasons[run.run_id]}", file=sys.stderr)
     while args.wait and _in_hands(chosen, places):
         time.sleep(1.0 if args.executor == "local" else 10.0)
-    told = engine_states(places)
-    rows = [status_row(run, places, told) for run in chosen]
+    rows = status_rows(chosen, places)
     print("\n".join(table(rows)))
     return EXIT_DIVERGED if args.wait and any(row["state"] == "diverged" for row in rows) else 0
 
@@ -76,7 +76,7 @@ def submit_study(args: argparse.Namespace) -> int:
 def cancel_study(args: argparse.Namespace) -> int:
     """End this study's runs wherever they are; those of others are not touched."""
     study = load_study(args.study, args.overrides)
-    places = places_of(args, study)
+    places = places_of(args, study, only=TOLD)
     chosen = [run.run_id for run in chosen_runs(args, study)]
     ended: list[str] = []
     refused: list[str] = []
@@ -103,10 +103,19 @@ def _in_hands(runs: Sequence[Run], places: Places) -> bool:
     return any(run.run_id in in_hands(told) for run in runs)
 
 
-def _why_not(run: Run, places: Places, args: argparse.Namespace, told: Mapping[str, Live]) -> str | None:
-    """Why the run is not submitted; None: it is."""
+def _reasons(
+    runs: Sequence[Run], places: Places, args: argparse.Namespace, told: Mapping[str, Live]
+) -> dict[str, str | None]:
+    """By run id, why it is not submitted; None: it is."""
+    held = locked([places.run_dir(run) for run in runs])
+    return {run.run_id: _why_not(run, places, args, told, held) for run in runs}
+
+
+def _why_not(
+    run: Run, places: Places, args: argparse.Namespace, told: Mapping[str, Live], held: Collection[Path]
+) -> str | None:
     events = list(read_events(places.run_dir(run)))
-    row = status_row(run, places, told, events)
+    row = status_row(run, places, told, events, held)
     if row["state"] in ("done", "running", "queued"):
         return {"done": "done"}.get(row["state"], f"{row['state']} already, {row['where']}")
     past = rewinds(events)

@@ -100,6 +100,13 @@ class Remote:
         except FileNotFoundError:
             return
 
+    def move(self, to: Remote) -> None:
+        """Have the store copy all objects below to below ``to``, and then delete them."""
+        names = list(self.listing())
+        here = [(self / name).path for name in names]
+        self.files.copy(here, [(to / name).path for name in names])
+        self.files.rm(here)
+
     def listing(self) -> dict[str, Entry]:
         """Every object below, by its name from here."""
         try:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.remote_pull import Served, served
 from launch.hold import locked
 from launch.places import Places
-from launch.status import study_rows
+from launch.status import status_rows
 from launch.studies import load_study
 from mmdit_jax import remote as module
 from mmdit_jax.lease import lease
@@ -194,7 +194,7 @@ def test_status_asks_for_the_state_of_all_runs_at_once(url: str, here: Path, tin
     asked()
     with lease(Remote(f"{url}/{study.name}/{first.name}/lease.json"), "run"):
         asked()
-        rows = study_rows(study, places)
+        rows = status_rows(study.runs, places)
         requests = asked()
         assert locked([first, second]) == {first}
     assert [row["state"] for row in rows] == ["running", "stopped"]

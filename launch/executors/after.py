@@ -17,8 +17,9 @@ from mmdit_jax.errors import EXIT_OK, EXIT_PREEMPTED
 from mmdit_jax.files import write_json
 from mmdit_jax.lease import is_leased
 from mmdit_jax.remote import pull, remote_of
-from mmdit_jax.training.events import EventLog, read_events
+from mmdit_jax.training.events import EVENTS, EventLog, read_events
 
+_RESULT = "result.json"  # ``launch.places`` takes JAX with it
 LOCK, LEASE = "lock", "lease.json"
 """Files of a run directory that whoever is at the run holds: see ``launch.hold``."""
 CANCELLED = "cancelled.json"
@@ -52,10 +53,10 @@ def last_verdict(run_dir: Path, job: str) -> str | None:
 
 def ended(run_dir: Path, code: int, retries: int) -> str:
     """Note the end of an attempt; what follows, as ``attempts.after``, or ``cancelled``."""
-    pull(run_dir)
+    pull(run_dir, only=(EVENTS, _RESULT))
     if code == EXIT_PREEMPTED and _in_others_hands(run_dir):  # it waited for another attempt: the events are that one's
         return "cancelled" if _cancelled(run_dir) else "again"
-    done = (run_dir / "result.json").exists()
+    done = (run_dir / _RESULT).exists()
     verdict = after(attempts(read_events(run_dir)), done, code, retries)
     if verdict == "again" and _cancelled(run_dir):
         verdict = "cancelled"

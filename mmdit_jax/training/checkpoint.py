@@ -215,9 +215,8 @@ class Checkpoints:
         def move() -> None:
             for step in steps:
                 name = f"{self.folder.name}-{step}-{time.time_ns()}"
-                if self._remote is not None:  # the store copies, then deletes
-                    aside = Remote(self._remote.url.rpartition("/")[0]) / DAMAGED / name
-                    self._remote.files.mv((self._remote / str(step)).path, aside.path, recursive=True)
+                if self._remote is not None:
+                    (self._remote / str(step)).move(Remote(self._remote.url.rpartition("/")[0]) / DAMAGED / name)
                     continue
                 (self.folder.parent / DAMAGED).mkdir(exist_ok=True)
                 (self.folder / str(step)).rename(self.folder.parent / DAMAGED / name)

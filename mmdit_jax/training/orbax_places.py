@@ -39,14 +39,12 @@ def orbax_context(folder: Any, remote: Remote | None) -> contextlib.AbstractCont
     Two folders that are written at a time wait at barriers of their own. At an object store a checkpoint is finished by
     a file, not by a name; Orbax knows that of gs:// by itself.
     """
+    context = ocp.Context()
     name = f"{folder.parent.name}/{folder.name}"  # hosts may have mounted the root at different places
-    processes = ocp.options.MultiprocessingOptions(
-        barrier_sync_key_prefix=hashlib.sha256(name.encode()).hexdigest()[:8]
-    )
-    if remote is None or remote.scheme != "s3":
-        return ocp.Context(multiprocessing_options=processes)
-    mode = ocp.options.AtomicityMode.COMMIT_FILE
-    return ocp.Context(multiprocessing_options=processes, atomicity_options=ocp.options.AtomicityOptions(mode=mode))
+    context.multiprocessing.barrier_sync_key_prefix = hashlib.sha256(name.encode()).hexdigest()[:8]
+    if remote is not None and remote.scheme == "s3":
+        context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
+    return context
 
 
 def ask_no_preemption(checkpointer: ocp.training.Checkpointer) -> None:
