@@ -27,7 +27,7 @@ from launch.submit_options import engine_of, machine_of
 from mmdit_jax.config import Run, Study
 from mmdit_jax.errors import EXIT_DIVERGED, UserError
 from mmdit_jax.lease import lease
-from mmdit_jax.remote import location, remote_of
+from mmdit_jax.remote import location, pull, remote_of
 from mmdit_jax.training.events import read_events
 from mmdit_jax.training.rewinds import rewinds
 
@@ -53,6 +53,7 @@ def submit_study(args: argparse.Namespace) -> int:
         engine.check(job)
     make_folder(places.study_dir)
     with _only_submitter(places.study_dir):
+        pull(places.study_dir, only=TOLD)  # another may have submitted while this one waited
         # Kubernetes needs no asking beforehand: it has one object of a name, whoever creates it.
         told = engine_states(places, all_engines=True, beside=None if args.executor == "k8s" else engine)
         reasons = _reasons(chosen, places, args, told)

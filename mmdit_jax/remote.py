@@ -8,6 +8,8 @@ parts. The folder is a copy that may be deleted at any time.
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -207,8 +209,8 @@ def pull(folder: Path, *, ours: bool = False, only: Collection[str] = ()) -> Non
         return
     entries = {name: entry for name, entry in remote.listing().items() if _copied(name, only)}
     starts = {name: at for name, entry in entries.items() if (at := _start(folder / name, entry, ours)) is not None}
-    apart = _fetch(folder, remote, entries, starts)
-    _fetch(folder, remote, entries, dict.fromkeys(apart, 0))
+    apart = _fetch(folder, remote, entries, starts, ours)
+    _fetch(folder, remote, entries, dict.fromkeys(apart, 0), ours)
 
 
 def _copied(name: str, only: Collection[str]) -> bool:
@@ -239,7 +241,7 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _fetch(folder: Path, remote: Remote, entries: dict[str, Entry], starts: dict[str, int]) -> list[str]:
+def _fetch(folder: Path, remote: Remote, entries: dict[str, Entry], starts: dict[str, int], ours: bool) -> list[str]:
     """Fetch objects, each from its byte on; returns those whose new end doesn't go on from what is here."""
     apart = []
     for names in _batches(starts, lambda name: entries[name].size - starts[name]):
@@ -258,10 +260,31 @@ def _fetch(folder: Path, remote: Remote, entries: dict[str, Entry], starts: dict
             content = _content(part)
             if content is not None:  # not deleted since it was listed
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-                temporary.write_bytes(content)
-                temporary.replace(path)
+                with _may_replace(path, ours) as may:
+                    if may:
+                        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+                        temporary.write_bytes(content)
+                        temporary.replace(path)
     return apart
+
+
+@contextlib.contextmanager
+def _may_replace(path: Path, ours: bool) -> Iterator[bool]:
+    """Not what a live run of this folder appends to: its handle would then be of a file that is gone.
+
+    Hosts may share the folder, and see the file's length late.
+    """
+    lock = path.parent / HELD[0]
+    if ours or path.suffix != ".jsonl" or not lock.exists():
+        yield True
+        return
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch.executors.claims import Claim, Claims, Need
+from launch.executors.claims import PATIENCE, Claim, Claims, Need
 
 
 def need(cores: int = 1, gpus: int = 0, gib: float = 0.0) -> Need:
@@ -107,9 +108,36 @@ def test_a_folder_that_cannot_be_used_keeps_no_run_waiting(
     folder.symlink_to("/tmp")
     claimed(Claims("/a", folder), need(2)).release()
     assert "not a folder of ours" in capsys.readouterr().out
+    assert Claims("/a", folder).claim("run", Need(1, [3], 1, [], 0.0, 16.0), idle=False) is None  # its own have them
     folder.unlink()
+    taken = claimed(Claims("/b", folder), need(1, gpus=2))
     write: Any = os.write
     monkeypatch.setattr(os, "write", lambda handle, text: write(handle, text[:5]))
-    claimed(Claims("/a", folder), need(2)).release()
+    a = Claims("/a", folder)
+    assert a.claim("run", need(1, gpus=1), idle=True) is None and a.waits_for == "waits for GPUs, after /b/run"
+    found = claimed(a, need(2))
+    assert found.cores == [1, 2] and not set(found.cores) & set(taken.cores)
     assert "No space left on device; run starts without a claim" in capsys.readouterr().out
+    taken.release()
     assert not list(folder.iterdir())
+
+
+def test_nothing_is_left_to_one_that_was_stopped_in_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, c = (Claims(f"/{name}", folder) for name in "abc")
+    claimed(a, need(1))
+    assert b.claim("run", need(4), idle=True) is None
+    assert c.claim("run", need(1), idle=True) is None
+    (line,) = [path for path in folder.glob("*.waits") if '"/b"' in path.read_text()]
+    os.utime(line, (0, time.time() - PATIENCE - 1))
+    assert claimed(c, need(1)).cores == [1]
+    monkeypatch.setattr(b, "_seen", time.monotonic() - PATIENCE)
+    assert b.claim("run", need(4), idle=True) is None  # it goes on, and is heard of again
+    assert c.claim("run", need(1), idle=False) is None
+
+
+def test_machines_that_share_a_folder_have_claims_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    claimed(Claims("/a"), need(4))
+    assert Claims("/b").claim("run", need(1), idle=True) is None
+    monkeypatch.setattr("launch.executors.claims._machine", lambda: "another")
+    assert claimed(Claims("/c"), need(4)).cores == [0, 1, 2, 3]

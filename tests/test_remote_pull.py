@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -83,6 +84,22 @@ def test_events_that_do_not_go_on_from_those_here_are_fetched_whole(url: str, he
     path.write_bytes(b"first\nwent ON there\nand on\n")  # of the same size
     pull(here, ours=True)
     assert path.read_bytes() == b"first\nwent on there\nand on\n"
+
+
+def test_events_that_a_live_run_writes_here_are_left_alone(url: str, here: Path) -> None:
+    """Of hosts that share the folder one sees the file as it was."""
+    (here / "run").mkdir()
+    path, lock = here / "run" / "events.jsonl", here / "run" / "lock"
+    path.write_bytes(b"first\n")
+    (Remote(url) / "run" / "events.jsonl").put(b"first\nsecond\n")
+    with path.open("ab") as run, lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        pull(here)
+        run.write(b"second\n")
+    assert path.read_bytes() == b"first\nsecond\n"
+    path.write_bytes(b"first\n")
+    pull(here)  # nobody has it any more
+    assert path.read_bytes() == b"first\nsecond\n"
 
 
 def test_what_is_deleted_or_replaced_after_it_was_listed(url: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

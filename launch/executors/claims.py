@@ -15,8 +15,8 @@ import fcntl
 import json
 import math
 import os
+import socket
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,6 +25,8 @@ from typing import Any
 
 _HAS, _WAITS = "has", "waits"
 """Ends of the files' names."""
+PATIENCE = 60.0
+"""Seconds after which nothing is left any more to a supervisor that was stopped while it waits in line."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,12 @@ class Claims:
     def __init__(self, whose: str, folder: Path | None = None) -> None:
         """``whose``: said to others that wait for it; the folder of a study."""
         self._whose = whose
-        self._folder = folder or Path(tempfile.gettempdir()) / f"mmdit-claims-{os.getuid()}"
+        # Not by tempfile, which goes elsewhere when the disk is full.
+        place = Path(os.environ.get("TMPDIR") or "/tmp")
+        self._folder = folder or place / f"mmdit-claims-{os.getuid()}-{_machine()}"
         self._name = f"{os.getpid()}-{time.time_ns()}"
         self._turn: Claim | None = None
-        self._since = math.inf
+        self._since, self._seen = math.inf, 0.0
         self._count = 0
         self.waits_for = ""
         """Whom the last ``claim`` that got nothing waits for; empty: nobody else."""
@@ -116,9 +120,14 @@ class Claims:
         try:
             with self._alone() as alone:
                 return self._claim(run_id, need, idle) if alone else None
-        except OSError as error:  # a full or foreign /tmp is no reason to train nothing
-            print(f"{self._folder}: {error}; {run_id} starts without a claim that others see", flush=True)
-            return Claim(need.of_cores[: need.cores], need.of_gpus[: need.gpus])
+        except OSError as error:  # a foreign /tmp is no reason to train nothing
+            if len(need.of_cores) < need.cores or len(need.of_gpus) < need.gpus:
+                return None  # this supervisor's own runs have them
+            return self._unseen(run_id, need.of_cores[: need.cores], need.of_gpus[: need.gpus], error)
+
+    def _unseen(self, run_id: str, cores: list[int], gpus: list[str], error: OSError) -> Claim:
+        print(f"{self._folder}: {error}; {run_id} starts without a claim that others see", flush=True)
+        return Claim(cores, gpus)
 
     def give_up(self) -> None:
         """Nothing is waited for any more."""
@@ -129,7 +138,7 @@ class Claims:
 
     def _claim(self, run_id: str, need: Need, idle: bool) -> Claim | None:
         has = self._living(_HAS)
-        waiting = [told for told in self._living(_WAITS) if told["by"] != self._name]
+        waiting = [told for told in self._living(_WAITS, PATIENCE) if told["by"] != self._name]
         others = [told for told in has if told["by"] != self._name]
         taken = {item for told in has for item in (*told["cores"], *told["gpus"])}  # numbers and names
         free = _Free(
@@ -144,15 +153,28 @@ class Claims:
         if free.suffices(need):
             self.give_up()
             cores, gpus = free.cores[: need.cores], free.gpus[: need.gpus]
-            return self._write(_HAS, cores, gpus, who=f"{self._whose}/{run_id}", memory_gib=need.memory_gib)
+            try:
+                return self._write(_HAS, cores, gpus, who=f"{self._whose}/{run_id}", memory_gib=need.memory_gib)
+            except OSError as error:  # nor is a full one
+                return self._unseen(run_id, cores, gpus, error)
         before = [told["who"] for told in others if _has_of(told, need, free.lacking)]
         before += [told["who"] for told in elders]
         more = f" and {len(before) - 1} more" if len(before) > 1 else ""
         self.waits_for = f"waits for {' and '.join(free.lacking)}, after {before[0]}{more}" if before else ""
-        if idle and self._turn is None:
-            self._since = time.time_ns()
-            self._turn = self._write(_WAITS, [], [], who=self._whose, since=self._since, need=asdict(need))
+        if idle:
+            with contextlib.suppress(OSError):  # then it waits out of line
+                self._wait(need)
         return None
+
+    def _wait(self, need: Need) -> None:
+        """In line, from the first time on; others want to see now and then that it goes on."""
+        if self._turn is None:
+            since = time.time_ns()
+            self._turn = self._write(_WAITS, [], [], who=self._whose, since=since, need=asdict(need))
+            self._since, self._seen = since, time.monotonic()
+        elif time.monotonic() - self._seen > PATIENCE / 10:
+            os.utime(self._turn.handles[0])
+            self._seen = time.monotonic()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -172,8 +194,8 @@ class Claims:
         finally:
             os.close(handle)
 
-    def _living(self, kind: str) -> list[dict[str, Any]]:
-        """What files say that somebody locks; the others are taken away."""
+    def _living(self, kind: str, patience: float = math.inf) -> list[dict[str, Any]]:
+        """What files say that somebody locks, and has touched within ``patience``; unlocked ones are taken away."""
         found = []
         for path in sorted(self._folder.glob(f"*.{kind}")):
             with contextlib.suppress(FileNotFoundError), path.open() as file:
@@ -181,7 +203,8 @@ class Claims:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                     path.unlink(missing_ok=True)
                 except BlockingIOError:
-                    found.append(json.load(file))
+                    if time.time() - os.fstat(file.fileno()).st_mtime < patience:
+                        found.append(json.load(file))
         return found
 
     def _write(self, kind: str, cores: list[int], gpus: list[str], **told: Any) -> Claim:
@@ -198,6 +221,14 @@ class Claims:
             claim.release()
             raise
         return claim
+
+
+def _machine() -> str:
+    """Hosts may share TMPDIR, and containers a host."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        return socket.gethostname()
 
 
 def _has_of(told: dict[str, Any], need: Need, lacking: list[str]) -> bool:

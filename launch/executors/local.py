@@ -116,7 +116,7 @@ class LocalEngine:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90  # nvidia-smi may take a minute
         while not _held(path):  # until then nobody would know that its runs are in hands
             if supervisor.poll() == 0:  # there was little to do
                 break

@@ -173,7 +173,7 @@ class Supervisor:
                         pass_fds=claim.handles,
                     )
                 )
-        except OSError as error:
+        except (OSError, subprocess.SubprocessError) as error:  # the latter where it can't be pinned
             print(f"{run.run_id}: could not be started: {error}", flush=True)
             _send(run, signal.SIGKILL)
             if not run.processes:

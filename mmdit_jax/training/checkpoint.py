@@ -146,24 +146,25 @@ class Checkpoints:
             return sorted(item.step for item in self._checkpointer.checkpoints)
 
     def _agreed(self) -> list[int]:
-        """The steps that process 0 lists, when all of them do: another host may still see what was.
+        """The steps that have a checkpoint, when all processes see the same: a host may still see what was.
 
         Raises:
-            Infrastructure: one of them does not come to see it.
+            Infrastructure: they don't come to see the same.
         """
-        steps = from_first("list of checkpoints", self._listed)
         until = time.monotonic() + STALE_SECONDS
-        while (listed := self._listed()) != steps and time.monotonic() < until:
-            time.sleep(0.5)
-            with self._context():
-                self._checkpointer.reload()
-        for number, other in enumerate(exchange("list of checkpoints", listed)):
-            if other != steps:
+        while True:
+            steps, *others = exchange("list of checkpoints", self._listed())
+            if all(other == steps for other in others):
+                return list(steps)
+            if from_first("time", lambda: time.monotonic() > until):
+                number, other = next((1 + i, other) for i, other in enumerate(others) if other != steps)
                 raise Infrastructure(
                     f"checkpoints {self.folder}: process {number} sees steps {other}, process 0 {steps}, for "
                     f"{STALE_SECONDS:g} s; do all hosts mount the same root?"
                 )
-        return steps
+            time.sleep(1.0)
+            with self._context():
+                self._checkpointer.reload()
 
     def _load(self, step: int, abstract: Any) -> tuple[Any, str | None]:
         """(state, None), or what is wrong, which all processes then agree on."""

@@ -17,6 +17,7 @@ from mmdit_jax.files import write_atomic
 from mmdit_jax.processes import is_infrastructure
 
 _CHUNK = 2**22
+_SUMS = "checksums.*.json"
 
 
 def write_sums(folder: Path, process: int, processes: int) -> None:
@@ -35,54 +36,51 @@ def wrong_file(folder: Path, process: int = 0, processes: int = 1) -> tuple[str,
     Raises:
         OSError: the disk, or the way to it, is not there now.
     """
-    expected: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("checksums.*.json")):
-        try:
-            expected |= _told(path)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            _if_passing(error)
-            return path.name, "cannot be read"
+    expected, unreadable = _expected(folder)
+    if unreadable:
+        return unreadable[0], "cannot be read"
     for name in sorted(expected)[process::processes]:
-        try:
-            if _sum(folder / name) != expected[name]:
-                return name, "is not what was written"
-        except OSError as error:
-            _if_passing(error)
-            return name, str(error.strerror)
+        what = _wrong(folder / name, expected[name])
+        if what is not None:
+            return name, what
     return None
 
 
 def damaged(folder: Path, suspects: Sequence[tuple[str, str]]) -> str | None:
     """The first of ``suspects``, which ``wrong_file`` gave to others, that is wrong here, too: in a few words."""
-    expected: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("checksums.*.json")):
-        try:
-            expected |= _told(path)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            _if_passing(error)
+    expected, unreadable = _expected(folder)
     for name, what in suspects:
-        try:
-            if "/" not in name and fnmatch(name, "checksums.*.json"):
-                _told(folder / name)
-            elif _sum(folder / name) == expected.get(name):
-                continue
-            else:
-                return f"{name} {what}"
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            _if_passing(error)
+        is_sums = "/" not in name and fnmatch(name, _SUMS)
+        if name in unreadable or (not is_sums and _wrong(folder / name, expected.get(name)) is not None):
             return f"{name} {what}"
     return None
+
+
+def _expected(folder: Path) -> tuple[dict[str, list[int]], list[str]]:
+    """The sums of all files that have any, and which files of sums can't be read."""
+    expected: dict[str, list[int]] = {}
+    unreadable = []
+    for path in sorted(folder.glob(_SUMS)):
+        try:
+            expected |= json.loads(path.read_text())["files"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            _if_passing(error)
+            unreadable.append(path.name)
+    return expected, unreadable
+
+
+def _wrong(path: Path, expected: list[int] | None) -> str | None:
+    try:
+        return None if _sum(path) == expected else "is not what was written"
+    except OSError as error:
+        _if_passing(error)
+        return str(error.strerror)
 
 
 def _if_passing(error: Exception) -> None:
     """Raise what a disk or a network says of itself, not of the file."""
     if is_infrastructure(error):
         raise error
-
-
-def _told(path: Path) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = json.loads(path.read_text())["files"]
-    return dict(found)
 
 
 def _files(folder: Path) -> list[str]:
