@@ -119,7 +119,8 @@ def served(address: str) -> list[Served]:
 
 def measure(runs: int, rounds: int, address: str, folder: Path) -> dict[str, dict[str, float]]:
     """Median seconds, and requests, of each kind of fetching and of writing."""
-    from mmdit_jax.remote import MIRRORS, Remote, open_root, pull, push_all
+    from mmdit_jax.copies import pull, push_all
+    from mmdit_jax.remote import MIRRORS, Remote, open_root
 
     url = "s3://bucket/studies"
     seconds: dict[str, list[float]] = {}

@@ -19,6 +19,7 @@ from launch.hold import hold
 from launch.places import RESULT, STACKS, Places, read_result
 from launch.settings import score_run
 from mmdit_jax.config import Run
+from mmdit_jax.copies import push_all
 from mmdit_jax.diffusion import formulation, learned_name
 from mmdit_jax.errors import Diverged, Preempted, UserError
 from mmdit_jax.evaluation.evaluate import evaluate, nothing_drawn
@@ -27,7 +28,6 @@ from mmdit_jax.files import write_json
 from mmdit_jax.host import sigterm_leaves
 from mmdit_jax.pauses import at_pauses, pause
 from mmdit_jax.processes import exchange, from_first, is_first, joined, preemption, together
-from mmdit_jax.remote import push_all
 from mmdit_jax.training.best import restore_best, without_memory
 from mmdit_jax.training.checkpoint import Checkpoints
 from mmdit_jax.training.data import LatentData, TrainingData, flops_beside_square, training_data

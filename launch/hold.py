@@ -17,13 +17,14 @@ from launch.executors.after import LEASE, LOCK
 from launch.places import CONFIG, Places, make_folder
 from mmdit_jax.config import Run
 from mmdit_jax.config_values import to_dict
+from mmdit_jax.copies import pull
 from mmdit_jax.data import pipeline
 from mmdit_jax.data.encoded import EncodedSet
 from mmdit_jax.errors import Held, UserError
 from mmdit_jax.files import write_json
 from mmdit_jax.lease import are_leased, lease
 from mmdit_jax.processes import from_first, is_first, together
-from mmdit_jax.remote import pull, remote_of
+from mmdit_jax.remote import remote_of
 from mmdit_jax.training.best import FOLDER as BEST
 from mmdit_jax.training.checkpoint import FOLDER as CHECKPOINTS
 from mmdit_jax.training.data import training_data

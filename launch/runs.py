@@ -16,6 +16,7 @@ from launch.places import make_folder
 from launch.runtime import add_handling, add_study, add_vae, check_handling, places_of
 from launch.studies import load_study
 from mmdit_jax.config import Run
+from mmdit_jax.copies import pull
 from mmdit_jax.data import pipeline
 from mmdit_jax.diffusion.sampler_config import METHODS
 from mmdit_jax.errors import Held, Preempted, UserError, unknown
@@ -23,7 +24,6 @@ from mmdit_jax.evaluation.evaluate import evaluate, generate, save_png
 from mmdit_jax.evaluation.latent import no_autoencoder
 from mmdit_jax.host import process_began
 from mmdit_jax.processes import is_first, join
-from mmdit_jax.remote import pull
 from mmdit_jax.training.data import LatentData, training_data
 
 EXAMPLES = {

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from launch.places import RESULT, Places
 from mmdit_jax.config import Run, Study
+from mmdit_jax.copies import ENGINES, pull
 from mmdit_jax.errors import UserError
-from mmdit_jax.remote import ENGINES, open_root, pull
+from mmdit_jax.remote import open_root
 from mmdit_jax.training.events import EVENTS
 
 TOLD = (EVENTS, RESULT, ENGINES)

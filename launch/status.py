@@ -19,8 +19,8 @@ from launch.places import RESULT, STACKS, Places, read_result
 from launch.runtime import TOLD, places_of
 from launch.studies import load_study
 from mmdit_jax.config import Run
+from mmdit_jax.copies import pull
 from mmdit_jax.errors import EXIT_PREEMPTED, UserError
-from mmdit_jax.remote import pull
 from mmdit_jax.training.events import read_events
 from mmdit_jax.training.progress import duration
 from mmdit_jax.training.rewinds import rewinds

@@ -21,9 +21,9 @@ from launch.submit import cancel_study, submit_study
 from launch.submit_options import add_submit_options
 from mmdit_jax import __version__
 from mmdit_jax.config import Study
+from mmdit_jax.copies import push, push_all
 from mmdit_jax.errors import EXIT_DIVERGED, Diverged, UserError
 from mmdit_jax.files import write_atomic
-from mmdit_jax.remote import push, push_all
 from mmdit_jax.training.events import read_events
 from mmdit_jax.training.loop import Apart
 from mmdit_jax.training.peak import matmul_flops_per_second

@@ -25,9 +25,10 @@ from launch.status import engine_states, status_row, status_rows, table
 from launch.studies import load_study
 from launch.submit_options import engine_of, machine_of
 from mmdit_jax.config import Run, Study
+from mmdit_jax.copies import pull
 from mmdit_jax.errors import EXIT_DIVERGED, UserError
 from mmdit_jax.lease import lease
-from mmdit_jax.remote import location, pull, remote_of
+from mmdit_jax.remote import location, remote_of
 from mmdit_jax.training.events import read_events
 from mmdit_jax.training.rewinds import rewinds
 

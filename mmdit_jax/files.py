@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmdit_jax.remote import push
+from mmdit_jax.copies import push
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

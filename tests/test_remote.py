@@ -15,9 +15,10 @@ import pytest
 from conftest import TINY_STUDY, fake_devices
 from process_group import Processes, one_run
 
+from mmdit_jax.copies import pull, push, push_all
 from mmdit_jax.errors import Held, UserError
 from mmdit_jax.lease import is_leased, lease
-from mmdit_jax.remote import MIRRORS, Remote, location, open_root, pull, push, push_all, remote_of
+from mmdit_jax.remote import MIRRORS, Remote, location, open_root, remote_of
 from mmdit_jax.training.events import EventLog, read_events
 
 pytest_plugins = ["stores"]

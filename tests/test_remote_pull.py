@@ -13,9 +13,10 @@ from launch.hold import locked
 from launch.places import Places
 from launch.status import status_rows
 from launch.studies import load_study
-from mmdit_jax import remote as module
+from mmdit_jax import copies as module
+from mmdit_jax.copies import pull, push_all
 from mmdit_jax.lease import lease
-from mmdit_jax.remote import MIRRORS, Remote, get_all, open_root, pull, push_all
+from mmdit_jax.remote import MIRRORS, Remote, get_all, open_root
 from mmdit_jax.training.events import EventLog
 
 pytest_plugins = ["stores"]

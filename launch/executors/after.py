@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 from launch.attempts import after, attempts
+from mmdit_jax.copies import pull
 from mmdit_jax.errors import EXIT_OK, EXIT_PREEMPTED
 from mmdit_jax.files import write_json
 from mmdit_jax.lease import is_leased
-from mmdit_jax.remote import pull, remote_of
+from mmdit_jax.remote import remote_of
 from mmdit_jax.training.events import EVENTS, EventLog, read_events
 
 _RESULT = "result.json"  # ``launch.places`` takes JAX with it

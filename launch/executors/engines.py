@@ -12,9 +12,10 @@ from launch.executors.kubernetes_engine import KubernetesEngine
 from launch.executors.kubernetes_options import Kubernetes
 from launch.executors.local import Local, LocalEngine
 from launch.executors.slurm import Slurm, SlurmEngine
+from mmdit_jax.copies import ENGINES
 from mmdit_jax.errors import unknown
 from mmdit_jax.files import write_json
-from mmdit_jax.remote import ENGINES, location
+from mmdit_jax.remote import location
 
 NAMES = ("local", "slurm", "k8s")
 
