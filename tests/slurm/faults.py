@@ -47,7 +47,7 @@ def main() -> int:
     lines = [
         f"By `python tests/slurm/faults.py FOLDER`, {datetime.date.today()}, commit {_commit()}, {seconds:.0f} s on "
         f"{os.cpu_count()} cores ({platform.machine()}), a real Slurm on one host; a run of one or two "
-        f"processes, {STEPS} steps, a checkpoint every {EVERY}.",
+        f"processes, {STEPS} steps, a checkpoint every {EVERY}. Lost: steps that were begun and had to be begun again.",
         "",
         "| what happened | attempts, and how each ended | steps lost | the end |",
         "|---|---|---|---|",

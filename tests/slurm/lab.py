@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster import Cluster
-from study_of_faults import EVERY, study
+from study_of_faults import EVERY, begun_path, study
 
 from launch.attempts import attempts
 from launch.cli import main as command_line
 from mmdit_jax.training.events import read_events
-from scaling.goodput import goodput
 
 PATIENCE = 400.0
 """Seconds for anything to happen: all runs share two cores."""
@@ -34,6 +33,7 @@ class Outcome:
     run: str
     attempts: int
     steps_lost: int
+    """That were begun and had to be begun again: counted by the study, since a killed run tells nothing of its last."""
     ends: list[str]
     """How each attempt ended: an event's word, or its exit code."""
     result: dict[str, Any] | None
@@ -118,10 +118,16 @@ class Lab:
         return found
 
     def in_the_middle(self, name: str, after: int = 2 * EVERY) -> dict[int, int]:
-        """Wait until the run has saved step ``after`` and goes on; its processes."""
-        self.until(lambda: self.saved(name) >= after, f"{name}: step {after}")
-        time.sleep(3 * 0.1)
+        """Wait until the run has saved step ``after`` and is some steps further; its processes."""
+        self.until(
+            lambda: (saved := self.saved(name)) >= after and max(self.begun(name)) >= saved + 2, f"{name}: step {after}"
+        )
         return self.ranks(name)
+
+    def begun(self, name: str) -> list[int]:
+        """The steps that the run has begun, some more than once."""
+        path = begun_path(name)
+        return [int(line) for line in path.read_text().split()] if path.exists() else [0]
 
     def end(self, name: str, attempts: int | None = None) -> Outcome:
         """Wait until the run is done, after so many attempts; None: more than one, or nothing was survived."""
@@ -133,13 +139,12 @@ class Lab:
 
     def outcome(self, name: str, notes: str = "") -> Outcome:
         events = self.events(name)
-        spent = goodput(events)
-        assert spent is not None
+        begun = self.begun(name)
         history = attempts(events)
         ends = [item.end if item.code in (None, 0) or item.end else f"exit {item.code}" for item in history]
         path = self.run_dir(name) / "result.json"
         result = json.loads(path.read_text()) if path.exists() else None
-        return Outcome(name, len(history), spent.steps_lost, [str(end) for end in ends], result, notes)
+        return Outcome(name, len(history), len(begun) - len(set(begun)), [str(end) for end in ends], result, notes)
 
 
 def same(outcome: Outcome, reference: Outcome) -> str:

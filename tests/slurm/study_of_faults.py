@@ -75,6 +75,11 @@ def study() -> Study:
     return Study("faults", tuple(replace(run, name=name) for name in PACES))
 
 
+def begun_path(name: str) -> Path:
+    """The file that notes every step which the run begins, a line each, in all its attempts."""
+    return Path(os.environ["FAULTS_FOLDER"]) / f"{name} begun"
+
+
 _step = Solo.step
 
 
@@ -89,6 +94,9 @@ def _slow(self: Solo, state: Any, batch: Any, shift: int = 0) -> Any:
         _for_ever()
     while (Path(os.environ["FAULTS_FOLDER"]) / f"{name} waits").exists():
         time.sleep(0.1)
+    if jax.process_index() == 0:
+        with begun_path(name).open("a") as begun:
+            begun.write(f"{done}\n")
     state, metrics = _step(self, state, batch, shift)
     if name.startswith("not finite") and done == FAULT_STEP and not shift:
         metrics = {**metrics, "loss": metrics["loss"] * np.float32("nan")}

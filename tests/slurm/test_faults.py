@@ -16,11 +16,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cluster import missing
 from lab import Lab, Outcome, same
 from scenarios import AT_ONCE, SCENARIOS, reference, start_all
+from study_of_faults import EVERY
 
 REQUIRED = "MMDIT_REQUIRE_SLURM"
 """Variable by which CI says that there must be one."""
 UNLIKE = {"not_finite": "no result", "rewound": None, "other_counts": None}
 """Those that don't end with the same bits."""
+NOTHING_LOST = ("untouched", "time_limit", "preempted", "other_counts", "not_finite", "two_submitters")
+KILLED = ("kill_one", "kill_all", "stop_one", "hang", "array")
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +50,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fut
 def test_a_run_ends_as_if_nothing_had_happened(outcomes: dict[str, Future[Outcome]], name: str) -> None:
     found, untouched = outcomes[name].result(), outcomes[reference(name)].result()
     verdict = same(found, untouched)
+    if name in NOTHING_LOST:
+        assert found.steps_lost == 0
+    if name in KILLED:  # what came after the newest checkpoint; a step that was being written may not have been one
+        assert 0 < found.steps_lost < 2 * EVERY
     if name not in UNLIKE:
         assert verdict == "same bits"
     elif name == "other_counts":
