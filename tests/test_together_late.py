@@ -80,7 +80,7 @@ def test_a_signal_while_drawing_ends_both_and_the_next_attempt_draws(together: T
 
 def test_drawing_that_hangs_is_ended_by_the_watchdog(together: Together) -> None:
     root = "stuck"
-    ends = together(2, root, "--hang-seconds", "2", drawing=600)
+    ends = together(2, root, "--hang-seconds", "10", drawing=600)
     assert all(aborted(end.code) for end in ends) and -signal.SIGALRM in [end.code for end in ends], ends
     folder = together.run_dir(root)
     assert kinds(folder)[-1] == "left"
