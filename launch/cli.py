@@ -22,6 +22,7 @@ from mmdit_jax.errors import (
     UserError,
     nearest,
 )
+from mmdit_jax.files import NO_SPACE
 from mmdit_jax.host import prepare_host
 from scaling.errors import TableError
 
@@ -137,7 +138,7 @@ def _main(argv: list[str] | None) -> int:
 
 def _told(error: OSError) -> str | None:
     """The line for an operating system's refusal that the user can do something about."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in NO_SPACE:
         return f"{error.filename or 'root'}: disk full; free space and run again, what was saved is kept"
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
         return f"{error.filename}: {error.strerror}; choose another place"

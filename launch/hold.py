@@ -13,16 +13,16 @@ from pathlib import Path
 
 import jax
 
-from launch.executors.after import LEASE, LOCK
 from launch.places import CONFIG, Places, make_folder
 from mmdit_jax.config import Run
 from mmdit_jax.config_values import to_dict
-from mmdit_jax.copies import pull
+from mmdit_jax.copies import LEASE, pull
 from mmdit_jax.data import pipeline
 from mmdit_jax.data.encoded import EncodedSet
 from mmdit_jax.errors import Held, UserError
 from mmdit_jax.files import write_json
 from mmdit_jax.lease import are_leased, lease
+from mmdit_jax.locks import LOCK, unheld
 from mmdit_jax.processes import from_first, is_first, together
 from mmdit_jax.remote import remote_of
 from mmdit_jax.training.best import FOLDER as BEST
@@ -167,9 +167,5 @@ def _locked_here(run_dir: Path) -> bool:
     path = run_dir / LOCK
     if not path.exists():
         return False
-    with path.open("r") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    with unheld(path) as free:
+        return not free

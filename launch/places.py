@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdit_jax.config import Run
+from mmdit_jax.copies import RESULT
 from mmdit_jax.errors import UserError
 
-RESULT = "result.json"
 CONFIG = "config.json"
 STACKS = "stacks"
 """Folder of a run directory with what its watchdog wrote."""

@@ -42,7 +42,7 @@ def submit_study(args: argparse.Namespace) -> int:
     if args.retries < 0:
         raise UserError(f"retries={args.retries}: expected 0 or more")
     study = load_study(args.study, args.overrides)
-    places = places_of(args, study, only=TOLD)
+    places = places_of(args, study, only=TOLD, fetch=args.dry_run)
     chosen = chosen_runs(args, study)
     engine = engine_of(args, places.study_dir.absolute())
     if args.dry_run:
@@ -54,16 +54,17 @@ def submit_study(args: argparse.Namespace) -> int:
         engine.check(job)
     make_folder(places.study_dir)
     with _only_submitter(places.study_dir):
-        pull(places.study_dir, only=TOLD)  # another may have submitted while this one waited
+        pull(places.study_dir, only=TOLD)  # now: another may have submitted while this one waited
         # Kubernetes needs no asking beforehand: it has one object of a name, whoever creates it.
         told = engine_states(places, all_engines=True, beside=None if args.executor == "k8s" else engine)
         reasons = _reasons(chosen, places, args, told)
         missing = [run for run in chosen if reasons[run.run_id] is None]
         for run in missing:
             unmark_cancelled(places.run_dir(run))
-        for job in jobs_of(args, study, places, missing):
+        for number, job in enumerate(jobs_of(args, study, places, missing)):
             where = engine.submit(job)
-            note_engine(places.study_dir, engine)
+            if number == 0:
+                note_engine(places.study_dir, engine)
             print(f"{', '.join(job.runs)}: {where}", file=sys.stderr)
     for run in chosen:
         if reasons[run.run_id] is not None:

@@ -8,7 +8,6 @@ parts. The folder may be deleted at any time.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import threading
@@ -16,11 +15,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from mmdit_jax.locks import LOCK, unheld
 from mmdit_jax.remote import Entry, Remote, content_of, remote_of
 
 APART = ("checkpoints", "best", "damaged", "wandb", "_data", "_cache", "logs", "jobs", "stacks")
 """Folders that are not copied."""
-HELD = ("lock", "lease.json")
+RESULT = "result.json"
+"""Of a run: that it is done."""
+LEASE = "lease.json"
+"""Of a run: by which host it is held, at the URL alone."""
+HELD = (LOCK, LEASE)
 """Files by which a run is held, on this host and at the URL: a copy of either would say what is not so."""
 ENGINES = "engines.json"
 """Of a study's jobs, the one file that others need: which engines it was given to."""
@@ -111,17 +115,12 @@ def _may_replace(path: Path, ours: bool) -> Iterator[bool]:
 
     Hosts may share the folder, and see the file's length late.
     """
-    lock = path.parent / HELD[0]
+    lock = path.parent / LOCK
     if ours or path.suffix != ".jsonl" or not lock.exists():
         yield True
         return
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    with unheld(lock) as free:
+        yield free
 
 
 def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
@@ -152,7 +151,7 @@ def push_all(folder: Path) -> None:
         return
     paths = list(_below(folder))
     for done in (False, True):
-        group = (path for path in paths if (path.name == "result.json") is done)
+        group = (path for path in paths if (path.name == RESULT) is done)
         for batch in _batches(group, lambda path: path.stat().st_size):
             named = {(remote / path.relative_to(folder).as_posix()).path: path for path in batch}
             remote.files.pipe({name: path.read_bytes() for name, path in named.items()})

@@ -13,6 +13,9 @@ from typing import Any
 
 from mmdit_jax.copies import push
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Ways of a disk to be full."""
+
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace ``path`` with ``data`` in one step; it is on disk when this returns, and at its URL where it has one."""

@@ -216,6 +216,15 @@ def from_first(what: str, look: Callable[[], T], seconds: float = PATIENCE) -> T
     return found
 
 
+def rounds(seconds: float) -> Iterator[None]:
+    """One now, and another a second after each, until ``seconds`` are over by the clock of process 0, for all alike."""
+    until = time.monotonic() + seconds
+    yield
+    while not from_first("time", lambda: time.monotonic() > until):
+        time.sleep(1.0)
+        yield
+
+
 def together(what: str, act: Callable[[], T]) -> T:
     """``act()`` in every process; where it is bad input for one of them, it is for all.
 

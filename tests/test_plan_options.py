@@ -189,8 +189,8 @@ def test_kept_answers_are_of_the_code_that_made_them() -> None:
     loaded = dict(line.split(" ", 1) for line in said.splitlines())
     left_out = {name for name, file in loaded.items() if Path(file).resolve() not in files}
     packages = {"launch", "launch.planning", "mmdit_jax", "mmdit_jax.data", "mmdit_jax.evaluation"}
-    reads = ("config_values", "copies", "data.store", "errors", "files", "pauses", "processes", "remote", "versions")
-    assert left_out == packages | {f"mmdit_jax.{name}" for name in reads}
+    reads = ("config_values", "copies", "data.store", "errors", "files", "locks", "pauses", "processes", "remote")
+    assert left_out == packages | {f"mmdit_jax.{name}" for name in (*reads, "versions")}
 
 
 def test_a_price_is_told_of_training_drawing_and_a_study(capsys: pytest.CaptureFixture[str], tiny_study: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from mmdit_jax import processes
 from mmdit_jax.errors import Infrastructure, UserError
 from mmdit_jax.training import saves
 from mmdit_jax.training.checkpoint import Checkpoints
@@ -41,7 +42,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return lines[:2]
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(saves, "exchange", exchange)
+    monkeypatch.setattr(processes, "exchange", exchange)
     return lines
 
 
@@ -68,7 +69,7 @@ def test_the_cause_goes_before_those_who_waited_for_it(told: list[Any]) -> None:
     with pytest.raises(UserError, match="disk full"):
         settled(TimeoutError("barrier")).settle()
     told[:] = [["OSError", "[Errno 39] Directory not empty"]]
-    with pytest.raises(Infrastructure, match=r"run/checkpoints/8: OSError: .Errno 39. Directory"):
+    with pytest.raises(Infrastructure, match=r"run/checkpoints/8: process 1 failed: OSError: .Errno 39. Directory"):
         settled(None).settle()
 
 

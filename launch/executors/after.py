@@ -8,21 +8,18 @@ ended and so none writes events any more. Starts in a tenth of a second: it impo
 
 from __future__ import annotations
 
-import fcntl
 import sys
 from pathlib import Path
 
 from launch.attempts import after, attempts
-from mmdit_jax.copies import pull
+from mmdit_jax.copies import LEASE, RESULT, pull
 from mmdit_jax.errors import EXIT_OK, EXIT_PREEMPTED
 from mmdit_jax.files import write_json
 from mmdit_jax.lease import is_leased
+from mmdit_jax.locks import LOCK, unheld
 from mmdit_jax.remote import remote_of
 from mmdit_jax.training.events import EVENTS, EventLog, read_events
 
-_RESULT = "result.json"  # ``launch.places`` takes JAX with it
-LOCK, LEASE = "lock", "lease.json"
-"""Files of a run directory that whoever is at the run holds: see ``launch.hold``."""
 CANCELLED = "cancelled.json"
 """In a run directory: its user wants no more of it, until it is submitted again."""
 
@@ -54,10 +51,10 @@ def last_verdict(run_dir: Path, job: str) -> str | None:
 
 def ended(run_dir: Path, code: int, retries: int) -> str:
     """Note the end of an attempt; what follows, as ``attempts.after``, or ``cancelled``."""
-    pull(run_dir, only=(EVENTS, _RESULT))
+    pull(run_dir, only=(EVENTS, RESULT))
     if code == EXIT_PREEMPTED and _in_others_hands(run_dir):  # it waited for another attempt: the events are that one's
         return "cancelled" if _cancelled(run_dir) else "again"
-    done = (run_dir / _RESULT).exists()
+    done = (run_dir / RESULT).exists()
     verdict = after(attempts(read_events(run_dir)), done, code, retries)
     if verdict == "again" and _cancelled(run_dir):
         verdict = "cancelled"
@@ -76,13 +73,10 @@ def _in_others_hands(run_dir: Path) -> bool:
     if remote is not None:
         return is_leased(remote)
     try:
-        with (run_dir / LOCK).open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        with unheld(run_dir / LOCK) as free:
+            return not free
     except OSError:
         return False
-    return False
 
 
 def main(argv: list[str]) -> int:

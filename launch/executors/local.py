@@ -19,6 +19,7 @@ from launch.executors.after import mark_cancelled
 from launch.executors.job import FOLDER, GRACE_SECONDS, QUEUED, RUNNING, Job, Live
 from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_atomic
+from mmdit_jax.locks import unheld
 
 
 @dataclass(frozen=True)
@@ -178,12 +179,8 @@ def hold(spec: Path) -> int:
 
 
 def _held(spec: Path) -> bool:
-    with spec.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    with unheld(spec) as free:
+        return not free
 
 
 def _check(job: Job, local: Local) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmdit_jax.errors import UserError, nearest
-from mmdit_jax.files import full_disk_told
+from mmdit_jax.files import NO_SPACE, full_disk_told
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
@@ -132,7 +132,7 @@ def build(make: Callable[[Path], Builder], data_dir: Path) -> Path:
             finally:
                 shutil.rmtree(hidden, ignore_errors=True)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in NO_SPACE
         advice = "free some space" if full else "give a folder that can be written"
         raise UserError(f"data_dir={data_dir}: cannot write ({error.strerror or error}); {advice}") from None
     return folder

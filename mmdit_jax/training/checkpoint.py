@@ -17,7 +17,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from mmdit_jax.errors import Infrastructure, UserError
-from mmdit_jax.processes import exchange, from_first, is_first, is_infrastructure, together
+from mmdit_jax.processes import exchange, from_first, is_first, is_infrastructure, rounds, together
 from mmdit_jax.remote import Remote, remote_of
 from mmdit_jax.training.checksums import damaged, wrong_file
 from mmdit_jax.training.disk import STALE_SECONDS, room, told
@@ -151,20 +151,17 @@ class Checkpoints:
         Raises:
             Infrastructure: they don't come to see the same.
         """
-        until = time.monotonic() + STALE_SECONDS
-        while True:
+        for _ in rounds(STALE_SECONDS):
             steps, *others = exchange("list of checkpoints", self._listed())
             if all(other == steps for other in others):
                 return list(steps)
-            if from_first("time", lambda: time.monotonic() > until):
-                number, other = next((1 + i, other) for i, other in enumerate(others) if other != steps)
-                raise Infrastructure(
-                    f"checkpoints {self.folder}: process {number} sees steps {other}, process 0 {steps}, for "
-                    f"{STALE_SECONDS:g} s; do all hosts mount the same root?"
-                )
-            time.sleep(1.0)
             with self._context():
                 self._checkpointer.reload()
+        number, other = next((1 + i, other) for i, other in enumerate(others) if other != steps)
+        raise Infrastructure(
+            f"checkpoints {self.folder}: process {number} sees steps {other}, process 0 {steps}, for "
+            f"{STALE_SECONDS:g} s; do all hosts mount the same root?"
+        )
 
     def _load(self, step: int, abstract: Any) -> tuple[Any, str | None]:
         """(state, None), or what is wrong, which all processes then agree on."""
@@ -194,9 +191,8 @@ class Checkpoints:
         Raises:
             Infrastructure: only another host sees it, and goes on to.
         """
-        until = time.monotonic() + STALE_SECONDS
-        while True:
-            look = functools.partial(wrong_file, folder, jax.process_index(), jax.process_count())
+        look = functools.partial(wrong_file, folder, jax.process_index(), jax.process_count())
+        for _ in rounds(STALE_SECONDS):
             found = exchange(f"sums of {folder}", together(f"files of {folder}", look))
             suspects = {number: tuple(item) for number, item in enumerate(found) if item is not None}
             if not suspects:
@@ -204,10 +200,8 @@ class Checkpoints:
             reason = from_first(f"sums of {folder}", functools.partial(damaged, folder, list(suspects.values())))
             if reason is not None:
                 return reason
-            if from_first("time", lambda: time.monotonic() > until):
-                number, (name, what) = next(iter(suspects.items()))
-                raise Infrastructure(f"checkpoint {folder}: {name} {what} on the host of process {number} alone")
-            time.sleep(1.0)
+        number, (name, what) = next(iter(suspects.items()))
+        raise Infrastructure(f"checkpoint {folder}: {name} {what} on the host of process {number} alone")
 
     def _move_aside(self, steps: list[int]) -> None:
         if self._read_only or not steps:
@@ -232,9 +226,8 @@ def saved_steps(run_dir: Path, folder: str = FOLDER) -> list[int]:
     """Steps that the run directory holds a finished checkpoint of, oldest first; nothing is written."""
     if remote_of(run_dir) is None and not (run_dir / folder).is_dir():
         return []
-    checkpoints = Checkpoints(
-        run_dir, read_only=True, folder=folder
-    )  # at a URL there may be no folder: it is made of its files
+    # At a URL there may be no folder: it is made of its files.
+    checkpoints = Checkpoints(run_dir, read_only=True, folder=folder)
     try:
         return checkpoints.steps()
     finally:

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 
 from mmdit_jax.errors import UserError
+from mmdit_jax.files import NO_SPACE
 
 STALE_SECONDS = 150.0
 """How long a host may see a folder as it was: NFS looks again after a minute, unless mounted otherwise."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from mmdit_jax.errors import Infrastructure, UserError
-from mmdit_jax.processes import exchange, note, noted
+from mmdit_jax.processes import note, noted, together
 from mmdit_jax.training.checksums import write_sums
 from mmdit_jax.training.disk import STALE_SECONDS, told
 
@@ -44,18 +44,19 @@ class Save:
         self.is_over()
         if jax.process_count() == 1:
             return
+        try:
+            together(f"save of {self._folder}", self._told)
+        except Exception:
+            self._given_up = True
+            raise
+
+    def _told(self) -> None:
         error = _failure() or self._error
-        line = None
         if error is not None:
             known = told(error, self._folder.parent)
-            line = [type(known).__name__, str(known)[:500]]
-        lines = [line for line in exchange(f"save of {self._folder}", line) if line is not None]
-        self._given_up = bool(lines)
-        for kind, text in lines:
-            if kind == "UserError":  # before those who waited for it in vain
-                raise UserError(text)
-        if lines:
-            raise Infrastructure(f"checkpoint {self._folder}: {': '.join(lines[0])}")
+            if isinstance(known, UserError):
+                raise known from error
+            raise Infrastructure(f"checkpoint {self._folder}: {type(error).__name__}: {error}") from error
 
     def is_over(self) -> bool:
         """Return when it is on disk, or not to be; whether Orbax, too, will not wait any more."""

@@ -16,6 +16,9 @@ from mmdit_jax.processes import joined
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 20.0
+"""Seconds in which a server may take the last points, where the process can't stay for them."""
+
 
 def _mode() -> str:
     """``WANDB_MODE`` where set; online with a key in the environment or ~/.netrc; else offline."""
@@ -33,10 +36,6 @@ def _mode() -> str:
 def _thread() -> ThreadPoolExecutor:
     """wandb is spoken to from one thread, in order: no step waits for it, and the process ends when it has ended."""
     return ThreadPoolExecutor(1, thread_name_prefix="wandb")
-
-
-_PATIENCE = 20.0
-"""Seconds in which a server may take the last points, where the process can't stay for them."""
 
 
 class WandbLog:
