@@ -29,7 +29,8 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
     """Write results.csv, curves.csv, geneval.csv, battles.csv and figures/samples*.png of the finished runs.
 
     Of runs with ``evaluation.settings`` also scores.csv and, with its bootstrap over prompts, scores.parquet, and
-    real.csv, what real images score; of runs with ``evaluation.without`` without.csv and without_battles.csv.
+    real.csv, what real images score; of runs with ``evaluation.without`` without.csv and without_battles.csv; of runs
+    with ``evaluation.compbench_prompts`` compbench.csv.
 
     Of all runs that have begun goodput.csv: where their wall time went.
 
@@ -39,11 +40,7 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
     finished = [(run, result) for run in study.runs if (result := read_result(places.run_dir(run))) is not None]
     results = [_result_row(run, result) for run, result in finished]
     curves = [row for run, result in finished for row in _curve_rows(run, result)]
-    scores = [
-        {"run_id": result["run_id"], "name": result["name"], **row}
-        for _, result in finished
-        for row in result["geneval"]
-    ]
+    scores = _rows(finished, "geneval")
     # A run on latents may have been finished without an autoencoder.
     drawn = [(run, result) for run, result in finished if result["judge_match"] is not None]
     trees = {run.name: read_geneval_tree(places.run_dir(run) / "samples") for run, _ in drawn}
@@ -55,6 +52,9 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
             row |= {key: rating.get(key) for key in ("elo", "elo_low", "elo_high")}
     for name, rows in (("results", results), ("curves", curves), ("geneval", scores)):
         write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False) if rows else "")
+    for name in ("compbench",):  # not every study has these
+        if rows := _rows(finished, name):
+            write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
     _score_tables(score_table(study, finished, {run.run_id: places.run_dir(run) for run, _ in finished}), folder)
     real = real_scores(study, places.data, places.vae)
     if len(real):
@@ -81,7 +81,18 @@ def _result_row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
         row[name] = item["rate"]
         if item["task"] == "overall":
             row["geneval_graded"] = item["graded"]
+    for item in result.get("compbench", ()):
+        row["compbench" if item["task"] == "overall" else f"compbench_{item['task']}"] = item["value"]
     return row
+
+
+def _rows(finished: list[tuple[Run, dict[str, Any]]], table: str) -> list[dict[str, Any]]:
+    """A result's rows of that name, with the run before them."""
+    return [
+        {"run_id": result["run_id"], "name": result["name"], **row}
+        for _, result in finished
+        for row in result.get(table, ())
+    ]
 
 
 def _curve_rows(run: Run, result: dict[str, Any]) -> list[dict[str, Any]]:

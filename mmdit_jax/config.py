@@ -123,9 +123,13 @@ class EvaluationConfig:
     without: tuple[tuple[str, ...], ...] = ()
     """Groups of text encoders to remove at inference: without each, the same images are drawn and compared with those
     of all encoders (SD3, Figure 9: how often images without T5 win)."""
+    compbench_prompts: int = 0
+    """Prompts a CompBench-shaped task, of which scenes have three, with images of their own; 0: not scored."""
 
     def __post_init__(self) -> None:
         require_positive(self, "prompts_per_task", "images_per_prompt", "settings_images")
+        count = self.compbench_prompts
+        require(is_whole(count) and count >= 0, "evaluation.compbench_prompts", count, "0 or more")
         if self.at not in ("last", "best"):
             unknown("evaluation.at", self.at, ("last", "best"))
         require_seed("evaluation.seed", self.seed)
@@ -211,6 +215,11 @@ class Run:
         )
         if self.model.parametrization == "mup" and self.optimizer.name != "adamw":
             raise UserError(f"optimizer.name={self.optimizer.name!r}: parametrization='mup' has rules for 'adamw'")
+        if self.evaluation.compbench_prompts and self.data.name != "scenes":
+            raise UserError(
+                f"evaluation.compbench_prompts={self.evaluation.compbench_prompts}: these prompts ask for scenes; "
+                f"expected 0 with data.name={self.data.name!r}"
+            )
         for group in self.evaluation.without:
             for encoder in group:
                 if encoder not in self.data.text_encoders:
@@ -275,7 +284,7 @@ ADDED_LATER: dict[str, dict[str, Any]] = {
     },
     "data": {"text_layout": "channels", "text_shapes": []},
     "optimizer": {"moments": "float32", "ema_dtype": "float32"},
-    "evaluation": {"without": []},
+    "evaluation": {"without": [], "compbench_prompts": 0},
 }
 """Fields that came after runs had been made, with what these runs were: such a run keeps its id."""
 

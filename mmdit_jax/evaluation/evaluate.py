@@ -12,8 +12,10 @@ from jax.sharding import Mesh, NamedSharding
 from PIL import Image
 
 from mmdit_jax.config import Run
+from mmdit_jax.data.scenes.compositions import compositions
 from mmdit_jax.data.scenes.prompts import Prompt, prompts
 from mmdit_jax.diffusion import SamplerConfig, formulation
+from mmdit_jax.evaluation.compbench import compbench
 from mmdit_jax.evaluation.geneval import geneval, write_geneval_tree
 from mmdit_jax.evaluation.judge import Judge, packaged_judge
 from mmdit_jax.evaluation.latent import Latent, for_judge
@@ -104,7 +106,8 @@ def evaluate(
     """Sample, write the image tree to ``folder``, and score it: all processes that share the weights; one writes.
 
     Returns plain values: ``geneval`` (a list of rows, one a task and one overall; empty for sets without tasks),
-    ``judge_match`` (share of images whose own caption the contrastive judge puts first of ten) and its chance.
+    ``judge_match`` (share of images whose own caption the contrastive judge puts first of ten) and its chance; where
+    the run asks for them, ``compbench`` (such rows, of images in FOLDER_compbench).
     """
     asked = evaluation_prompts(run, held_out)
     images = generate(run, params, [item.prompt for item in asked], run.evaluation.images_per_prompt, drop, latent)
@@ -112,7 +115,15 @@ def evaluate(
         write_geneval_tree(images, asked, folder)
     rows = geneval(images, asked) if run.data.name == "scenes" else []
     match = judge_match(images, [item.prompt for item in asked], packaged_judge())
-    return {"geneval": rows, "judge_match": match, "judge_match_chance": 1 / (DISTRACTORS + 1)}
+    scores: dict[str, Any] = {"geneval": rows, "judge_match": match, "judge_match_chance": 1 / (DISTRACTORS + 1)}
+    if run.evaluation.compbench_prompts:
+        composed = compositions(run.evaluation.compbench_prompts, run.evaluation.seed)
+        captions = [item.prompt for item in composed]
+        images = generate(run, params, captions, run.evaluation.images_per_prompt, drop, latent)
+        if is_first():
+            write_geneval_tree(images, composed, folder.with_name(f"{folder.name}_compbench"))
+        scores["compbench"] = compbench(images, composed)
+    return scores
 
 
 def nothing_drawn() -> dict[str, Any]:

@@ -108,8 +108,13 @@ def _credit(item: Detection, asked: Requirement) -> float:
     if item.clean:
         likeness = 1.0 if item.shape == asked.shape else SOMETHING
     else:
-        odds = [math.exp(fit / _SHARPNESS) for fit in item.fits]
-        likeness = SOMETHING + 0.5 * odds[SHAPES.index(asked.shape)] / sum(odds)
+        likeness = SOMETHING + 0.5 * shape_odds(item, asked.shape)
     if asked.colour is None:
         return likeness
     return (likeness + (item.colour == asked.colour)) / 2
+
+
+def shape_odds(item: Detection, shape: str) -> float:
+    """How likely an object is this one of the five shapes, by its overlaps alone: they add up to 1."""
+    odds = [math.exp(fit / _SHARPNESS) for fit in item.fits]
+    return odds[SHAPES.index(shape)] / sum(odds)
