@@ -1,0 +1,207 @@
+"""``mmdit arena``: a page for blind votes of people on a study's samples, and their votes as CSV, out and in."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.tables import EXIT_OK, command_parser, natural
+from mmdit_jax.errors import UserError
+from mmdit_jax.files import write_atomic
+
+if TYPE_CHECKING:
+    from launch.arena.databases import Database
+    from launch.arena.server import Arena
+
+QUESTIONS = ("prompt following", "aesthetics", "typography")
+"""SD3's three questions to people (section 5.3)."""
+PORT = 8765
+FILE = "votes.sqlite"
+LEAVING_SECONDS = 5.0
+"""What is under way gets to end after SIGTERM."""
+WAITING = 1024
+"""Connections that the kernel holds until they are taken."""
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = command_parser(
+        subparsers,
+        "arena",
+        "a local page for blind votes of people: two images, one prompt, and a board with intervals",
+        "mmdit arena studies/quickstart\n"
+        "  mmdit arena studies/quickstart --host 0.0.0.0 --votes postgresql://arena@db.example/votes\n"
+        "  mmdit arena studies/quickstart --export votes.csv && mmdit elo votes.csv --where 'question=aesthetics'",
+    )
+    # Not called root: that is what the commands that run models have.
+    parser.add_argument(
+        "folder", metavar="ROOT", type=Path, help="folder of a study, of several, or of GenEval-shaped image trees"
+    )
+    parser.add_argument(
+        "--votes",
+        metavar="PLACE",
+        help=f"SQLite file, or postgresql://USER@HOST/DATABASE that several arenas share (default: ROOT/{FILE})",
+    )
+    parser.add_argument(
+        "--questions", metavar="Q[,Q]", default=",".join(QUESTIONS), help="ask only these (default: %(default)s)"
+    )
+    parser.add_argument("--export", metavar="CSV", type=Path, help="write the votes there, and serve nothing")
+    parser.add_argument(
+        "--import", metavar="CSV", type=Path, dest="taken", help="take in votes, each once, and serve nothing"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=natural, default=PORT, help="0: one that is free (default: %(default)s)")
+    parser.add_argument("--token", help="what the voters' link ends in (default: made where others reach the host)")
+    parser.add_argument("--owner-token", help="of the owner's link, which shows board and votes (default: made)")
+    parser.add_argument(
+        "--allow-host", metavar="NAME", action="append", default=[], help="answer to this name, too; repeatable"
+    )
+    parser.add_argument("--hide-board", action="store_true", help="the board is the owner's only")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(run=run_arena)
+
+
+def run_arena(args: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM, or export or import votes."""
+    from launch.arena.databases import open_database
+    from launch.arena.store import prepare
+
+    questions = _questions(args.questions)
+    if args.port >= 2**16:
+        raise UserError(f"port={args.port}: expected 0 to 65535")
+    if args.export is not None and args.taken is not None:
+        raise UserError("export, import: expected one of them")
+    if "://" not in str(args.folder) and not args.folder.is_dir():
+        raise UserError(f"root={str(args.folder)!r}: no such folder; expected a study's folder, as studies/quickstart")
+    place = args.votes or str(args.folder / FILE)
+    if args.export is not None and "://" not in place and not Path(place).exists():
+        raise UserError(f"votes={place!r}: no votes there; expected what `mmdit arena` made")
+    serving = args.export is None and args.taken is None
+    gallery = _gallery(args.folder) if serving else None
+    with contextlib.closing(open_database(place)) as database:
+        prepare(database)
+        if args.export is not None:
+            return _export(database, args)
+        if args.taken is not None:
+            return _import(database, args)
+        return _serve(gallery, database, questions, args)
+
+
+def _questions(text: str) -> tuple[str, ...]:
+    asked = tuple(dict.fromkeys(question.strip() for question in text.split(",") if question.strip()))
+    if not asked or not set(asked) <= set(QUESTIONS):
+        raise UserError(f"questions={text!r}: expected some of {', '.join(QUESTIONS)}")
+    return asked
+
+
+def _gallery(folder: Path) -> Any:
+    from launch.arena.gallery import open_gallery
+
+    try:
+        import aiohttp  # noqa: F401
+    except ImportError:
+        raise UserError("arena: needs aiohttp; pip install 'mmdit-jax[arena]'") from None
+    return open_gallery(folder)
+
+
+def _export(database: Database, args: argparse.Namespace) -> int:
+    from launch.arena import store
+    from launch.arena.votes_csv import to_csv
+
+    votes = database.read(store.votes)
+    if not args.export.parent.is_dir():
+        raise UserError(f"export={str(args.export)!r}: no such folder")
+    write_atomic(args.export, to_csv(votes))
+    return _say(args, {"votes": len(votes), "path": str(args.export)}, f"{len(votes)} votes to {args.export}")
+
+
+def _import(database: Database, args: argparse.Namespace) -> int:
+    from launch.arena import store
+    from launch.arena.votes_csv import from_table, read_csv
+
+    votes = from_table(read_csv(args.taken), QUESTIONS)
+    new = database.write(lambda cursor: store.add(cursor, votes)).result()
+    return _say(args, {"votes": len(votes), "new": new}, f"{new} new of {len(votes)} votes in {args.taken}")
+
+
+def _serve(gallery: Any, database: Database, questions: tuple[str, ...], args: argparse.Namespace) -> int:
+    from launch.arena.access import Access, check_token, is_loopback
+    from launch.arena.board import Board
+    from launch.arena.pairs import Pairs
+    from launch.arena.server import Arena
+    from launch.arena.store import kept_token, total
+
+    token, owner = args.token, args.owner_token
+    for name, given in (("token", token), ("owner-token", owner)):
+        if given is not None:
+            check_token(name, given)
+    if not is_loopback(args.host) and token is None:
+        token = kept_token(database, "voter")
+    if owner is None and (token is not None or args.hide_board):
+        owner = kept_token(database, "owner")
+    if token is not None and token == owner:
+        raise UserError("owner-token: the same as the token; expected another one")
+    with _listening(args.host, args.port) as listener:
+        port = listener.getsockname()[1]
+        arena = Arena(
+            gallery,
+            database,
+            Pairs(gallery, database, questions),
+            Board(database, questions),
+            Access(token, owner, tuple(args.allow_host), port),
+            questions,
+            args.hide_board,
+        )
+        name = socket.gethostname() if args.host in ("0.0.0.0", "::", "") else args.host
+        base = f"http://{f'[{name}]' if ':' in name else name}:{port}/"
+        told: dict[str, Any] = {
+            "url": base + (f"?token={token}" if token else ""),
+            "board": base + "board" + (f"?token={owner}" if owner else ""),
+            "runs": len(gallery.runs),
+            "pairs": arena.pairs.count,
+            "votes": database.read(total),
+            "place": database.where,
+        }
+        lines = [told["url"], f"board: {told['board']}"]
+        lines.append(f"{told['runs']} runs, {told['pairs']} pairs; {told['votes']} votes in {told['place']}")
+        asyncio.run(_until_told(arena, listener, lambda: _say(args, told, "\n".join(lines))))
+    return EXIT_OK
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that connections queue at from now on."""
+    try:
+        family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=WAITING)
+    except socket.gaierror as error:
+        raise UserError(f"host={host!r}: {error.strerror}; expected an address of this machine") from error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise UserError(f"host={host!r}, port={port}: {reason}; try --port 0 for one that is free") from error
+
+
+async def _until_told(arena: Arena, listener: socket.socket, ready: Any) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way are answered first."""
+    from aiohttp import web
+
+    end = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, end.set)
+    runner = web.AppRunner(arena.app(), access_log=None, shutdown_timeout=LEAVING_SECONDS)
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=WAITING).start()
+    ready()
+    await end.wait()
+    await runner.cleanup()
+
+
+def _say(args: argparse.Namespace, told: dict[str, Any], text: str) -> int:
+    print(json.dumps(told) if args.json else text, flush=True)
+    return EXIT_OK

@@ -1,0 +1,145 @@
+"use strict";
+// One pair at a time. What counts is what the server has said it counted: an answer is sent again until then, also after
+// a reload, and the server takes the first answer to a question only.
+
+const TEXTS = {
+  "prompt following": "Which image follows the prompt better?",
+  "aesthetics": "Which image looks better, whatever was asked for?",
+  "typography": "In which image is the text written better?",
+};
+const KEYS = { ArrowLeft: "left", 1: "left", ArrowRight: "right", 2: "right", ArrowDown: "tie", 0: "tie", " ": "skip" };
+const SETTLE = 300; // ms after a new question in which nothing is taken: the rest of a double click, a key held down
+const DOUBLE = 500; // ms within which a second click at the same place is the rest of a double click
+const SMALL = 192; // pixels: smaller images are enlarged without smoothing
+const PENDING = "arena pending";
+const WAITS = [300, 600, 1200, 2500, 5000]; // ms between tries
+
+const $ = (id) => document.getElementById(id);
+let pair = null; // the open ticket, as the server tells it
+let question = null;
+let busy = true;
+let shownAt = 0;
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+async function post(path, body) {
+  for (let tries = 0; ; tries += 1) {
+    try {
+      const response = await fetch(path, {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify(body),
+        signal: AbortSignal.timeout(20000),
+      });
+      if (response.status < 500) {
+        if (tries) say("");
+        return response;
+      }
+    } catch {
+      // no connection, or none within the time: what was asked is asked again
+    }
+    say("No connection just now. Your answer is kept, and sent again.");
+    await new Promise((done) => setTimeout(done, WAITS[Math.min(tries, WAITS.length - 1)]));
+  }
+}
+
+async function send(answer) {
+  sessionStorage.setItem(PENDING, JSON.stringify(answer));
+  const response = await post("/api/vote", answer);
+  sessionStorage.removeItem(PENDING);
+  return response;
+}
+
+function setBusy(value) {
+  busy = value;
+  $("ballot").setAttribute("aria-busy", String(value));
+}
+
+function load(id, url) {
+  return new Promise((done) => {
+    const image = $(id);
+    image.classList.remove("small");
+    image.onload = () => {
+      image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) <= SMALL);
+      done(true);
+    };
+    image.onerror = () => done(false);
+    image.src = url;
+  });
+}
+
+function ask() {
+  const open = pair.questions.filter((name) => !(name in pair.answers));
+  if (!open.length) return next();
+  question = open[0];
+  const number = pair.questions.length - open.length + 1;
+  $("question").textContent = TEXTS[question] ?? question;
+  $("progress").textContent = `Question ${number} of ${pair.questions.length} · ${pair.judged} pairs judged`;
+  for (const button of document.querySelectorAll(".chosen")) button.classList.remove("chosen");
+  setBusy(false);
+  shownAt = performance.now();
+  return undefined;
+}
+
+async function next() {
+  setBusy(true);
+  const response = await post("/api/ticket", {});
+  if (!response.ok) {
+    $("ballot").hidden = true;
+    say(await response.text());
+    return;
+  }
+  pair = await response.json();
+  $("to-board").hidden = !pair.board;
+  if (pair.ticket === null) {
+    $("ballot").hidden = true;
+    $("progress").textContent = `${pair.judged} pairs judged`;
+    say("You have judged every pair there is. Thank you!");
+    return;
+  }
+  $("prompt").textContent = pair.prompt;
+  const loaded = await Promise.all([load("left", pair.left), load("right", pair.right)]);
+  $("ballot").hidden = false;
+  say(loaded.every(Boolean) ? "" : "An image could not be shown: please skip.");
+  ask();
+}
+
+async function vote(outcome) {
+  if (busy || pair === null) return;
+  setBusy(true);
+  for (const button of document.querySelectorAll(`[data-outcome="${outcome}"]`)) button.classList.add("chosen");
+  const response = await send({ ticket: pair.ticket, question, outcome });
+  if (response.ok) {
+    pair.answers = (await response.json()).answers;
+    ask();
+  } else {
+    await next(); // the ticket is not ours any more: another one
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-outcome]");
+  if (!button) return;
+  const since = performance.now() - shownAt;
+  if (since < SETTLE || (event.detail > 1 && since < DOUBLE)) return;
+  if (event.detail > 0) button.blur(); // else the space bar would press it again instead of skipping
+  vote(button.dataset.outcome);
+});
+
+document.addEventListener("keydown", (event) => {
+  const outcome = KEYS[event.key];
+  if (!outcome || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === " " && document.activeElement?.matches("button, a")) return; // it presses what has the focus
+  event.preventDefault();
+  if (!event.repeat && performance.now() - shownAt >= SETTLE) vote(outcome);
+});
+
+async function start() {
+  const pending = sessionStorage.getItem(PENDING);
+  if (pending) await send(JSON.parse(pending));
+  await next();
+}
+
+start();

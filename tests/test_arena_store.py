@@ -1,0 +1,243 @@
+"""Votes in and out as CSV, what is found in a folder, PNG files, and the choice of what is shown."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from arena_cases import QUESTIONS, WORD, make_study, votes_in
+from PIL import Image, PngImagePlugin
+
+from launch.arena import store
+from launch.arena.databases import Cursor, Sqlite
+from launch.arena.gallery import AGAIN, Item, open_gallery
+from launch.arena.pairs import Pairs
+from launch.arena.png import stripped
+from launch.arena.store import Candidate
+from launch.cli import main
+from mmdit_jax.errors import UserError
+from scaling.elo import rate
+
+PAIR = Candidate("a", "b", [Item("x", 0), Item("x", 1), Item("y", 0)])
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Sqlite]:
+    found = Sqlite(tmp_path / "votes.sqlite")
+    store.prepare(found)
+    yield found
+    found.close()
+
+
+def judge(database: Sqlite, voter: str, outcomes: tuple[str, ...] = ("left", "tie", "right")) -> store.Ticket | None:
+    """One more ticket of ``PAIR``, all answered."""
+    ticket = database.write(lambda cursor: store.issue(cursor, voter, [PAIR], QUESTIONS)).result()
+    if ticket is not None:
+        for question, outcome in zip(QUESTIONS, outcomes, strict=True):
+            database.write(lambda cursor, q=question, o=outcome: store.vote(cursor, ticket, q, o)).result()
+    return ticket
+
+
+def test_images_are_shown_equally_often_and_once_to_each(database: Sqlite) -> None:
+    tickets = [judge(database, f"voter {number}") for number in range(6) for _ in range(3)]
+    assert Counter(ticket.item for ticket in tickets if ticket) == dict.fromkeys(PAIR.items, 6)
+    for number in range(6):
+        own = [ticket.item for ticket in tickets if ticket and ticket.voter == f"voter {number}"]
+        assert sorted(own) == sorted(PAIR.items)
+    assert judge(database, "voter 0") is None  # has seen all there is
+    assert database.read(lambda cursor: store.judged(cursor, "voter 0")) == 3
+
+
+def test_sides_are_by_chance(database: Sqlite) -> None:
+    many = Candidate("a", "b", [Item("x", seed) for seed in range(200)])
+    left = 0
+    for _ in range(200):
+        ticket = database.write(lambda cursor: store.issue(cursor, "one", [many], ("aesthetics",))).result()
+        assert ticket is not None and {ticket.left, ticket.right} == {"a", "b"}
+        left += ticket.left == "a"
+        database.write(lambda cursor, ticket=ticket: store.vote(cursor, ticket, "aesthetics", "tie")).result()
+    assert 65 < left < 135  # five standard deviations
+
+
+def test_counts_are_by_who_stood_left_and_open_tickets_wait(database: Sqlite) -> None:
+    tickets = [judge(database, f"voter {number}", ("left", "skip", "tie")) for number in range(20)]
+    waiting = database.write(lambda cursor: store.issue(cursor, "slow", [PAIR], QUESTIONS)).result()
+    gone = database.write(lambda cursor: store.issue(cursor, "gone", [PAIR], QUESTIONS)).result()
+    assert waiting is not None and gone is not None
+    old = "UPDATE arena_tickets SET touched = touched - ? WHERE ticket = ?"
+    database.write(lambda cursor: cursor.change(old, (store.OPEN_SECONDS + 1, gone.ticket))).result()
+    counts, flying = database.read(lambda cursor: store.counts(cursor, ["b", "a", "c"]))
+    a_left = sum(ticket.left == "a" for ticket in tickets if ticket)
+    expected = np.zeros((3, 3, 3))
+    expected[1, 0, 0], expected[0, 1, 0] = a_left, 20 - a_left
+    np.testing.assert_array_equal(counts["prompt following"], expected)
+    np.testing.assert_array_equal(counts["typography"], expected[..., [1, 2, 0]])
+    assert "aesthetics" not in counts  # skipped by all
+    assert flying.sum() == 1 and flying[["b", "a"].index(waiting.left), ["b", "a"].index(waiting.right)] == 1
+    # Whoever was away goes on where they were.
+    assert database.read(lambda cursor: store.open_ticket(cursor, "gone")) == gone
+
+
+def test_work_that_fails_takes_no_other_with_it(database: Sqlite) -> None:
+    def fail(cursor: Cursor) -> None:
+        cursor.change("INSERT INTO arena_settings VALUES ('half', 'done')")
+        raise UserError("no")
+
+    futures: list[Future[object]] = []
+    fine = "INSERT INTO arena_settings VALUES (?, '')"
+    for number in range(50):
+        futures.append(database.write(lambda cursor, n=number: cursor.change(fine, (f"fine {n}",))))
+        futures.append(database.write(fail))
+    assert [future.exception() is None for future in futures] == [True, False] * 50
+    names = database.read(lambda cursor: {name for (name,) in cursor.rows("SELECT name FROM arena_settings")})
+    assert names == {"version", *(f"fine {number}" for number in range(50))}
+
+
+def export(folder: Path, name: str = "votes.csv", place: str = "votes.sqlite") -> Path:
+    path = folder / name
+    assert main(["arena", str(folder), "--votes", str(folder / place), "--export", str(path), "--json"]) == 0
+    return path
+
+
+def test_votes_go_out_and_in_and_count_once(
+    tmp_path: Path, database: Sqlite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        judge(database, f"voter {number}", ("left", "skip", "tie"))
+    path = export(tmp_path)
+    assert json.loads(capsys.readouterr().out) == {"votes": 10, "path": str(path)}
+    table = pd.read_csv(path)
+    assert list(table.columns[:7]) == ["prompt", "left", "right", "outcome", "question", "judge", "seed"]
+    assert set(table["judge"]) == {"human"} and set(table["question"]) == {"prompt following", "typography"}
+    assert {(row.left, row.right) for row in table.itertuples()} <= {("a", "b"), ("b", "a")}
+    assert rate(table[table["question"] == "typography"], draws=0).battles == 5
+    assert main(["elo", str(path), "--json"]) == 0
+    capsys.readouterr()
+
+    other = ["arena", str(tmp_path), "--votes", str(tmp_path / "other.sqlite"), "--json", "--import"]
+    for new in (10, 0):
+        assert main([*other, str(path)]) == 0
+        assert json.loads(capsys.readouterr().out) == {"votes": 10, "new": new}
+    assert votes_in(tmp_path / "other.sqlite").items() <= votes_in(tmp_path / "votes.sqlite").items()
+    assert export(tmp_path, "again.csv", "other.sqlite").read_bytes() == path.read_bytes()
+    capsys.readouterr()
+    changed = table.assign(outcome="right")
+    changed.to_csv(tmp_path / "changed.csv", index=False)
+    assert main([*other, str(tmp_path / "changed.csv")]) == 2
+    assert "nothing was taken in" in capsys.readouterr().err
+    assert export(tmp_path, "again.csv", "other.sqlite").read_bytes() == path.read_bytes()
+
+
+def test_battles_without_tickets_count_once_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = "a cat,r1,007,left,aesthetics,human,0\n"
+    path = tmp_path / "theirs.csv"
+    path.write_text("prompt,left,right,outcome,question,judge,seed\n" + 2 * row + row.replace("left,a", "tie,a"))
+    words = ["arena", str(tmp_path), "--votes", str(tmp_path / "v.sqlite"), "--json", "--import", str(path)]
+    for new in (3, 0):  # two equal rows are two votes, the same table again is none
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out) == {"votes": 3, "new": new}
+    path.write_text(path.read_text() + row)
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out) == {"votes": 4, "new": 1}
+    assert ",r1,007,left," in export(tmp_path, "out.csv", "v.sqlite").read_text()
+    capsys.readouterr()
+    for wrong, told in (
+        (row.replace("human", "contrastive"), "judge='contrastive' (row 1): expected 'human'"),
+        (row.replace("r1", "007"), "right='007' (row 1): a run against itself"),
+        (row.replace(",0\n", ",-1\n"), "seed=-1 (row 1)"),
+        (row.replace(",left", ",both"), "outcome='both' (row 1)"),
+        (row.replace("a cat", ""), "prompt=blank (row 1)"),
+    ):
+        path.write_text("prompt,left,right,outcome,question,judge,seed\n" + wrong)
+        assert main(words) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_only_what_lies_in_the_samples_is_in_the_gallery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    study = make_study(tmp_path / "study", runs=3, prompts=2)
+    first, second, third = sorted(study.iterdir())
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(next(first.rglob("*.png")).read_bytes())
+    (first / "samples" / "00000" / "samples" / "0001.png").symlink_to(outside)
+    (second / "samples" / "00000" / "samples" / "0001.png").symlink_to(second / "samples/00000/samples/0000.png")
+    (third / "result.json").unlink()  # still being drawn
+    elsewhere = make_study(tmp_path / "elsewhere", runs=1)
+    (study / "linked").symlink_to(next(elsewhere.iterdir()))
+    gallery = open_gallery(study)
+    assert gallery.runs == (f"{WORD} 0", f"{WORD} 1")
+    assert sorted(gallery.images[f"{WORD} 0"]) == [Item("prompt 0", 0), Item("prompt 1", 0)]
+    assert Item("prompt 0", 1) in gallery.images[f"{WORD} 1"]  # a link within is as good as a file
+    assert gallery.common(*gallery.runs) == [Item("prompt 0", 0), Item("prompt 1", 0)]
+    assert sum("leads out" in message for message in caplog.messages) == 2
+    assert sum("not done" in message for message in caplog.messages) == 1
+    shown = first / "samples" / "00001" / "samples" / "0000.png"
+    shown.unlink()
+    shown.symlink_to(outside)  # since the start
+    with pytest.raises(OSError, match="leads out"):
+        gallery.png(f"{WORD} 0", Item("prompt 1", 0))
+
+
+def test_roots_of_studies_and_bare_trees(tmp_path: Path) -> None:
+    """Studies are told apart, runs of one name too, prompts that come twice as well; only common ones are paired."""
+    for study in ("one", "two"):
+        make_study(tmp_path / "root" / study, runs=2, prompts=2)
+    twin = tmp_path / "root" / "two" / "twin"
+    os.rename(tmp_path / "root" / "two" / f"{WORD}-1-0123abcd", twin)
+    (twin / "config.json").write_text(json.dumps({"config": {"name": f"{WORD} 0"}}))
+    assert open_gallery(tmp_path / "root").runs == (
+        *(f"one/{WORD} 0", f"one/{WORD} 1"),
+        *(f"two/{WORD} 0 ({WORD}-0-0123abcd)", f"two/{WORD} 0 (twin)"),
+    )
+    for name, prompts in {"a": ("x", "y", "x"), "b": ("x", "z", "x"), "c": ("w",)}.items():
+        for number, prompt in enumerate(prompts):
+            place = tmp_path / "trees" / name / f"{number:05d}"
+            (place / "samples").mkdir(parents=True)
+            (place / "metadata.jsonl").write_text(json.dumps({"prompt": prompt}))
+            Image.new("RGB", (2, 2)).save(place / "samples" / "0000.png")
+    gallery = open_gallery(tmp_path / "trees")
+    assert gallery.runs == ("a", "b", "c")
+    assert gallery.common("a", "b") == [Item("x", 0), Item("x", AGAIN)] and gallery.common("a", "c") == []
+    (tmp_path / "trees" / "a" / "00000" / "metadata.jsonl").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        open_gallery(tmp_path / "trees")
+
+
+def test_png_files_lose_their_texts_and_keep_their_pixels() -> None:
+    rng = np.random.default_rng(0)
+    told = PngImagePlugin.PngInfo()
+    told.add_text("parameters", "seed 7, model secret")
+    told.add_itxt("Software", "secret")
+    for mode, channels in (("RGB", 3), ("RGBA", 4), ("L", 1), ("P", 1)):
+        pixels = rng.integers(0, 256, (9, 7, channels), np.uint8).squeeze()
+        image = Image.fromarray(pixels) if mode != "P" else Image.fromarray(pixels).convert("P")
+        file = io.BytesIO()
+        image.save(file, "png", pnginfo=told, dpi=(72, 72))
+        data = file.getvalue()
+        assert b"secret" in data
+        found = stripped(data)
+        assert b"secret" not in found and b"pHYs" not in found
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(found))), np.asarray(image))
+        for damaged in (data[:-20], data[:60] + b"?" + data[61:], b"GIF89a" + data, data[:8]):
+            with pytest.raises(ValueError):
+                stripped(damaged)
+
+
+def test_pairs_without_a_prompt_in_common_are_never_shown(tmp_path: Path, database: Sqlite) -> None:
+    study = make_study(tmp_path / "study", runs=4, prompts=2)
+    for place in (sorted(study.iterdir())[0] / "samples").glob("*/metadata.jsonl"):
+        place.write_text(json.dumps({"prompt": f"other {place.parent.name}"}))
+    pairs = Pairs(open_gallery(study), database, QUESTIONS)
+    assert pairs.count == 3
+    for _ in range(20):
+        candidates = pairs.ordered()
+        assert len(candidates) == 3 and all(f"{WORD} 0" not in (one.left, one.right) for one in candidates)
+    # What was handed out meanwhile is known: all pairs get their turn though nobody has voted.
+    assert len({(one.left, one.right) for one in (pairs.ordered()[0] for _ in range(9))}) == 3
