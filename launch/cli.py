@@ -34,6 +34,7 @@ COMMANDS = {
     "convert": ("launch.convert", "SD3 checkpoints in and out: diffusers' and Stability's files, our tree"),
     "data": ("launch.data", "build, encode and look at data sets; find duplicates"),
     "plan": ("launch.plan", "what a run takes on a pod that is not here, compiled for its chips"),
+    "arena": ("launch.arena.cli", "a local page for blind votes of people on a study's samples, and its board"),
     "fit": ("launch.stats", "a scaling law with intervals, from any table"),
     "elo": ("launch.stats", "ratings with intervals, from any table of battles"),
     "correlate": ("launch.stats", "correlation of two columns with intervals"),
