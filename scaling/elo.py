@@ -1,41 +1,68 @@
-"""Bradley–Terry ratings with ties from pairwise battles, on the Elo scale, with bootstrap intervals over prompts."""
+"""Bradley–Terry ratings with ties from pairwise battles, on the Elo scale, with intervals over prompts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
+from scaling.battle_counts import Battles, Clusters, cluster_index, count_battles
+from scaling.davidson import ELO, Design, chances, fit
 from scaling.errors import TableError
-from scaling.resample import group_counts, group_index
-from scaling.tables import labels, require
+from scaling.rank_intervals import rank_intervals
+from scaling.resample import group_index, interval, small_sample_factor
+from scaling.sandwich import jackknife, one_step_bootstrap, over_both
 
-ELO = 400 / np.log(10)
-"""Elo points a natural unit of strength: 400 points are odds of ten to one."""
-OUTCOMES = ("left", "right", "tie")
-PRIOR_SD = 5.0
-"""Standard deviation (natural units, 869 Elo) of the weak normal prior that keeps an all-winning run finite.
-
-With 100 battles against one equal opponent it pulls the difference by under half a percent."""
+ZERO = 1000.0
+"""The players' mean, where nothing else is anchored."""
+MOST_ROWS = 10_000
+"""Beyond so many different (pair, covariates) a bootstrap is a Newton step from the optimum, not a whole fit."""
+NORMAL_DRAWS = 4000
+"""Draws of the ratings' errors that rank intervals are made of where there is no bootstrap."""
 
 
 @dataclass(frozen=True)
 class Rating:
-    """One player: ``elo`` (the players' mean is 1000), its interval (NaN without a bootstrap), battles fought."""
+    """One player: ``elo`` and its interval, battles fought, rank (1 is best) and its interval.
+
+    ``low`` and ``high`` are the bootstrap's, or the sandwich's where there is no bootstrap; all intervals are NaN
+    (of ranks: all ranks) with one cluster.
+    """
 
     name: str
     elo: float
     low: float
     high: float
     battles: int
+    rank: int
+    rank_low: int
+    rank_high: int
+    sandwich_low: float
+    sandwich_high: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What favours the left: ``elo`` is how many Elo points a unit of it is worth (of the left side: being there)."""
+
+    name: str
+    elo: float
+    low: float
+    high: float
+    sandwich_low: float
+    sandwich_high: float
 
 
 @dataclass(frozen=True)
 class EloTable:
     """Ratings, best first, with everything needed to say what is expected of a pair.
 
-    ``tie_strength`` is Davidson's ν. ``samples [draws, players]`` are bootstrap Elo values in the order of ``ratings``.
+    ``tie_strength`` is Davidson's ν. ``samples [draws, players]`` are Elo values as other battles of the same number
+    might have given, in the order of ``ratings``; ``covariance [players, players]`` is the sandwich's, likewise.
+    ``clusters`` says how many of what were resampled, ``anchors`` which ratings were given.
     """
 
     ratings: tuple[Rating, ...]
@@ -44,188 +71,201 @@ class EloTable:
     battles: int
     level: float
     samples: np.ndarray
+    covariance: np.ndarray
+    effects: tuple[Effect, ...]
+    clusters: Mapping[str, int]
+    anchors: Mapping[str, float]
+    intervals: str
+    """ "bootstrap", "sandwich" or "none": what ``low`` and ``high`` are."""
+
+    @property
+    def scale(self) -> str:
+        """What the numbers are relative to: ``the runs' mean is 1000``."""
+        return ", ".join(f"{name} is {elo:g}" for name, elo in self.anchors.items()) or "the runs' mean is 1000"
 
     def win_rates(self) -> pd.DataFrame:
-        """Expected score of row against column, ties as half: players × players, NaN on the diagonal."""
+        """Expected score of row against column, no side favoured, ties as half: NaN on the diagonal."""
         names = [rating.name for rating in self.ratings]
         strength = np.array([rating.elo for rating in self.ratings]) / ELO
-        win, _, tie = _probabilities(strength[:, None], strength[None, :], np.log(max(self.tie_strength, 1e-300)))
+        win, _, tie = chances(strength[:, None] - strength[None, :], np.log(max(self.tie_strength, 1e-300)))
         score = win + tie / 2
         np.fill_diagonal(score, np.nan)
         return pd.DataFrame(score, index=names, columns=names)
 
     def to_json(self) -> dict[str, object]:
         """The object that ``elo --json`` prints."""
-        finite = lambda value: float(value) if np.isfinite(value) else None  # noqa: E731
         return {
-            "ratings": [
-                {
-                    "name": rating.name,
-                    "elo": rating.elo,
-                    "low": finite(rating.low),
-                    "high": finite(rating.high),
-                    "battles": rating.battles,
-                }
-                for rating in self.ratings
-            ],
+            "ratings": [_finite(vars(rating)) for rating in self.ratings],
             "tie_strength": self.tie_strength,
+            "effects": [_finite(vars(effect)) for effect in self.effects],
+            "anchors": dict(self.anchors),
             "prompts": self.prompts,
             "battles": self.battles,
+            "clusters": dict(self.clusters),
+            "intervals": self.intervals,
             "level": self.level,
             "draws": len(self.samples),
         }
 
 
-def rate(battles: pd.DataFrame, *, draws: int = 1000, level: float = 0.95, seed: int = 0) -> EloTable:
+def rate(
+    battles: pd.DataFrame,
+    *,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    anchors: Mapping[str, float] | None = None,
+    side_bias: str | None = None,
+    covariates: Sequence[str] = (),
+    cluster: Sequence[str] = ("prompt",),
+) -> EloTable:
     """Rate the players of a battles table (columns prompt, left, right, outcome) by penalised maximum likelihood.
 
-    Model (Davidson 1970): win p_i/S, loss p_j/S, tie ν√(p_i p_j)/S with S their sum. The penalty is PRIOR_SD's.
-    Battles of one prompt are resampled together, since one prompt's images are shared by all its battles.
+    The model is Davidson's (``scaling.davidson``), the penalty PRIOR_SD's. Battles of one prompt are resampled
+    together, since one prompt's images are shared by all its battles.
+
+    Intervals: percentiles of the bootstrap over clusters, and Student's t about the estimate with the jackknife's
+    sandwich. Both arms of the former are stretched for few clusters as the latter's are. With two columns to cluster
+    by there is no bootstrap that is right; ``samples`` are then normal draws by the two-way sandwich.
+
+    Args:
+        draws: bootstraps; 0: sandwich only.
+        anchors: ratings that are given, in Elo points. One shifts the scale; with several, the others are fitted
+            given these. Intervals are of differences from them. None: the players' mean is 1000.
+        side_bias: "all": the left side has an advantage, the same everywhere; a column (judge): one a value of it.
+        covariates: columns with a number a battle that may favour the left, such as a difference of lengths.
+        cluster: one column, or two, whose equal values belong together.
 
     Raises TableError for a missing column, an outcome other than left, right, tie, a player that fights itself,
-    or two sets of players that never met (their ratings would have no common zero).
+    sets of players that never met (their ratings would have no common zero), an anchor that is not there, or a
+    covariate that the battles can't tell from the ratings.
     """
-    require(battles, ["prompt", "left", "right", "outcome"])
-    left, right, outcome = (labels(battles, column) for column in ("left", "right", "outcome"))
-    wrong = ~np.isin(outcome, OUTCOMES)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise TableError(f"outcome={outcome[row]!r} (row {row + 1}): expected one of left, right, tie")
-    itself = left == right
-    if itself.any():
-        row = int(np.argmax(itself))
-        raise TableError(f"right={right[row]!r} (row {row + 1}): a run against itself; expected two different names")
-    names, players = np.unique(np.concatenate([left, right]).astype(str), return_inverse=True)
-    first, second = players[: len(left)], players[len(left) :]
-    _check_connected(names, first, second)
-    prompt, prompts = group_index(labels(battles, "prompt").astype(str))
+    if not 1 <= len(cluster) <= 2:
+        raise TableError(f"cluster={','.join(cluster)!r}: expected one column or two")
+    given = dict(anchors or {})
+    zero = float(np.mean(list(given.values()))) if given else ZERO
+    pinned = {name: (elo - zero) / ELO for name, elo in given.items()} if len(given) > 1 else None
+    counted = count_battles(battles, side_bias=side_bias, covariates=covariates, pinned=pinned)
+    absent = [name for name in given if name not in counted.names]
+    if absent:
+        raise TableError(f"anchor={absent[0]!r}: no battle of it; expected one of {', '.join(counted.names)}")
+    estimate = _estimate(counted, [cluster_index(battles, column) for column in cluster])
+    matrix = _to_values(counted, next(iter(given)) if len(given) == 1 else None, fixed=len(given) > 1)
+    shift = np.zeros(len(matrix))
+    shift[: len(counted.names)] = zero
+    value, spread = shift + matrix @ estimate.theta, matrix @ estimate.covariance @ matrix.T
 
-    # Battles -> counts [prompt, pair, (first wins, second wins, tie)] with first < second in every pair.
-    swap = first > second
-    low, high = np.where(swap, second, first), np.where(swap, first, second)
-    pair_id, pair = np.unique(low * len(names) + high, return_inverse=True)
-    pairs = np.stack([pair_id // len(names), pair_id % len(names)], axis=1)
-    kind = np.select([outcome == "tie", (outcome == "left") != swap], [2, 0], 1)
-    cell = (prompt * len(pairs) + pair) * 3 + kind
-    counts = np.bincount(cell, minlength=prompts * len(pairs) * 3).astype(np.float64).reshape(prompts, -1)
-
-    strength, log_ties = fit_davidson(counts.sum(0).reshape(1, -1, 3), pairs, len(names))
-    elo = _to_elo(strength)[0]
-    samples = np.zeros((0, len(names)))
-    if draws > 0:
-        weights = group_counts(draws, prompts, np.random.default_rng(seed))
-        resampled, _ = fit_davidson((weights @ counts).reshape(draws, -1, 3), pairs, len(names))
-        samples = _to_elo(resampled)
-    tail = (1 - level) / 2
-    ends = np.quantile(samples, [tail, 1 - tail], axis=0) if draws > 0 else np.full((2, len(names)), np.nan)
-    fought = np.bincount(np.concatenate([first, second]), minlength=len(names))
-    order = np.lexsort((names, -elo))
+    few, kind = estimate.clusters.count, "none"
+    rng = np.random.default_rng(seed)
+    samples = np.zeros((0, len(value)))
+    if few > 1:
+        kind = "bootstrap" if draws > 0 and len(cluster) == 1 else "sandwich"
+        if kind == "bootstrap":
+            samples = shift + _bootstrap(counted.design, estimate, draws, rng) @ matrix.T
+        else:
+            samples = rng.multivariate_normal(value, spread, size=draws or NORMAL_DRAWS, method="eigh")
+    ends = _ends(value, spread, samples, few, level)
+    count = len(counted.names)
+    best, worst = np.ones(count, dtype=np.int64), np.full(count, count)
+    if few > 1:
+        off = (samples - value)[:, :count]
+        best, worst = rank_intervals(value[:count], off, level, widen=small_sample_factor(few, 1, level))
+    low, high = ends[kind if kind != "none" else "sandwich"]
+    sandwich = ends["sandwich"]
+    names = np.array(counted.names)
+    order = np.lexsort((names, -value[:count]))
+    fought = np.bincount(np.concatenate([counted.left, counted.right]), minlength=count)
     ratings = tuple(
-        Rating(str(names[i]), float(elo[i]), float(ends[0, i]), float(ends[1, i]), int(fought[i])) for i in order
-    )
-    return EloTable(ratings, float(np.exp(log_ties[0])), prompts, len(left), level, samples[:, order])
-
-
-def fit_davidson(
-    counts: np.ndarray, pairs: np.ndarray, players: int, *, iterations: int = 50
-) -> tuple[np.ndarray, np.ndarray]:
-    """Newton's method on a batch of Davidson likelihoods, concave in (θ, log ν) (it is a multinomial logit).
-
-    Args: ``counts [B, pairs, 3]`` (first wins, second wins, ties), ``pairs [pairs, 2]`` player indices.
-    Returns (θ ``[B, players]`` with mean zero, log ν ``[B]``).
-    """
-    batch, size = len(counts), players + 1
-    # features[outcome, pair, parameter]: the log-odds numerator of each outcome is linear in (θ, log ν).
-    features = np.zeros((3, len(pairs), size))
-    rows = np.arange(len(pairs))
-    features[0, rows, pairs[:, 0]] = 1.0
-    features[1, rows, pairs[:, 1]] = 1.0
-    features[2] = (features[0] + features[1]) / 2
-    features[2, :, players] = 1.0
-    observed = np.einsum("bpo,opk->bk", counts, features, optimize=True)
-    total = counts.sum(-1)
-    theta = np.zeros((batch, size))
-    ridge = np.full(size, PRIOR_SD**-2)
-
-    def likelihood(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logits = np.einsum("opk,bk->bpo", features, at, optimize=True)
-        peak = logits.max(-1, keepdims=True)
-        raised = np.exp(logits - peak)
-        norm = raised.sum(-1, keepdims=True)
-        log_norm = peak[..., 0] + np.log(norm[..., 0])
-        value = (observed * at).sum(-1) - (total * log_norm).sum(-1) - 0.5 * (ridge * at**2).sum(-1)
-        return value, raised / norm
-
-    value, chance = likelihood(theta)
-    for _ in range(iterations):
-        expected = np.einsum("bpo,opk->bk", chance * total[..., None], features, optimize=True)
-        gradient = observed - expected - ridge * theta
-        hessian = _curvature(chance, total, pairs, players) + np.diag(ridge)
-        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-        # Newton overshoots only far from the optimum: halve where the likelihood would fall.
-        scale = np.ones((batch, 1))
-        for _ in range(20):
-            trial, trial_chance = likelihood(theta + scale * step)
-            worse = trial < value - 1e-9 * (1 + np.abs(value))
-            if not worse.any():
-                break
-            scale[worse] /= 2
-        theta, value, chance = theta + scale * step, trial, trial_chance
-        if np.abs(scale * step).max() < 1e-9:
-            break
-    strength = theta[:, :players]
-    return strength - strength.mean(1, keepdims=True), theta[:, players]
-
-
-def _curvature(chance: np.ndarray, total: np.ndarray, pairs: np.ndarray, players: int) -> np.ndarray:
-    """Minus the likelihood's Hessian, ``[B, players + 1, players + 1]``: Σ over pairs of n · Cov(features)."""
-    first, second, tie = (chance[..., kind] for kind in range(3))
-    mean_first, mean_second = first + tie / 2, second + tie / 2
-    batch, size = len(chance), players + 1
-    hessian = np.zeros((batch, size, size))
-    i, j = pairs[:, 0], pairs[:, 1]
-    cross = total * (tie / 4 - mean_first * mean_second)
-    hessian[:, i, j] = cross
-    hessian[:, j, i] = cross
-    sums = np.zeros((len(pairs), players, 2))
-    sums[np.arange(len(pairs)), i, 0] = 1.0
-    sums[np.arange(len(pairs)), j, 1] = 1.0
-    diagonal = total * (first + tie / 4 - mean_first**2) @ sums[..., 0]
-    diagonal += total * (second + tie / 4 - mean_second**2) @ sums[..., 1]
-    hessian[:, np.arange(players), np.arange(players)] = diagonal
-    with_ties = total * (tie / 2 - mean_first * tie) @ sums[..., 0]
-    with_ties += total * (tie / 2 - mean_second * tie) @ sums[..., 1]
-    hessian[:, :players, players] = with_ties
-    hessian[:, players, :players] = with_ties
-    hessian[:, players, players] = (total * tie * (1 - tie)).sum(-1)
-    return hessian
-
-
-def _probabilities(first: np.ndarray, second: np.ndarray, log_ties: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(first wins, second wins, tie) at broadcast natural strengths."""
-    first, second = np.broadcast_arrays(first, second)
-    logits = np.stack([first, second, (first + second) / 2 + log_ties])
-    raised = np.exp(logits - logits.max(0))
-    win, loss, tie = raised / raised.sum(0)
-    return win, loss, tie
-
-
-def _to_elo(strength: np.ndarray) -> np.ndarray:
-    return 1000 + ELO * strength
-
-
-def _check_connected(names: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
-    root = np.arange(len(names))
-    for _ in range(len(names)):
-        lowest = root.copy()
-        np.minimum.at(lowest, first, root[second])
-        np.minimum.at(lowest, second, root[first])
-        if (lowest == root).all():
-            break
-        root = lowest
-    apart = np.flatnonzero(root != root[0])
-    if len(apart):
-        raise TableError(
-            f"left/right={names[apart[0]]!r}: never met {names[0]!r}, not even through others; "
-            "expected battles that connect all runs"
+        Rating(
+            counted.names[i],
+            float(value[i]),
+            float(low[i]),
+            float(high[i]),
+            int(fought[i]),
+            1 + int((value[:count] > value[i]).sum()),
+            int(best[i]),
+            int(worst[i]),
+            float(sandwich[0, i]),
+            float(sandwich[1, i]),
         )
+        for i in order
+    )
+    effects = tuple(
+        Effect(name, *(float(x[i]) for x in (value, low, high, sandwich[0], sandwich[1])))
+        for i, name in enumerate(counted.effects, start=count)
+    )
+    return EloTable(
+        ratings,
+        float(np.exp(estimate.theta[-1])),
+        battles["prompt"].nunique(),
+        len(battles),
+        level,
+        samples[: draws or 0][:, order],
+        spread[np.ix_(order, order)],
+        effects,
+        dict(zip(cluster, estimate.sizes, strict=True)),
+        given,
+        kind,
+    )
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Parameters, their sandwich, the clusters to resample (of two columns, that with fewer), clusters of each."""
+
+    theta: np.ndarray
+    covariance: np.ndarray
+    clusters: Clusters
+    sizes: tuple[int, ...]
+
+
+def _estimate(counted: Battles, indices: Sequence[tuple[np.ndarray, int]]) -> _Estimate:
+    clusters = [counted.clusters(index, count) for index, count in indices]
+    theta = fit(counted.design, clusters[0].total()[None])[0]
+    covariances = [jackknife(counted.design, theta, part) for part in clusters]
+    covariance = covariances[0]
+    fewest = min(clusters, key=lambda part: part.count)
+    if len(clusters) == 2 and fewest.count > 1:
+        crossed = group_index(indices[0][0] * indices[1][1] + indices[1][0])
+        both = jackknife(counted.design, theta, counted.clusters(*crossed))
+        covariance = over_both(covariances[0], covariances[1], both)
+    return _Estimate(theta, covariance, fewest, tuple(part.count for part in clusters))
+
+
+def _bootstrap(design: Design, estimate: _Estimate, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Parameters of resampled tables: ``[draws, parameters]``."""
+    if len(design.left) > MOST_ROWS:
+        return one_step_bootstrap(design, estimate.theta, estimate.clusters, draws, rng)
+    resampled = estimate.clusters.resampled(draws, rng)
+    return np.concatenate([fit(design, part, start=estimate.theta) for part in resampled])
+
+
+def _to_values(counted: Battles, anchor: str | None, *, fixed: bool) -> np.ndarray:
+    """What parameters are multiplied with for Elo points: ``[players + effects, parameters]``."""
+    design, players = counted.design, len(counted.names)
+    matrix = np.zeros((design.size - 1, design.size))
+    matrix[np.arange(len(matrix)), np.arange(len(matrix))] = 1.0
+    if anchor is not None:
+        matrix[:players, counted.names.index(anchor)] -= 1.0
+    elif not fixed:
+        matrix[:players, :players] -= 1 / players
+    matrix[players:] /= counted.scale[:, None]
+    return ELO * matrix
+
+
+def _ends(
+    value: np.ndarray, spread: np.ndarray, samples: np.ndarray, clusters: int, level: float
+) -> dict[str, np.ndarray]:
+    """Both kinds of intervals, ``[2, values]`` each; NaN with one cluster."""
+    if clusters < 2:
+        return {"sandwich": np.full((2, len(value)), np.nan)}
+    arm = stats.t.ppf((1 + level) / 2, clusters - 1) * np.sqrt(np.maximum(np.diag(spread), 0.0))
+    widen = small_sample_factor(clusters, 1, level) * np.sqrt(clusters / (clusters - 1))
+    return {
+        "sandwich": np.stack([value - arm, value + arm]),
+        "bootstrap": interval(samples, level, centre=value, widen=widen),
+    }
+
+
+def _finite(row: Mapping[str, object]) -> dict[str, object]:
+    return {key: None if isinstance(x, float) and not np.isfinite(x) else x for key, x in row.items()}

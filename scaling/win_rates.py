@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from scaling.battle_counts import OUTCOMES, outcomes
 from scaling.cells import Cells
-from scaling.elo import OUTCOMES
 from scaling.errors import TableError
 from scaling.repeats import repeats
 from scaling.resample import group_counts, group_index, how_resampled, interval
@@ -73,11 +73,8 @@ def win_rates(
     trainings that were not asked the same.
     """
     require(battles, ["prompt", "left", "right", "outcome", *by, *([trainings] if trainings else [])])
-    left, right, outcome = (labels(battles, column).astype(str) for column in ("left", "right", "outcome"))
-    wrong = ~np.isin(outcome, OUTCOMES)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise TableError(f"outcome={outcome[row]!r} (row {row + 1}): expected one of left, right, tie")
+    left, right = (labels(battles, column).astype(str) for column in ("left", "right"))
+    outcome = np.array(OUTCOMES)[outcomes(battles)]
     if draws < 0:
         raise TableError(f"bootstrap={draws}: expected 0 or more")
     met = (left == against) != (right == against)
