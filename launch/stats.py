@@ -1,4 +1,4 @@
-"""``mmdit fit``, ``mmdit elo``, ``mmdit correlate``: statistics on any CSV or Parquet file."""
+"""``mmdit fit``, ``mmdit correlate``: statistics on any CSV or Parquet file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register the three commands; each sets ``run``, a function of the parsed arguments that returns an exit code.
+    """Register the two commands; each sets ``run``, a function of the parsed arguments that returns an exit code.
 
     Bad input raises ``scaling.errors.TableError``, which the caller prints as one line and turns into exit code 2.
     """
@@ -33,16 +33,6 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     fit.add_argument("--group", metavar="COL", help="rows of one value are resampled together (run_id for curves)")
     resampling_options(fit)
     fit.set_defaults(run=run_fit)
-
-    elo = command_parser(
-        subparsers,
-        "elo",
-        "rate runs from pairwise battles (columns prompt, left, right, outcome = left, right or tie)",
-        "mmdit elo studies/quickstart/battles.csv --where judge=scorer",
-    )
-    elo.add_argument("battles", help="CSV or Parquet file")
-    resampling_options(elo)
-    elo.set_defaults(run=run_elo)
 
     correlate = command_parser(
         subparsers,
@@ -74,24 +64,6 @@ def run_fit(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     print(json.dumps(law.to_json()) if args.json else _law_text(law, args.c, args.loss))
-    return EXIT_OK
-
-
-def run_elo(args: argparse.Namespace) -> int:
-    """Rate the runs and print them best first, as text or as one JSON object (``ratings``: a list)."""
-    from scaling.elo import rate
-    from scaling.tables import read_table, where
-
-    table = rate(where(read_table(args.battles), args.where), draws=args.bootstrap, seed=args.seed)
-    if args.json:
-        print(json.dumps(table.to_json()))
-        return EXIT_OK
-    width = max(len(rating.name) for rating in table.ratings)
-    print(f"{'name':{width}}  {'elo':>6}  {'95 % interval':>16}  battles")
-    for rating in table.ratings:
-        bounds = f"{rating.low:7.0f} … {rating.high:6.0f}"
-        print(f"{rating.name:{width}}  {rating.elo:6.0f}  {bounds:>16}  {rating.battles}")
-    print(f"{table.battles} battles on {table.prompts} prompts, {len(table.samples)} bootstraps over prompts")
     return EXIT_OK
 
 

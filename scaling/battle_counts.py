@@ -83,7 +83,7 @@ class Battles:
         return Clusters(table[first], np.bincount(kind).astype(np.float64), kind, count)
 
 
-def players(battles: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def encoded(battles: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Names in order, who stood left and right (index ``[battles]``), and how it ended (index into OUTCOMES).
 
     Raises TableError for a missing column or cell, another outcome, or a player that fights itself.
@@ -125,10 +125,10 @@ def count_battles(
         covariates: columns with a number for each battle that may favour the left.
         pinned: strengths that are given, in natural units.
 
-    Raises TableError for what ``players`` refuses, players that never met, a covariate that is no number, or one that
+    Raises TableError for what ``encoded`` refuses, players that never met, a covariate that is no number, or one that
     can't be told from the strengths.
     """
-    names, left, right, outcome = players(battles)
+    names, left, right, outcome = encoded(battles)
     given = np.full(len(names), np.nan)
     for name, strength in (pinned or {}).items():
         given[np.flatnonzero(names == name)] = strength

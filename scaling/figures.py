@@ -218,10 +218,13 @@ def task_scores(
 
 
 def elo_figure(tables: Mapping[str, EloTable]) -> Figure:
-    """Ratings with intervals, a row a run, a colour a judge; the first table sets the order."""
+    """Ratings with intervals, a row a run, a colour a table (a judge); the first table sets the order.
+
+    Without a legend where the only table has no name.
+    """
     from matplotlib.lines import Line2D
 
-    names = [rating.name for rating in next(iter(tables.values())).ratings]
+    names = list(dict.fromkeys(rating.name for table in tables.values() for rating in table.ratings))
     row = 0.45 if len(names) <= 16 else 0.24
     with drawing((SIZE[0], max(2.6, row * len(names) + 1.4))) as (figure, axes):
         handles = []
@@ -232,12 +235,14 @@ def elo_figure(tables: Mapping[str, EloTable]) -> Figure:
                 axes.plot([rating.low, rating.high], [place, place], color=hue, lw=1.5)
                 axes.plot(rating.elo, place, marker=marker, color=hue, lw=0)
             handles.append(Line2D([], [], color=hue, marker=marker, lw=1.5, label=judge))
-        axes.axvline(1000, color="#888888", lw=0.8)
+        for anchor in next(iter(tables.values())).anchors.values() or (1000,):
+            axes.axvline(anchor, color="#888888", lw=0.8)
         axes.set_yticks(range(len(names)), names, fontsize=9 if len(names) <= 16 else 7)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(False, axis="y")
-        axes.set_xlabel("Elo (the runs' mean is 1000)")
-        legend_above(figure, handles)
+        axes.set_xlabel(f"Elo ({next(iter(tables.values())).scale})")
+        if list(tables) != [""]:
+            legend_above(figure, handles)
         return figure
 
 

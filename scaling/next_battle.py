@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
+from scaling.battle_counts import encoded
 from scaling.davidson import ELO, Design, chances, fit, hessian, information
 
 NODES = np.linspace(-4, 4, 41)
@@ -55,6 +57,17 @@ def next_pairs(counts: np.ndarray, *, k: int = 1, in_flight: np.ndarray | None =
     order = np.lexsort((shown[i, j] + shown[j, i], -lower.round(12)))[:k]
     left, right = np.where(flip, j, i), np.where(flip, i, j)
     return [(int(left[place]), int(right[place]), float(lower[place])) for place in order]
+
+
+def next_battles(battles: pd.DataFrame, k: int = 1) -> list[tuple[str, str, float]]:
+    """``next_pairs`` of a battles table (columns prompt, left, right, outcome), by names.
+
+    Raises TableError where that can't be rated.
+    """
+    names, left, right, outcome = encoded(battles)
+    cell = (left * len(names) + right) * 3 + outcome
+    counts = np.bincount(cell, minlength=3 * len(names) ** 2).reshape(len(names), len(names), 3)
+    return [(str(names[i]), str(names[j]), drop) for i, j, drop in next_pairs(counts, k=k)]
 
 
 def _expected_information(design: Design, theta: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, ...]:

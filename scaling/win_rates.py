@@ -14,6 +14,9 @@ from scaling.repeats import repeats
 from scaling.resample import group_counts, group_index, how_resampled, interval
 from scaling.tables import labels, require
 
+SOME = 100
+"""So many resamples at a time: with 100,000 prompts, all at once would not fit."""
+
 
 @dataclass(frozen=True)
 class WinRate:
@@ -129,12 +132,12 @@ def _cells(table: pd.DataFrame, draws: int, rng: np.random.Generator) -> Cells:
             f" {found['question'][j]!r}; expected every training to have met the same ones"
         )
     means = won / np.where(there, fought, 1.0)
-    weights = np.ones((1, count))
-    if draws:
-        weights = np.concatenate([weights, group_counts(draws, count, rng)])
-    # A question may be asked on some prompts only (those of one task): each resample is taken over these.
-    total = there.astype(np.float64) @ weights.T
-    rates = np.divide(means @ weights.T, total, out=np.full(total.shape, 0.5), where=total > 0)
-    return Cells(
-        tuple(found["name"]), tuple(found["question"]), tuple(found["training"]), len(weights) - 1, {"rate": rates}
-    )
+    asked = there.astype(np.float64)
+    rates: list[np.ndarray] = []
+    for size in (1, *(min(SOME, draws - start) for start in range(0, draws, SOME))):
+        weights = group_counts(size, count, rng) if rates else np.ones((1, count))
+        # A question may be asked on some prompts only (those of one task): each resample is taken over these.
+        total = asked @ weights.T
+        rates.append(np.divide(means @ weights.T, total, out=np.full(total.shape, 0.5), where=total > 0))
+    scores = {"rate": np.concatenate(rates, axis=-1)}
+    return Cells(tuple(found["name"]), tuple(found["question"]), tuple(found["training"]), draws, scores)

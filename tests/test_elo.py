@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from launch.stats import add_parsers
+from launch.elo import add_parsers
 from scaling.davidson import ELO, PRIOR_SD
 from scaling.elo import rate
 from scaling.errors import TableError
