@@ -10,7 +10,7 @@ from scaling.correlation import Correlation, correlate
 from scaling.elo import EloTable, rate
 from scaling.envelope import fit_frontier, frontier
 from scaling.errors import TableError
-from scaling.laws import PowerLaw, fit_power_law
+from scaling.laws import Law, fit_power_law
 from scaling.study import ARCHITECTURE, StudyTables, values
 
 POOLED = "all formulations"
@@ -22,8 +22,8 @@ DRAWS = 1000
 class Analysis:
     """Everything that is computed once and shown in several sections; ``why`` says what could not be, by name."""
 
-    fits: dict[str, tuple[PowerLaw, pd.DataFrame]] = field(default_factory=dict)
-    floors: dict[str, PowerLaw] = field(default_factory=dict)
+    fits: dict[str, tuple[Law, pd.DataFrame]] = field(default_factory=dict)
+    floors: dict[str, Law] = field(default_factory=dict)
     elo: dict[str, EloTable] = field(default_factory=dict)
     correlations: dict[str, tuple[Correlation, pd.DataFrame, str]] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def one_budget(tables: StudyTables) -> bool:
     return tables.curves["depth"].nunique() == 1 and values(tables.results, "steps").nunique() == 1
 
 
-def _fit(rows: pd.DataFrame, floor: bool, draws: int, seed: int) -> PowerLaw:
+def _fit(rows: pd.DataFrame, floor: bool, draws: int, seed: int) -> Law:
     return fit_power_law(
         values(rows, "train_flops").to_numpy(),
         values(rows, "val_loss").to_numpy(),

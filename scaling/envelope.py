@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from scaling.errors import TableError
-from scaling.laws import PowerLaw, fit_power_law
+from scaling.laws import Law, fit_power_law
 from scaling.tables import labels, numbers, require
 
 BURN_IN = 0.1
@@ -63,7 +63,7 @@ def fit_frontier(
     burn_in: float = BURN_IN,
     draws: int = 1000,
     seed: int = 0,
-) -> tuple[PowerLaw, pd.DataFrame]:
+) -> tuple[Law, pd.DataFrame]:
     """Fit a power law to the frontier, resampling whole runs. Returns (law, the frontier's rows)."""
     rows = frontier(curves, compute=compute, loss=loss, run=run, burn_in=burn_in)
     law = fit_power_law(

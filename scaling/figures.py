@@ -10,7 +10,7 @@ import pandas as pd
 
 from scaling.correlation import Correlation
 from scaling.elo import EloTable
-from scaling.laws import PowerLaw
+from scaling.laws import Law
 from scaling.look import HUES, MARKERS, SIZE, TALL, Look, drawing, legend_above
 from scaling.study import levels, values
 
@@ -78,7 +78,7 @@ def loss_curves(curves: pd.DataFrame, look: Look, x: str) -> Figure:
 
 def law_figure(
     curves: pd.DataFrame,
-    fits: Mapping[str, tuple[PowerLaw, pd.DataFrame]],
+    fits: Mapping[str, tuple[Law, pd.DataFrame]],
     look: Look,
     pooled_name: str,
 ) -> Figure:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from scaling.correlation import Correlation
 from scaling.elo import EloTable
-from scaling.laws import PowerLaw
+from scaling.laws import Law
 from scaling.study import values
 
 MOST_COMPARED = 3
@@ -92,7 +92,7 @@ def compute_finding(curves: pd.DataFrame, frontier: pd.DataFrame) -> str:
     return f"The lowest loss for a budget comes from {listed(parts)} FLOPs{left_out}."
 
 
-def law_finding(fits: Mapping[str, tuple[PowerLaw, pd.DataFrame]], pooled: str) -> str:
+def law_finding(fits: Mapping[str, tuple[Law, pd.DataFrame]], pooled: str) -> str:
     """What ten times the compute buys, and whether the formulations' laws differ."""
     law, _ = fits[pooled] if pooled in fits else next(iter(fits.values()))
     low, high = law.intervals["b"]

@@ -1,360 +1,333 @@
-"""Power laws of loss over compute: L = floor + a·C^(−b), with intervals and what the data can and cannot tell."""
+"""Laws of loss over compute, parameters and data, with intervals and what the data can and cannot tell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from scaling.errors import TableError
-from scaling.huber import Model, minimise
-from scaling.resample import group_counts, group_index, interval, small_sample_factor
-
-MIN_GROUPS = 10
-"""Below this many groups (runs), resampling whole groups is too coarse and residuals are resampled instead."""
-_CHUNK = 300_000  # numbers in one [problems, rows] array: small enough to stay near the cache
+from scaling.identify import Identification, identify
+from scaling.law_bootstrap import Problem, bootstrap, left_out_residuals
+from scaling.powers import Powers
+from scaling.profile import band, profiles
+from scaling.projection import projected_starts
+from scaling.resample import group_index, interval, small_sample_factor
 
 
 @dataclass(frozen=True)
-class PowerLaw:
-    """A fitted L = floor + a·C^(−b) and its bootstrap.
+class Kind:
+    """Which law: the names of its abscissae, of each one's scale and exponent, and of its floor."""
 
-    ``intervals`` holds (low, high) at ``level`` for each of ``params``; ``identifiable`` is False where the data
-    leave a parameter open, and ``reasons`` says which and why. ``bootstrap`` tells which resampling was used.
+    name: str
+    abscissae: tuple[str, ...]
+    scales: tuple[str, ...]
+    exponents: tuple[str, ...]
+    floor: str
+    equation: str
+
+
+POWER = Kind("power", ("C",), ("a",), ("b",), "floor", "floor + a·C^(−b)")
+PARAMETERS = Kind("parameters", ("N",), ("A",), ("alpha",), "E", "E + A·N^(−alpha)")
+DATA = Kind("data", ("D",), ("B",), ("beta",), "E", "E + B·D^(−beta)")
+JOINT = Kind("joint", ("N", "D"), ("A", "B"), ("alpha", "beta"), "E", "E + A·N^(−alpha) + B·D^(−beta)")
+KINDS = {kind.name: kind for kind in (POWER, PARAMETERS, DATA, JOINT)}
+
+
+@dataclass(frozen=True)
+class Law:
+    """A fitted law: E + Σ scale·x^(−exponent).
+
+    ``intervals`` holds (low, high) at ``level`` for each of ``params``, and ``interval`` says how they were made;
+    ``percentiles`` are the bootstrap's. ``identifiable`` is False where the data leave a parameter open, and
+    ``reasons`` says which and why.
     """
 
+    kind: Kind
     params: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    interval: str
+    percentiles: dict[str, tuple[float, float]]
     objective: float
     rows: int
     groups: int
-    compute_range: tuple[float, float]
+    ranges: tuple[tuple[float, float], ...]
     scatter: float
-    identifiable: bool
-    reasons: tuple[str, ...]
+    """Robust standard deviation of log residuals."""
+    run_noise: float
+    """Standard deviation by which the log loss of a run that took no part misses the law (the jackknife's)."""
+    identification: Identification
     bootstrap: str
     draws: int
     level: float
     huber: float
     dropped: tuple[int, ...]
+    _problem: Problem = field(repr=False)
     _theta: np.ndarray = field(repr=False)
     _samples: np.ndarray = field(repr=False)
-    _centre: float = field(repr=False)
     _widen: float = field(repr=False)
 
-    def predict(self, compute: np.ndarray) -> np.ndarray:
-        """The law's loss at ``compute [...]``, float64."""
-        return np.exp(self._log_loss(self._theta[None], compute)[0])
+    @property
+    def identifiable(self) -> bool:
+        """Whether the data pin the law down."""
+        return not self.reasons
 
-    def band(self, compute: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pointwise (low, high) of the law (not of a single new run) at ``compute [m]``; NaN without a bootstrap."""
-        centre = self._log_loss(self._theta[None], compute)[0]
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What the data leave open, one short sentence each."""
+        return self.identification.reasons
+
+    @property
+    def compute_range(self) -> tuple[float, float]:
+        """From the least to the largest of the first abscissa that was fitted to."""
+        return self.ranges[0]
+
+    def predict(self, *abscissae: np.ndarray) -> np.ndarray:
+        """The law's loss at each abscissa's values (of one shape), float64."""
+        u, shape = self._offsets(abscissae)
+        return np.exp(self._problem.form.log_loss(self._theta[None], u)[0]).reshape(shape)
+
+    def band(self, *abscissae: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pointwise (low, high) of the law (not of a single new run) by the bootstrap; NaN without one."""
+        u, shape = self._offsets(abscissae)
+        centre = self._problem.form.log_loss(self._theta[None], u)[0]
         if not len(self._samples):
-            return np.full_like(centre, np.nan), np.full_like(centre, np.nan)
-        samples = self._log_loss(self._samples, compute)
-        low, high = interval(samples, self.level, centre=centre, widen=self._widen)
-        return np.exp(low), np.exp(high)
+            return np.full(shape, np.nan), np.full(shape, np.nan)
+        low, high = interval(
+            self._problem.form.log_loss(self._samples, u), self.level, centre=centre, widen=self._widen
+        )
+        return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
-    def _log_loss(self, theta: np.ndarray, compute: np.ndarray) -> np.ndarray:
-        offset = np.log(np.asarray(compute, dtype=np.float64)) - self._centre
-        return _model(offset, theta.shape[1] == 3)(theta)[0]
+    def profile_band(self, *abscissae: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As ``band``, by profiles: the losses that the law can be forced to have there at no significant cost."""
+        u, shape = self._offsets(abscissae)
+        low, high = band(self._problem, self._theta, u, self.level)
+        return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
+
+    def new_run(self, *abscissae: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pointwise (low, high) at ``level`` of the loss of one new run: the law's own uncertainty and a run's noise.
+
+        The arms of both add up in squares on the log scale, a run's by Student's t.
+        """
+        u, shape = self._offsets(abscissae)
+        centre = self._problem.form.log_loss(self._theta[None], u)[0]
+        ends = band(self._problem, self._theta, u, self.level)
+        freedom = max(self.groups - self._problem.form.size, 1)
+        noise = float(stats.t.ppf((1 + self.level) / 2, freedom)) * self.run_noise
+        low, high = (centre + sign * np.hypot(end - centre, noise) for sign, end in zip((-1, 1), ends, strict=True))
+        return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
+
+    def draws_of(self, *abscissae: np.ndarray) -> np.ndarray:
+        """Losses of the resampled laws, ``[draws, points]``."""
+        u, _ = self._offsets(abscissae)
+        return np.exp(self._problem.form.log_loss(self._samples, u))
+
+    def sampled(self, name: str) -> np.ndarray:
+        """The resampled values ``[draws]`` of one of ``params``."""
+        values = _named(self.kind, self._problem, self._samples)
+        return np.exp(values[name]) if name not in self.kind.exponents else values[name]
 
     def equation(self) -> str:
         """The law as matplotlib text: ``$L = 0.05 + 3.1\\,C^{-0.21}$``."""
-        mantissa, exponent = f"{self.params['a']:.2e}".split("e")
-        scale = f"{self.params['a']:.3g}" if -3 < int(exponent) < 4 else rf"{mantissa}\cdot10^{{{int(exponent)}}}"
-        floor = f"{self.params['floor']:.3g} + " if self.params["floor"] > 0 else ""
-        return rf"$L = {floor}{scale}\,C^{{{-self.params['b']:.3f}}}$"
+        parts = [f"{self.params[self.kind.floor]:.3g}"] if self.params[self.kind.floor] > 0 else []
+        for x, scale, exponent in zip(self.kind.abscissae, self.kind.scales, self.kind.exponents, strict=True):
+            mantissa, power = f"{self.params[scale]:.2e}".split("e")
+            plain = -3 < int(power) < 4
+            shown = f"{self.params[scale]:.3g}" if plain else rf"{mantissa}\cdot10^{{{int(power)}}}"
+            parts.append(rf"{shown}\,{x}^{{{-self.params[exponent]:.3f}}}")
+        return f"$L = {' + '.join(parts)}$"
 
     def to_json(self) -> dict[str, object]:
-        """The object that ``fit --law power --json`` prints: plain numbers, None where undefined."""
+        """The object that ``fit --json`` prints: plain numbers, None where undefined or open."""
         finite = lambda value: float(value) if np.isfinite(value) else None  # noqa: E731
+        ends = lambda found: {name: [finite(low), finite(high)] for name, (low, high) in found.items()}  # noqa: E731
         return {
-            "law": "power",
+            "law": self.kind.name,
+            "equation": self.kind.equation,
             "params": {name: finite(value) for name, value in self.params.items()},
-            "intervals": {name: [finite(low), finite(high)] for name, (low, high) in self.intervals.items()},
+            "intervals": ends(self.intervals),
+            "interval": self.interval,
+            "bootstrap_intervals": ends(self.percentiles),
             "objective": self.objective,
             "rows": self.rows,
             "identifiable": self.identifiable,
             "reasons": list(self.reasons),
+            "condition": finite(self.identification.condition),
+            "flat": self.identification.flat,
             "groups": self.groups,
             "bootstrap": self.bootstrap,
             "draws": self.draws,
             "level": self.level,
             "huber": self.huber,
             "scatter": self.scatter,
+            "run_noise": finite(self.run_noise),
+            "ranges": {name: list(ends) for name, ends in zip(self.kind.abscissae, self.ranges, strict=True)},
             "dropped": list(self.dropped),
         }
 
+    def _offsets(self, abscissae: Sequence[np.ndarray]) -> tuple[np.ndarray, tuple[int, ...]]:
+        if len(abscissae) != len(self.kind.abscissae):
+            raise ValueError(f"{len(abscissae)} abscissae: expected {', '.join(self.kind.abscissae)}")
+        columns = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in abscissae))
+        logs = np.stack([np.log(x).reshape(-1) for x in columns], axis=1)
+        return logs - self._problem.centre, columns[0].shape
 
-def fit_power_law(
-    compute: np.ndarray,
+
+def fit_law(
+    kind: Kind,
+    abscissae: Sequence[np.ndarray],
     loss: np.ndarray,
     *,
-    floor: bool = False,
+    floor: bool = True,
     groups: np.ndarray | None = None,
     huber: float = 1e-3,
     drop_highest: int = 0,
     draws: int = 1000,
+    starts: int = 100,
+    resample: str = "auto",
     level: float = 0.95,
     seed: int = 0,
-) -> PowerLaw:
-    """Fit L = floor + a·C^(−b) by Huber's loss on log residuals, from many starts (Hoffmann et al. 2022, eq. 3).
+) -> Law:
+    """Fit a law by Huber's loss on log residuals, from many starts (Hoffmann et al. 2022, eq. 3).
 
-    Args: ``compute``, ``loss`` float ``[rows]``, all positive. ``groups [rows]``: what is resampled together,
-    usually the run (its checkpoints share one fate); each row is a group of its own where None. ``huber``: delta.
-    ``drop_highest``: leave out the rows with that many highest losses, a declared outlier rule.
+    Args: each of ``abscissae``, and ``loss``: float ``[rows]``, all positive. ``groups [rows]``: what is resampled
+    together, usually the run (its checkpoints share one fate); each row is a group of its own where None. ``huber``:
+    delta. ``drop_highest``: leave out the rows with that many highest losses, a declared outlier rule.
 
-    The bootstrap draws whole groups where there are at least MIN_GROUPS; with fewer it keeps the compute values
-    and resamples residuals on the log scale (one random sign and size a group, Webb 2014; single-row groups swap
-    residuals). Intervals are percentiles, stretched for the few degrees of freedom.
+    ``starts`` exponents are tried with the best coefficients for each (``scaling.projection``); the best two descend.
+    ``resample``: "runs" (whole groups), "residuals" (of the law), "seeds" (of repeated runs about their own mean: the
+    noise of training alone), or "auto": groups where there are at least MIN_GROUPS, else residuals.
 
-    Raises TableError for fewer usable rows than parameters plus one, or a single value of compute.
+    Intervals are profile likelihood's where every row is a group of its own, else the bootstrap's percentiles,
+    stretched for the few degrees of freedom.
+
+    Raises TableError for fewer usable rows than parameters plus one, a single value of an abscissa, or a bad option.
     """
-    compute, loss = np.asarray(compute, dtype=np.float64), np.asarray(loss, dtype=np.float64)
-    size = 3 if floor else 2
+    columns = [np.asarray(x, dtype=np.float64) for x in abscissae]
+    loss = np.asarray(loss, dtype=np.float64)
+    form = Powers(len(kind.abscissae), floor)
     if huber <= 0:
         raise TableError(f"huber={huber}: expected a number above 0 (1e-3 is the usual one)")
     if drop_highest < 0:
         raise TableError(f"drop_highest={drop_highest}: expected 0 or more")
-    order = np.argsort(-loss, kind="stable")
-    dropped = np.sort(order[:drop_highest])
+    dropped = np.sort(np.argsort(-loss, kind="stable")[:drop_highest])
     keep = np.setdiff1d(np.arange(len(loss)), dropped)
     membership = np.arange(len(loss)) if groups is None else np.asarray(groups)
-    compute, loss, membership = compute[keep], loss[keep], membership[keep]
-    if len(loss) < size + 1:
-        raise TableError(f"rows={len(loss)}: too few for {size} parameters; expected {size + 1} or more")
-    if len(np.unique(compute)) < 2:
-        raise TableError(f"compute={compute[0]:g} in every row: expected at least two different values")
+    columns, loss, membership = [x[keep] for x in columns], loss[keep], membership[keep]
+    if len(loss) < form.size + 1:
+        raise TableError(f"rows={len(loss)}: too few for {form.size} parameters; expected {form.size + 1} or more")
+    names = ("compute",) if kind is POWER else kind.abscissae
+    for name, values in zip(names, columns, strict=True):
+        if len(np.unique(values)) < 2:
+            raise TableError(f"{name}={values[0]:g} in every row: expected at least two different values")
     member, group_total = group_index(membership)
 
-    centre = float(np.log(compute).mean())
-    offset, target = np.log(compute) - centre, np.log(loss)
-    model = _model(offset, floor)
-    lower, upper = _box(offset, target, floor)
-    starts = _starts(offset, target, floor)
-    ones = np.ones((1, len(target)))
-    thetas, objectives = minimise(model, starts, target[None], ones, delta=huber, lower=lower, upper=upper)
-    best = int(np.argmin(objectives))
-    theta, objective = thetas[best], float(objectives[best])
-
-    residual = target - model(theta[None])[0][0]
-    samples, method = np.zeros((0, size)), "none"
-    if draws > 0:
-        rng = np.random.default_rng(seed)
-        few = starts[:: max(1, len(starts) // 3)] if floor else starts[:1]
-        seeds = np.concatenate([theta[None], few])
-        samples, method = _bootstrap(
-            offset, target, theta, residual, member, group_total, floor, huber, draws, seeds, lower, upper, rng
-        )
+    logs = np.stack([np.log(x) for x in columns], axis=1)
+    problem = Problem(form, logs - logs.mean(axis=0), np.log(loss), member, huber, logs.mean(axis=0), starts)
+    theta, objective, ends = _best(problem)
+    residual = problem.target - form.log_loss(theta[None], problem.u)[0]
+    samples, method = bootstrap(problem, theta, resample, draws, np.random.default_rng(seed))
     # Jackknifed residuals already pay for the parameters; only the mean of the groups is left to pay for.
-    spent = 1 if method == "residuals" and group_total < len(target) else size
+    spent = 1 if method == "residuals" and group_total < len(loss) else form.size
     widen = small_sample_factor(group_total, spent, level)
-    params, intervals = _report(theta, samples, centre, floor, level, widen)
-    reasons = _doubts(params, intervals, compute, loss, group_total, floor, thetas, objectives, huber)
-    return PowerLaw(
+    params = _values(kind, problem, theta)
+    percentiles = _percentiles(kind, problem, theta, samples, level, widen)
+    profiled = _profiled(kind, problem, theta, level) if group_total == len(loss) else None
+    intervals = percentiles if profiled is None else profiled
+    out = left_out_residuals(problem, theta)
+    return Law(
+        kind=kind,
         params=params,
         intervals=intervals,
+        interval="profile likelihood" if profiled is not None else f"bootstrap of {method}",
+        percentiles=percentiles,
         objective=objective,
-        rows=len(target),
+        rows=len(loss),
         groups=group_total,
-        compute_range=(float(compute.min()), float(compute.max())),
+        ranges=tuple((float(x.min()), float(x.max())) for x in columns),
         scatter=float(1.4826 * np.median(np.abs(residual - np.median(residual)))),
-        identifiable=not reasons,
-        reasons=reasons,
+        run_noise=float(np.sqrt(np.mean(out**2))),
+        identification=identify(kind, problem, theta, params, intervals, ends, loss),
         bootstrap=method,
         draws=len(samples),
         level=level,
         huber=huber,
         dropped=tuple(int(row) for row in dropped),
+        _problem=problem,
         _theta=theta,
         _samples=samples,
-        _centre=centre,
         _widen=widen,
     )
 
 
-def _model(offset: np.ndarray, floor: bool) -> Model:
-    """log L over theta = (log a at the centre, b[, log floor]), with its Jacobian."""
-
-    def evaluate(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        power = theta[:, :1] - theta[:, 1:2] * offset
-        if not floor:
-            jacobian = np.empty((*power.shape, 2))
-            jacobian[..., 0], jacobian[..., 1] = 1.0, -offset
-            return power, jacobian
-        total = np.logaddexp(power, theta[:, 2:])
-        share = np.exp(power - total)
-        return total, np.stack([share, -offset * share, 1 - share], axis=-1)
-
-    return evaluate
+def fit_power_law(compute: np.ndarray, loss: np.ndarray, *, floor: bool = False, **options: Any) -> Law:
+    """L = floor + a·C^(−b); the options of ``fit_law``."""
+    return fit_law(POWER, [compute], loss, floor=floor, **options)
 
 
-def _box(offset: np.ndarray, target: np.ndarray, floor: bool) -> tuple[np.ndarray, np.ndarray]:
-    reach = max(float(np.ptp(offset)), 1e-9)
-    steepest = 20.0 / reach + 1.0
-    lower, upper = [target.min() - 30, -steepest], [target.max() + 30, steepest]
-    if floor:
-        lower, upper = [*lower, target.min() - 12], [*upper, target.max()]
-    return np.array(lower), np.array(upper)
+def _best(problem: Problem) -> tuple[np.ndarray, float, np.ndarray]:
+    """(theta, its objective, every end ``[starts, 1 + size]`` with its objective first)."""
+    ones = np.ones((1, len(problem.target)))
+    seeds = projected_starts(
+        problem.form, problem.u, problem.target[None], ones, delta=problem.delta, lower=problem.lower,
+        upper=problem.upper, starts=problem.starts, keep=12,
+    )[0]  # fmt: skip
+    thetas, objectives = problem.descend(seeds, problem.target[None], ones)
+    best = int(np.argmin(objectives))
+    return thetas[best], float(objectives[best]), np.column_stack([objectives, thetas])
 
 
-def _starts(offset: np.ndarray, target: np.ndarray, floor: bool) -> np.ndarray:
-    """Least squares of log(L − floor) on log C for a ladder of floors, each with its slope halved and doubled too."""
-    design = np.stack([np.ones_like(offset), -offset], axis=1)
-    smallest = np.exp(target.min())
-    rows = []
-    for share in (1e-4, 0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.97, 0.99) if floor else (0.0,):
-        rest = np.log(np.exp(target) - share * smallest)
-        scale, slope = np.linalg.lstsq(design, rest, rcond=None)[0]
-        for factor in (1.0, 0.5, 2.0):
-            start = [rest.mean(), slope * factor] if factor != 1.0 else [scale, slope]
-            rows.append([*start, np.log(share * smallest)] if floor else start)
-    return np.array(rows)
+def _named(kind: Kind, problem: Problem, at: np.ndarray) -> dict[str, np.ndarray]:
+    """Each parameter of ``at [..., size]``: exponents, and logs of scales (at 1, not the centre) and of the floor."""
+    terms = problem.form.terms
+    found = {}
+    for j, (scale, exponent) in enumerate(zip(kind.scales, kind.exponents, strict=True)):
+        found[scale] = at[..., j] + at[..., terms + j] * problem.centre[j]
+        found[exponent] = at[..., terms + j]
+    if problem.form.floor:
+        found[kind.floor] = at[..., -1]
+    return found
 
 
-def _bootstrap(
-    offset: np.ndarray,
-    target: np.ndarray,
-    theta: np.ndarray,
-    residual: np.ndarray,
-    member: np.ndarray,
-    groups: int,
-    floor: bool,
-    huber: float,
-    draws: int,
-    starts: np.ndarray,
-    lower: np.ndarray,
-    upper: np.ndarray,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, str]:
-    rows, size = len(target), len(theta)
-    model = _model(offset, floor)
-    if groups >= MIN_GROUPS:
-        method = "groups"
-        weights = group_counts(draws, groups, rng)[:, member]
-        # A draw that holds fewer values of compute than parameters fits anything: it is drawn again.
-        for _ in range(100):
-            thin = np.array([len(np.unique(offset[row > 0])) < size for row in weights])
-            if not thin.any():
-                break
-            weights[thin] = group_counts(int(thin.sum()), groups, rng)[:, member]
-        targets = np.broadcast_to(target, (draws, rows))
-    else:
-        method = "residuals"
-        weights = np.ones((draws, rows))
-        if groups == rows:
-            shock = np.sqrt(rows / (rows - size)) * rng.choice(residual - residual.mean(), size=(draws, rows))
-        else:
-            out = _left_out_residuals(model, theta, target, member, groups, offset, huber, lower, upper)
-            sizes = np.sqrt([0.5, 1.0, 1.5])
-            signs = rng.choice(np.concatenate([-sizes, sizes]), size=(draws, groups))
-            shock = signs[:, member] * out
-        targets = target - residual + shock
-    samples = np.empty((draws, size))
-    step = max(1, _CHUNK // (rows * len(starts)))
-    for first in range(0, draws, step):
-        part = slice(first, min(first + step, draws))
-        count = part.stop - part.start
-        thetas, objectives = minimise(
-            model,
-            np.tile(starts, (count, 1)),
-            np.repeat(targets[part], len(starts), axis=0),
-            np.repeat(weights[part], len(starts), axis=0),
-            delta=huber,
-            lower=lower,
-            upper=upper,
-            iterations=60,
-        )
-        best = objectives.reshape(count, -1).argmin(1)
-        samples[part] = thetas.reshape(count, len(starts), size)[np.arange(count), best]
-    return samples, method
-
-
-def _left_out_residuals(
-    model: Model,
-    theta: np.ndarray,
-    target: np.ndarray,
-    member: np.ndarray,
-    groups: int,
-    offset: np.ndarray,
-    huber: float,
-    lower: np.ndarray,
-    upper: np.ndarray,
-) -> np.ndarray:
-    """Residuals ``[rows]`` of each group from the law fitted without it (the cluster jackknife's).
-
-    A fit bends towards its own groups, the outer ones most, so its own residuals understate what a new run would
-    do. A group that the law cannot be fitted without keeps its own residuals.
-    """
-    weights = (member[None, :] != np.arange(groups)[:, None]).astype(np.float64)
-    thetas, _ = minimise(
-        model, np.tile(theta, (groups, 1)), target[None], weights, delta=huber, lower=lower, upper=upper
-    )
-    for group in range(groups):
-        if len(np.unique(offset[member != group])) < len(theta):
-            thetas[group] = theta
-    return target - model(thetas)[0][member, np.arange(len(target))]
-
-
-def _report(
-    theta: np.ndarray, samples: np.ndarray, centre: float, floor: bool, level: float, widen: float
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Named parameters and intervals; the arms are stretched where theta lives: on logs of a and floor, on b itself."""
-
-    def named(at: np.ndarray) -> np.ndarray:
-        columns = [at[:, 0] + at[:, 1] * centre, at[:, 1]]
-        return np.stack([*columns, at[:, 2]] if floor else columns, axis=1)
-
-    value = named(theta[None])[0]
-    names = ("a", "b", "floor")[: len(value)]
-    transform: dict[str, Callable[[float], float]] = {"a": np.exp, "b": float, "floor": np.exp}
+def _values(kind: Kind, problem: Problem, theta: np.ndarray) -> dict[str, float]:
     with np.errstate(over="ignore"):
-        params = {name: float(transform[name](value[i])) for i, name in enumerate(names)}
-        intervals = {name: (float("nan"), float("nan")) for name in names}
-        if len(samples):
-            ends = interval(named(samples), level, centre=value, widen=widen)
-            intervals = {
-                name: (float(transform[name](ends[0, i])), float(transform[name](ends[1, i])))
-                for i, name in enumerate(names)
-            }
-    if not floor:
-        params["floor"], intervals["floor"] = 0.0, (0.0, 0.0)
-    return params, intervals
+        found = {
+            name: float(value) if name in kind.exponents else float(np.exp(value))
+            for name, value in _named(kind, problem, theta).items()
+        }
+    return _with_floor(kind, found, 0.0)
 
 
-def _doubts(
-    params: dict[str, float],
-    intervals: dict[str, tuple[float, float]],
-    compute: np.ndarray,
-    loss: np.ndarray,
-    groups: int,
-    floor: bool,
-    thetas: np.ndarray,
-    objectives: np.ndarray,
-    huber: float,
-) -> tuple[str, ...]:
-    """What the data leave open, one short sentence each; empty where the law is pinned down."""
-    doubts = []
-    size, distinct = (3 if floor else 2), len(np.unique(compute))
-    if distinct < size + 1:
-        doubts.append(f"{distinct} different values of compute cannot check a law of {size} parameters")
-    elif groups < size + 1:
-        doubts.append(f"{groups} groups of rows cannot check a law of {size} parameters")
-    low, high = intervals["b"]
-    if not low <= high:  # NaN: no bootstrap was asked for
-        return tuple(doubts)
-    if low <= 0 <= high:
-        doubts.append(f"the exponent's interval [{low:.3g}, {high:.3g}] holds zero: no trend is shown")
-    if floor:
-        low, high = intervals["floor"]
-        smallest = float(loss.min())
-        if low < 0.01 * smallest:
-            doubts.append(f"the floor's interval [{low:.3g}, {high:.3g}] reaches zero: the data do not show a floor")
-        elif high - low > 0.5 * smallest:
-            doubts.append(f"the floor's interval [{low:.3g}, {high:.3g}] is wider than half the smallest loss")
-        near = thetas[objectives <= objectives.min() * (1 + 1e-3) + huber * 1e-6]
-        if np.ptp(near[:, 1]) > 0.1 * abs(params["b"]):
-            doubts.append("fits that differ by more than a tenth in the exponent are equally good")
-    return tuple(doubts)
+def _with_floor(kind: Kind, found: dict, none: object) -> dict:
+    """In the order of the equation: a joint law's E first, a power law's floor last."""
+    floor = {kind.floor: found.pop(kind.floor, none)}
+    return {**found, **floor} if kind is POWER else {**floor, **found}
+
+
+def _percentiles(
+    kind: Kind, problem: Problem, theta: np.ndarray, samples: np.ndarray, level: float, widen: float
+) -> dict[str, tuple[float, float]]:
+    """The arms are stretched where theta lives: on logs of scales and floor, on exponents themselves."""
+    centre, spread = _named(kind, problem, theta), _named(kind, problem, samples)
+    found = {}
+    with np.errstate(over="ignore"):
+        for name, value in centre.items():
+            low = high = np.nan
+            if len(samples):
+                low, high = interval(spread[name], level, centre=float(value), widen=widen)
+            ends = (low, high) if name in kind.exponents else (np.exp(low), np.exp(high))
+            found[name] = (float(ends[0]), float(ends[1]))
+    return _with_floor(kind, found, (0.0, 0.0))
+
+
+def _profiled(kind: Kind, problem: Problem, theta: np.ndarray, level: float) -> dict[str, tuple[float, float]]:
+    directions = _named(kind, problem, np.eye(problem.form.size))
+    ends = profiles(problem, theta, np.stack(list(directions.values())), level)
+    found = {}
+    with np.errstate(over="ignore"):
+        for name, (low, high) in zip(directions, ends, strict=True):
+            found[name] = (low, high) if name in kind.exponents else (float(np.exp(low)), float(np.exp(high)))
+    return _with_floor(kind, found, (0.0, 0.0))

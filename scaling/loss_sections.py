@@ -10,7 +10,7 @@ import pandas as pd
 from scaling import figures, findings
 from scaling.analysis import POOLED, Analysis, one_budget
 from scaling.envelope import frontier
-from scaling.laws import PowerLaw
+from scaling.laws import Law
 from scaling.look import Look, baseline, save
 from scaling.page import Section, formatted
 from scaling.study import StudyTables, levels, values
@@ -93,7 +93,7 @@ def law_section(tables: StudyTables, analysis: Analysis, look: Look, folder: Pat
     return part
 
 
-def _with_interval(law: PowerLaw, name: str) -> str:
+def _with_interval(law: Law, name: str) -> str:
     def show(value: float) -> str:
         if name == "a":
             return f"{value:.3g}" if 0.01 <= value < 1e4 else findings.scientific(value)

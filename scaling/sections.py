@@ -11,7 +11,7 @@ import pandas as pd
 from scaling import figures, findings
 from scaling.analysis import Analysis
 from scaling.envelope import BURN_IN
-from scaling.laws import MIN_GROUPS
+from scaling.law_bootstrap import MIN_GROUPS
 from scaling.look import Look, save
 from scaling.page import Section, formatted
 from scaling.study import StudyTables, levels, values

@@ -13,7 +13,7 @@ from scipy import optimize
 from launch.stats import add_parsers
 from scaling.envelope import fit_frontier, frontier
 from scaling.errors import TableError
-from scaling.huber import huber
+from scaling.descent import huber
 from scaling.laws import fit_power_law
 from scaling.tables import labels, numbers, read_table, require, where
 

@@ -1,0 +1,235 @@
+"""Thousands of robust fits of sums of powers at once, in JAX: Levenberg–Marquardt on Huber's loss of log residuals.
+
+A bootstrap of a law is thousands of fits of a few parameters to some hundred points. As one batch, with the problems
+along the last axis, each is a handful of vector operations. Shapes are padded to few sizes, so that programs compile
+once for many tables.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling.powers import Powers
+
+_CHUNK = 1_000_000
+"""Numbers in one [rows, problems] array: small enough to stay near the caches."""
+
+
+def huber(residual: Any, delta: float) -> Any:
+    """Huber 1964: r²/2 up to ``delta``, delta·(|r| − delta/2) beyond; NumPy or JAX, the shape of ``residual``."""
+    size = abs(residual)
+    xp = jnp if isinstance(residual, jax.Array) else np
+    return xp.where(size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta))
+
+
+def descend(
+    form: Powers,
+    u: np.ndarray,
+    start: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray,
+    *,
+    delta: float,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    fixed: tuple[np.ndarray, np.ndarray] | None = None,
+    iterations: int = 200,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minimise Σ weight · huber(log L(theta) − target) for P problems at once, from ``start [P, size]``.
+
+    Args: ``u [n, K]``, ``target`` and ``weight`` ``[P or 1, n]``, ``lower``, ``upper`` ``[size]`` the box. ``fixed``
+    (direction ``[size]``, ``value [P]``) holds direction · theta at value, for profiles.
+    Returns (theta ``[P, size]``, objective ``[P]``), float64.
+
+    With delta far below the residuals the objective is nearly a sum of absolute values, on which a plain reweighted
+    step crawls. So delta comes down in stages, and every iteration tries two steps and keeps the better: the reweighted
+    one (weights min(1, delta/|r|), always downhill) and Newton's on the points inside delta.
+    """
+    problems, rows = len(start), len(u)
+    stages = [delta]
+    while stages[-1] * 10 <= 0.1:
+        stages.append(stages[-1] * 10)
+    padded_rows = _padded(rows, 16)
+    chunk = min(_padded(problems, 8), max(8, _padded(_CHUNK // padded_rows + 1, 8) // 2))
+    u = np.pad(u, ((0, padded_rows - rows), (0, 0)))
+    target = np.pad(np.broadcast_to(target, (len(target), rows)), ((0, 0), (0, padded_rows - rows)))
+    weight = np.pad(np.broadcast_to(weight, (len(weight), rows)), ((0, 0), (0, padded_rows - rows)))
+    direction = np.zeros(form.size) if fixed is None else np.asarray(fixed[0], dtype=np.float64)
+    if fixed is not None:
+        start = start + np.outer((fixed[1] - start @ direction) / (direction @ direction), direction)
+    theta, objective = np.empty((problems, form.size)), np.empty(problems)
+    # Nothing else in the process may be of 32 bits less: only what is traced in here has 64.
+    with jax.enable_x64(True):
+        for first in range(0, problems, chunk):
+            part = slice(first, min(first + chunk, problems))
+            index = np.minimum(np.arange(first, first + chunk), problems - 1)
+            found, value = _program(form)(
+                u,
+                start[index].T,
+                _columns(target, index),
+                _columns(weight, index),
+                np.array(stages[::-1]),
+                lower,
+                upper,
+                direction,
+                iterations,
+            )
+            count = part.stop - part.start
+            theta[part], objective[part] = np.asarray(found).T[:count], np.asarray(value)[:count]
+    return theta, objective
+
+
+def _padded(count: int, least: int) -> int:
+    """The next of few sizes: powers of two, and halfway between them."""
+    size = least
+    while size < count:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def _columns(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """``[rows, problems]``, or ``[rows, 1]`` where all problems share a row of values."""
+    return values.T if len(values) == 1 else np.ascontiguousarray(values[index].T)
+
+
+@functools.cache
+def _program(form: Powers) -> Any:
+    return jax.jit(functools.partial(_descend, form))
+
+
+def _descend(
+    form: Powers,
+    u: Any,
+    theta: Any,
+    target: Any,
+    weight: Any,
+    stages: Any,
+    lower: Any,
+    upper: Any,
+    direction: Any,
+    iterations: Any,
+) -> tuple[Any, Any]:
+    """Everything has the problems last: theta ``[size, P]``, target and weight ``[n, P or 1]``."""
+    lower, upper = lower[:, None], upper[:, None]
+    norm = direction @ direction
+    held = norm > 0
+    theta = jnp.where(held, theta, jnp.clip(theta, lower, upper))
+
+    def one_stage(carry: tuple[Any, Any], stage: tuple[Any, Any]) -> tuple[tuple[Any, Any], None]:
+        (theta, _), (delta, budget) = carry, stage
+        return _stage(form, u, theta, target, weight, delta, lower, upper, direction, norm, budget), None
+
+    last = len(stages) - 1
+    budgets = jnp.where(jnp.arange(len(stages)) == last, iterations, 12)
+    (theta, objective), _ = jax.lax.scan(one_stage, (theta, jnp.zeros(theta.shape[1])), (stages, budgets))
+    return theta, objective
+
+
+def _stage(
+    form: Powers,
+    u: Any,
+    theta: Any,
+    target: Any,
+    weight: Any,
+    delta: Any,
+    lower: Any,
+    upper: Any,
+    direction: Any,
+    norm: Any,
+    budget: Any,
+) -> tuple[Any, Any]:
+    size = form.size
+
+    def residuals(at: Any) -> tuple[Any, list[Any]]:
+        """(residual ``[n, P]``, each parameter's derivative ``[n, P]``)."""
+        parts = [at[j] - at[form.terms + j] * u[:, j, None] for j in range(form.terms)]
+        parts += [jnp.broadcast_to(at[-1], parts[0].shape)] if form.floor else []
+        peak = functools.reduce(jnp.maximum, parts)
+        raised = [jnp.exp(part - peak) for part in parts]
+        total = functools.reduce(jnp.add, raised)
+        share = [part / total for part in raised]
+        slopes = [*share[: form.terms], *(-u[:, j, None] * share[j] for j in range(form.terms)), *share[form.terms :]]
+        return peak + jnp.log(total) - target, slopes
+
+    def objective_of(at: Any) -> Any:
+        return (weight * huber(residuals(at)[0], delta)).sum(0)
+
+    def step(theta: Any, damping: Any) -> list[Any]:
+        residual, slopes = residuals(theta)
+        absolute = jnp.abs(residual)
+        shrink = jnp.minimum(1.0, delta / jnp.maximum(absolute, 1e-300)) * weight
+        inside = (absolute <= delta) * weight
+        gradient = [(slope * shrink * residual).sum(0) for slope in slopes]
+        diagonal = [(slope * slope * shrink).sum(0) + 1e-12 for slope in slopes]
+        trials = []
+        for kind, curvature in enumerate((shrink, inside)):
+            # Damping is relative to the larger of the two curvatures' diagonals, so that an empty inside still moves.
+            hessian = [[None] * size for _ in range(size)]
+            for a in range(size):
+                for b in range(a + 1):
+                    entry = (slopes[a] * slopes[b] * curvature).sum(0)
+                    hessian[a][b] = entry + damping[kind] * diagonal[a] if a == b else entry
+            trials.append(theta - jnp.stack(_solve(hessian, gradient, direction, norm, diagonal)))
+        return [
+            jnp.where(norm > 0, jnp.where(_within(t, lower, upper), t, theta), jnp.clip(t, lower, upper))
+            for t in trials
+        ]
+
+    def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        theta, objective, damping, still, count = state
+        best, least = theta, objective
+        dampings = []
+        for kind, trial in enumerate(step(theta, damping)):
+            value = objective_of(trial)
+            better = value < objective
+            dampings.append(jnp.clip(damping[kind] * jnp.where(better, 0.2, 6.0), 1e-12, 1e6))
+            ahead = value < least
+            best, least = jnp.where(ahead, trial, best), jnp.where(ahead, value, least)
+        still = jnp.where(objective - least <= 1e-12 * (objective + 1e-30), still + 1, 0)
+        return best, least, jnp.stack(dampings), still, count + 1
+
+    def goes_on(state: tuple[Any, ...]) -> Any:
+        return (state[4] < budget) & (state[3] < 8).any()
+
+    problems = theta.shape[1]
+    first = (theta, objective_of(theta), jnp.full((2, problems), 1e-4), jnp.zeros(problems, jnp.int32), 0)
+    theta, objective, *_ = jax.lax.while_loop(goes_on, body, first)
+    return theta, objective
+
+
+def _within(theta: Any, lower: Any, upper: Any) -> Any:
+    return ((theta >= lower) & (theta <= upper)).all(0)
+
+
+def _solve(hessian: list[list[Any]], gradient: list[Any], direction: Any, norm: Any, diagonal: list[Any]) -> list[Any]:
+    """hessian⁻¹·gradient by Cholesky, written out; where a direction is held, the step along it is taken out.
+
+    With H⁻¹g = s and H⁻¹d = q the constrained step is s − q (d·s)/(d·q).
+    """
+    size = len(gradient)
+    lower: list[list[Any]] = [[None] * size for _ in range(size)]
+    for a in range(size):
+        for b in range(a + 1):
+            left = hessian[a][b] - sum(lower[a][k] * lower[b][k] for k in range(b))
+            lower[a][b] = jnp.sqrt(jnp.maximum(left, 1e-14 * diagonal[a])) if a == b else left / lower[b][b]
+
+    def solved(right: list[Any]) -> list[Any]:
+        forward: list[Any] = []
+        for a in range(size):
+            forward.append((right[a] - sum(lower[a][k] * forward[k] for k in range(a))) / lower[a][a])
+        back: list[Any] = [None] * size
+        for a in reversed(range(size)):
+            back[a] = (forward[a] - sum(lower[k][a] * back[k] for k in range(a + 1, size))) / lower[a][a]
+        return back
+
+    free = solved(gradient)
+    towards = solved([jnp.broadcast_to(direction[a], gradient[0].shape) for a in range(size)])
+    along = sum(direction[a] * free[a] for a in range(size))
+    reach = sum(direction[a] * towards[a] for a in range(size))
+    ratio = jnp.where(norm > 0, along / jnp.where(norm > 0, reach, 1.0), 0.0)
+    return [free[a] - towards[a] * ratio for a in range(size)]
