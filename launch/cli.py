@@ -37,7 +37,7 @@ COMMANDS = {
     "arena": ("launch.arena.cli", "a local page for blind votes of people on a study's samples, and its board"),
     "fit": ("launch.stats", "a scaling law with intervals, from any table"),
     "elo": ("launch.elo", "ratings with intervals, from any table of battles"),
-    "correlate": ("launch.stats", "correlation of two columns with intervals"),
+    "correlate": ("launch.correlate", "correlations of columns with intervals, partial ones, bins beside their mean"),
     "winrate": ("launch.winrate", "win rates against one player with intervals, from any table of battles"),
     "coordinates": ("launch.coordinates", "how activations go with width and depth, standard beside muP"),
     "optimum": ("launch.optimum", "where a learning rate is best at each size, and its drift, from any table"),

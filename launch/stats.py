@@ -1,4 +1,4 @@
-"""``mmdit fit``, ``mmdit correlate``: statistics on any CSV or Parquet file."""
+"""``mmdit fit``: a scaling law from any CSV or Parquet file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register the two commands; each sets ``run``, a function of the parsed arguments that returns an exit code.
+    """Register the command, which sets ``run``, a function of the parsed arguments that returns an exit code.
 
     Bad input raises ``scaling.errors.TableError``, which the caller prints as one line and turns into exit code 2.
     """
@@ -34,18 +34,6 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     resampling_options(fit)
     fit.set_defaults(run=run_fit)
 
-    correlate = command_parser(
-        subparsers,
-        "correlate",
-        "Pearson and Spearman correlation of two columns, with intervals",
-        "mmdit correlate studies/quickstart/results.csv --where dataset=scenes --x val_loss --y geneval --json",
-    )
-    correlate.add_argument("table", help="CSV or Parquet file")
-    correlate.add_argument("--x", metavar="COL", required=True, help="first column")
-    correlate.add_argument("--y", metavar="COL", required=True, help="second column")
-    resampling_options(correlate, default=2000)
-    correlate.set_defaults(run=run_correlate)
-
 
 def run_fit(args: argparse.Namespace) -> int:
     """Fit the law and print it, as text or as one JSON object (``law, params, intervals, objective, rows, …``)."""
@@ -64,25 +52,6 @@ def run_fit(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     print(json.dumps(law.to_json()) if args.json else _law_text(law, args.c, args.loss))
-    return EXIT_OK
-
-
-def run_correlate(args: argparse.Namespace) -> int:
-    """Correlate two columns and print both coefficients, as text or as one JSON object."""
-    from scaling.correlation import correlate
-    from scaling.tables import numbers, read_table, where
-
-    table = where(read_table(args.table), args.where)
-    result = correlate(numbers(table, args.x), numbers(table, args.y), draws=args.bootstrap, seed=args.seed)
-    if args.json:
-        print(json.dumps({"x": args.x, "y": args.y, **result.to_json()}))
-        return EXIT_OK
-    for name, found in (("Pearson", result.pearson), ("Spearman", result.spearman)):
-        print(
-            f"{name:8} r = {found.r:+.3f}  [{found.low:+.3f}, {found.high:+.3f}] ({found.interval})  "
-            f"p = {found.p:.3g} ({found.p_method})"
-        )
-    print(f"{result.rows} rows")
     return EXIT_OK
 
 

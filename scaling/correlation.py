@@ -1,25 +1,28 @@
-"""Pearson and Spearman correlations that say how sure they are and from how many points."""
+"""Correlations that say how sure they are, of rows that share groups too, and with other columns held fixed."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from scipy import stats
 
+from scaling.coefficients import KINDS, Control, Kind, coefficient
+from scaling.dependence import Groups, Spread, Statistic, jackknife
 from scaling.errors import TableError
+from scaling.permutation import orders, permutation_p
 
-EXACT_ROWS = 8
-"""Up to this many rows all permutations are counted (8! = 40,320); above, as many random ones as asked for."""
 BOOTSTRAP_ROWS = 20
-"""From this many rows on, intervals are BCa bootstrap; below, Fisher's z, since few rows repeat too often."""
+"""From this many rows on, intervals of rows that stand alone are BCa bootstrap; below, Fisher's z, since few rows
+repeat too often."""
+PERMUTATIONS = 20_000
+NONE = "none: fewer than 4 rows"
 
 
 @dataclass(frozen=True)
 class Coefficient:
-    """One coefficient: ``r``, its interval at ``level`` and how it was made, the two-sided permutation p-value."""
+    """One coefficient: ``r``, its interval at ``level`` and how it was made, the two-sided p-value and how it was."""
 
     r: float
     low: float
@@ -28,51 +31,95 @@ class Coefficient:
     interval: str
     p_method: str
 
+    def to_json(self) -> dict[str, object]:
+        """Plain numbers, None where undefined."""
+        return plain(asdict(self))
+
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's and Spearman's coefficients of the same ``rows`` points."""
+    """Pearson's, Spearman's and Kendall's (tau-b) coefficients of the same ``rows`` points; ``groups`` by factor."""
 
     rows: int
     level: float
     pearson: Coefficient
     spearman: Coefficient
+    kendall: Coefficient
+    groups: dict[str, int] = field(default_factory=dict)
+
+    def of(self, kind: Kind) -> Coefficient:
+        """The coefficient of that name."""
+        found: Coefficient = getattr(self, kind)
+        return found
 
     def to_json(self) -> dict[str, object]:
         """Plain numbers, None where undefined."""
+        coefficients: dict[str, object] = {kind: self.of(kind).to_json() for kind in KINDS}
+        return {"rows": self.rows, "level": self.level, **coefficients, "groups": self.groups}
 
-        def clean(coefficient: Coefficient) -> dict[str, object]:
-            return {
-                key: (None if isinstance(value, float) and math.isnan(value) else value)
-                for key, value in asdict(coefficient).items()
-            }
 
-        return {
-            "rows": self.rows,
-            "level": self.level,
-            "pearson": clean(self.pearson),
-            "spearman": clean(self.spearman),
-        }
+def plain(record: dict[str, object]) -> dict[str, object]:
+    """The same with None for NaN, as JSON has it."""
+    return {key: (None if isinstance(value, float) and math.isnan(value) else value) for key, value in record.items()}
 
 
 def correlate(
     x: np.ndarray,
     y: np.ndarray,
     *,
+    groups: Groups | None = None,
+    control: Control | None = None,
     level: float = 0.95,
     draws: int = 2000,
-    permutations: int = 20_000,
+    permutations: int = PERMUTATIONS,
     seed: int = 0,
+    order: np.ndarray | None = None,
 ) -> Correlation:
-    """Correlate two columns ``[rows]`` of finite numbers.
+    """Correlate two columns ``[rows]`` of finite numbers; with ``control`` partially (``Control``, ``coefficient``).
 
-    Intervals: BCa bootstrap over rows (Efron 1987) from BOOTSTRAP_ROWS on; below, Fisher's z with standard error
-    1/√(n−3), for Spearman √((1 + r²/2)/(n−3)) (Bonett and Wright 2000). With fewer than 4 rows there is none: (−1, 1).
-    p-values count permutations, all of them up to EXACT_ROWS rows.
+    Rows that stand alone: BCa bootstrap over rows (Efron 1987) from BOOTSTRAP_ROWS on; below, Fisher's z with standard
+    error 1/√(n−3), for Spearman √((1 + r²/2)/(n−3)) (Bonett and Wright 2000), for Kendall √(0.437/(n−4)) (Fieller,
+    Hartley and Pearson 1957). With fewer than 4 rows (5 for Kendall) there is none: (−1, 1).
 
-    Raises TableError for fewer than 3 rows, different lengths, or a column that never changes.
+    With ``groups``, or a control: Fisher's z with a standard error by jackknife over whole groups, and Student's t.
+
+    p-values count permutations: of rows, or of whole groups where all have one size; else, and with a control, they
+    are of the t of the interval. ``order`` are ``permutation.orders`` of the same groups, where a caller has them.
+
+    Raises TableError for fewer than 3 rows, different lengths, a column that never changes, or one of which the
+    control leaves nothing.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    _check(x, y)
+    groups = groups or Groups(len(x), {})
+    held = control or Control.nothing(len(x))
+    if len(x) < 3 + held.parameters:
+        raise TableError(f"rows={len(x)}: too few with that held fixed; expected {3 + held.parameters} or more")
+    rng = np.random.default_rng(seed)
+    found = {}
+    for kind in KINDS:
+        r = float(coefficient(kind, x, y, np.ones((1, len(x))), held)[0])
+        if math.isnan(r):
+            raise TableError("nothing left of a column once the others are held fixed; expected one that still changes")
+        p, p_method = math.nan, ""
+        if groups.index or control is not None:
+            spread = spread_of(_z(kind, x, y, held), groups, held)
+            low, high, interval = by_jackknife(kind, r, spread, 0, groups, held, level)
+            p = float(spread.p_values()[0])
+            p_method = "t of the jackknife" if math.isfinite(p) else "none"
+        elif len(x) >= BOOTSTRAP_ROWS and draws > 0:
+            low, high = _bca(kind, x, y, r, level, draws, rng)
+            interval = "BCa bootstrap over rows"
+        else:
+            low, high, interval = fisher(kind, r, len(x), level)
+        if control is None and groups.equal():
+            order = orders(groups, permutations, seed) if order is None else order
+            p, p_method = permutation_p(kind, x, y, groups, order)
+        found[kind] = Coefficient(r, low, high, p, interval, p_method)
+    return Correlation(len(x), level, found["pearson"], found["spearman"], found["kendall"], groups.counts)
+
+
+def _check(x: np.ndarray, y: np.ndarray) -> None:
     if x.shape != y.shape or x.ndim != 1:
         raise TableError(f"rows={len(x)} and {len(y)}: expected two columns of one length")
     if len(x) < 3:
@@ -80,64 +127,65 @@ def correlate(
     for name, values in (("x", x), ("y", y)):
         if np.ptp(values) == 0:
             raise TableError(f"{name}={values[0]:g} in every row: expected a column that changes")
-    rng = np.random.default_rng(seed)
-    return Correlation(
-        rows=len(x),
-        level=level,
-        pearson=_coefficient(x, y, False, level, draws, permutations, rng),
-        spearman=_coefficient(x, y, True, level, draws, permutations, rng),
-    )
 
 
-def _coefficient(
-    x: np.ndarray,
-    y: np.ndarray,
-    ranked: bool,
-    level: float,
-    draws: int,
-    permutations: int,
-    rng: np.random.Generator,
-) -> Coefficient:
-    rows = len(x)
-    r = float(_pearson(*_maybe_rank(x[None], y[None], ranked))[0])
-    if rows >= BOOTSTRAP_ROWS and draws > 0:
-        low, high, method = *_bca(x, y, ranked, r, level, draws, rng), "BCa bootstrap over rows"
-    elif rows >= 4:
-        error = math.sqrt((1 + r * r / 2 if ranked else 1.0) / (rows - 3))
-        reach = float(stats.norm.ppf((1 + level) / 2)) * error
-        # Ranks that agree in full would give an interval of no width: half a swap of neighbours is taken off.
-        most = 1 - 6 / (rows * (rows**2 - 1)) if ranked else 1 - 1e-12
-        z = math.atanh(min(max(r, -most), most))
-        low, high, method = min(math.tanh(z - reach), r), max(math.tanh(z + reach), r), "Fisher z"
-    else:
-        low, high, method = -1.0, 1.0, "none: fewer than 4 rows"
-    p, p_method = _permutation_p(x, y, ranked, r, permutations, rng)
-    return Coefficient(r, low, high, p, method, p_method)
+def z_of(kind: Kind, r: np.ndarray, rows: int) -> np.ndarray:
+    """Fisher's z. Orders that agree in full would give an infinite one: half a swap of neighbours is taken off."""
+    swap = {"pearson": 1e-12, "spearman": 6 / (rows * (rows**2 - 1)), "kendall": 2 / (rows * (rows - 1))}[kind]
+    return np.arctanh(np.clip(r, swap - 1, 1 - swap))
 
 
-def _maybe_rank(x: np.ndarray, y: np.ndarray, ranked: bool) -> tuple[np.ndarray, np.ndarray]:
-    return (stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1)) if ranked else (x, y)
+def _z(kind: Kind, x: np.ndarray, y: np.ndarray, control: Control) -> Statistic:
+    return lambda weights: z_of(kind, coefficient(kind, x, y, weights, control)[:, None], len(x))
 
 
-def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Row-wise coefficient of ``[B, rows]``; NaN where a row never changes."""
-    x = x - x.mean(-1, keepdims=True)
-    y = y - y.mean(-1, keepdims=True)
-    norm = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.clip(np.where(norm > 0, (x * y).sum(-1) / norm, np.nan), -1, 1)
+def fisher(kind: Kind, r: float, rows: int, level: float) -> tuple[float, float, str]:
+    """Interval of a coefficient of ``rows`` independent rows, and what it is called."""
+    spare = rows - (4 if kind == "kendall" else 3)
+    if spare < 1:
+        return -1.0, 1.0, NONE if kind != "kendall" else NONE.replace("4", "5")
+    variance = {"pearson": 1.0, "spearman": 1 + r * r / 2, "kendall": 0.437}[kind] / spare
+    reach = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt(variance)
+    z = float(z_of(kind, np.array(r), rows))
+    return min(math.tanh(z - reach), r), max(math.tanh(z + reach), r), "Fisher z"
+
+
+def spread_of(statistic: Statistic, groups: Groups, control: Control) -> Spread:
+    """Jackknife over groups, or over rows that stand alone; these have fewer degrees of freedom for what is fitted."""
+    return jackknife(statistic, groups, 0 if groups.index else control.parameters)
+
+
+def by_jackknife(
+    kind: Kind, r: float, spread: Spread, place: int, groups: Groups, control: Control, level: float
+) -> tuple[float, float, str]:
+    """Interval of ``r``, whose Fisher's z is the value at ``place`` of ``spread``, and what it is called.
+
+    Where leaving out a group leaves nothing to correlate there is none; where none of them changes anything, as when
+    all orders agree, the interval is that of as many independent rows as there are groups.
+    """
+    error, freedom = float(spread.errors[place]), float(spread.freedom[place])
+    if not math.isfinite(error):
+        return -1.0, 1.0, "none: not defined without some group"
+    if error < 1e-9:
+        fewest = min(int(factor.max()) + 1 for factor in groups.factors)
+        return (*fisher(kind, r, fewest - control.parameters, level)[:2], "Fisher z of the groups")
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    z = float(spread.values[place])
+    what = " × ".join(f"{count} {name}" for name, count in groups.counts.items()) or f"{groups.rows} rows"
+    how = f"jackknife over {what}, t with {freedom:.3g} df"
+    return min(math.tanh(z - reach), r), max(math.tanh(z + reach), r), how
 
 
 def _bca(
-    x: np.ndarray, y: np.ndarray, ranked: bool, r: float, level: float, draws: int, rng: np.random.Generator
+    kind: Kind, x: np.ndarray, y: np.ndarray, r: float, level: float, draws: int, rng: np.random.Generator
 ) -> tuple[float, float]:
     rows = len(x)
-    pick = rng.integers(rows, size=(draws, rows))
-    samples = _pearson(*_maybe_rank(x[pick], y[pick], ranked))
+    nothing = Control.nothing(rows)
+    counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(np.float64)
+    samples = coefficient(kind, x, y, counts, nothing)
     samples = samples[np.isfinite(samples)]
-    leave = np.array([np.delete(np.arange(rows), i) for i in range(rows)])
-    jackknife = _pearson(*_maybe_rank(x[leave], y[leave], ranked))
-    spread = jackknife.mean() - jackknife
+    left = coefficient(kind, x, y, 1 - np.eye(rows), nothing)
+    spread = left.mean() - left
     scale = (spread**2).sum() ** 1.5
     acceleration = (spread**3).sum() / (6 * scale) if scale > 0 else 0.0
     below = np.clip(((samples < r).mean() + (samples <= r).mean()) / 2, 1 / (draws + 1), draws / (draws + 1))
@@ -145,19 +193,3 @@ def _bca(
     shifted = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(samples, stats.norm.cdf(bias + shifted / (1 - acceleration * shifted)))
     return float(low), float(high)
-
-
-def _permutation_p(
-    x: np.ndarray, y: np.ndarray, ranked: bool, r: float, permutations: int, rng: np.random.Generator
-) -> tuple[float, str]:
-    rows = len(x)
-    if rows <= EXACT_ROWS:
-        order, method = np.array(list(itertools.permutations(range(rows)))), "exact permutation"
-    else:
-        order, method = np.argsort(rng.random((permutations, rows)), axis=1), "random permutation"
-    x, y = _maybe_rank(x, y, ranked)
-    others = np.abs(_pearson(np.broadcast_to(x, order.shape), y[order]))
-    extreme = int((others >= abs(r) - 1e-12).sum())
-    if rows <= EXACT_ROWS:
-        return extreme / len(order), method
-    return (extreme + 1) / (len(order) + 1), method

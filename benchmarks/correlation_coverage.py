@@ -1,0 +1,200 @@
+"""How often 95 % intervals of correlations hold the truth, where runs share a ladder and a seed: docs/correlations.md.
+
+    python -m benchmarks.correlation_coverage                # 12 minutes on one core
+
+Simulated studies of known correlation: loss and score are sums of what a ladder shares, what a seed shares and what is
+each run's own, all normal. Three intervals of each coefficient: of runs that stand alone (what a table without groups
+gets), percentiles of a bootstrap that resamples whole ladders, and those of ``correlate`` with groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks import command, markdown
+from scaling.bins import compare_bins
+from scaling.coefficients import KINDS, Control, coefficient
+from scaling.correlation import correlate
+from scaling.dependence import Groups
+from scaling.resample import group_counts
+
+PERMUTATIONS = 199
+DRAWS = 400
+
+
+@dataclass(frozen=True)
+class Design:
+    """A study: how many ladders, budgets and seeds; correlations of what a ladder shares and of the rest; the shares of
+    the variance that a ladder and a seed have."""
+
+    ladders: int
+    budgets: int
+    seeds: int
+    between: float
+    within: float
+    ladder: float
+    seed: float = 0.0
+
+    @property
+    def truth(self) -> dict[str, float]:
+        """Each coefficient's value over endlessly many ladders and seeds (Pearson 1907, Kendall 1948)."""
+        r = self.between * self.ladder + self.within * (1 - self.ladder - self.seed)
+        return {"pearson": r, "spearman": 6 / np.pi * np.arcsin(r / 2), "kendall": 2 / np.pi * np.arcsin(r)}
+
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ladder and seed of each run."""
+        ladder, _, seed = np.indices((self.ladders, self.budgets, self.seeds)).reshape(3, -1)
+        return ladder, seed
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """One study's losses and scores."""
+        ladder, seed = self.labels()
+
+        def normal(rows: int, r: float, share: float) -> np.ndarray:
+            first, second = rng.normal(size=(2, rows))
+            return np.sqrt(share) * np.stack([first, r * first + np.sqrt(1 - r * r) * second])
+
+        x, y = (
+            normal(self.ladders, self.between, self.ladder)[:, ladder]
+            + normal(self.seeds, 0.0, self.seed)[:, seed]
+            + normal(len(ladder), self.within, 1 - self.ladder - self.seed)
+        )
+        return x, y
+
+
+DESIGNS = (
+    Design(6, 3, 2, 0.0, 0.0, 0.7),
+    Design(6, 3, 2, -0.8, -0.8, 0.7),
+    Design(6, 3, 2, -0.8, -0.3, 0.5, 0.05),
+    Design(6, 3, 2, 0.0, 0.0, 0.5, 0.2),
+    Design(6, 3, 2, -0.8, -0.8, 0.0),
+    Design(4, 1, 5, -0.6, -0.6, 0.5),
+    Design(10, 1, 10, 0.0, 0.0, 0.4, 0.4),
+    Design(20, 3, 2, -0.6, -0.2, 0.5),
+    Design(40, 3, 2, 0.0, 0.0, 0.6),
+)
+
+
+def coverage(design: Design, studies: int) -> dict[str, dict[str, float]]:
+    """Shares of ``studies``: by coefficient, how often each interval holds the truth, and p falls below 0.05."""
+    ladder, seed = design.labels()
+    groups = Groups.of(len(ladder), {"ladder": ladder, "seed": seed})
+    hits: dict[str, dict[str, float]] = {kind: defaultdict(float) for kind in KINDS}
+    rng = np.random.default_rng(0)
+    for study in range(studies):
+        x, y = design.draw(rng)
+        alone = correlate(x, y, permutations=PERMUTATIONS, draws=DRAWS, seed=study)
+        grouped = correlate(x, y, groups=groups, permutations=PERMUTATIONS, seed=study)
+        counts = group_counts(DRAWS, design.ladders, rng)[:, ladder]
+        for kind in KINDS:
+            truth, nothing = design.truth[kind], Control.nothing(len(x))
+            low, high = np.nanquantile(coefficient(kind, x, y, counts, nothing), [0.025, 0.975])
+            found = hits[kind]
+            for name, ends in (
+                ("alone", (alone.of(kind).low, alone.of(kind).high)),
+                ("bootstrap", (low, high)),
+                ("groups", (grouped.of(kind).low, grouped.of(kind).high)),
+            ):
+                found[name] += (ends[0] <= truth <= ends[1]) / studies
+            found["width"] += (grouped.of(kind).high - grouped.of(kind).low) / studies
+            found["p alone"] += (alone.of(kind).p < 0.05) / studies
+            found["p"] += (grouped.of(kind).p < 0.05) / studies
+    return {kind: dict(found) for kind, found in hits.items()}
+
+
+def given_size(studies: int, effect: float, degree: int) -> dict[str, float]:
+    """Partial coefficients given log FLOPs of 6 ladders × 3 budgets × 2 seeds: how often 0 lies outside the interval.
+
+    Loss falls with log FLOPs, the score rises with them, curved where ``degree`` is 2; ``effect`` is what the rest of
+    loss does to the rest of the score, both with a part that a ladder shares.
+    """
+    design = Design(6, 3, 2, -effect, -effect, 0.5)
+    ladder, _ = design.labels()
+    budget = np.indices((6, 3, 2))[1].reshape(-1)
+    size = np.log(24.0 * (ladder + 2)) * 3 + np.log(np.array([200, 450, 1000]))[budget]
+    size = (size - size.mean()) / size.std()
+    groups = Groups.of(len(ladder), {"ladder": ladder})
+    out: dict[str, float] = defaultdict(float)
+    rng = np.random.default_rng(0)
+    for _ in range(studies):
+        loss, score = design.draw(rng)
+        loss, score = loss - 4 * size, score + 4 * size + (1.5 * size**2 if degree == 2 else 0)
+        for name, control in (("plain", None), ("given", Control(size[:, None], degree))):
+            found = correlate(loss, score, groups=groups, control=control, permutations=PERMUTATIONS)
+            for kind in KINDS:
+                out[f"{name} {kind}"] += (not found.of(kind).low <= 0 <= found.of(kind).high) / studies
+    return dict(out)
+
+
+def best_bin(studies: int, better: float) -> dict[str, float]:
+    """Eight losses of a study of 12 ladders × 3: how often some bin's p is below 0.05, alone and for the best picked.
+
+    Bins are the mean and noise of their own; the score goes with the mean, and by ``better`` with the third bin.
+    """
+    ladder = np.repeat(np.arange(12), 3)
+    groups = Groups.of(36, {"ladder": ladder})
+    out: dict[str, float] = defaultdict(float)
+    rng = np.random.default_rng(0)
+    for study in range(studies):
+        shared = rng.normal(size=12)[ladder] + rng.normal(size=36)
+        bins = shared[:, None] + rng.normal(size=(36, 8))
+        mean = bins.mean(axis=1)
+        own = rng.normal(size=12)[ladder] + rng.normal(size=36)
+        score = -(1 - better) * mean - better * bins[:, 2] + own
+        rows = compare_bins(mean, bins, score, groups=groups, kinds=("pearson",), seed=study).rows["pearson"]
+        better_bins = [row for row in rows if row.difference > 0]
+        out["any alone"] += any(row.p < 0.05 for row in better_bins) / studies
+        out["any picked"] += any(row.p_best < 0.05 for row in better_bins) / studies
+        out["third picked"] += (rows[2].difference > 0 and rows[2].p_best < 0.05) / studies
+    return dict(out)
+
+
+def percent(share: float) -> str:
+    """In a table."""
+    return f"{100 * share:.1f} %"
+
+
+def told(columns: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print a table in Markdown, its columns parted by bars."""
+    print("\n".join(markdown.table(columns.split("|"), rows)), end="\n\n", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=1000, help="simulated of each design (%(default)s)")
+    args = parser.parse_args()
+    rows = []
+    for design in DESIGNS:
+        found = coverage(design, args.studies)
+        for kind in KINDS:
+            of, shared = found[kind], f"{design.ladder:g}, {design.seed:g}"
+            size = f"{design.ladders} × {design.budgets} × {design.seeds}"
+            rows.append([size, shared, kind, f"{design.truth[kind]:+.2f}"])
+            rows[-1] += [percent(of[name]) for name in ("alone", "bootstrap", "groups")] + [f"{of['width']:.2f}"]
+            null = not design.truth[kind]
+            rows[-1] += [percent(of["p alone"]), percent(of["p"])] if null else ["–", "–"]
+    told(
+        "ladders × budgets × seeds|share of ladder, seed|coefficient|truth|runs alone|bootstrap of ladders|"
+        "with groups|mean width|p < 0.05, alone|p < 0.05, groups",
+        rows,
+    )
+    rows = []
+    for effect, degree in ((0.0, 1), (0.0, 2), (0.8, 1)):
+        of = given_size(args.studies, effect, degree)
+        for kind in KINDS:
+            rows.append([f"{-effect:g}", str(degree), kind, percent(of[f"plain {kind}"]), percent(of[f"given {kind}"])])
+    told("effect given size|degree|coefficient|0 outside: plain|0 outside: given size", rows)
+    rows = []
+    for better in (0.0, 0.5, 1.0):
+        of = best_bin(args.studies, better)
+        rows.append([f"{better:g}", *(percent(of[name]) for name in ("any alone", "any picked", "third picked"))])
+    told("weight of the third bin|some bin better, p alone|some bin better, p of the best|the third", rows)
+
+
+if __name__ == "__main__":
+    command.run(main)
