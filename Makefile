@@ -5,7 +5,7 @@ ROOT ?= studies
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: study test parity plan slurm lint bench clean
+.PHONY: study test parity plan slurm arena lint bench clean
 .DEFAULT_GOAL := study
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
@@ -33,6 +33,10 @@ plan:
 # Faults on a real Slurm, which the tests start and take down: needs root and Debian's packages, else it says so.
 slurm: $(INSTALLED)
 	$(BIN)/python -m pytest -n 0 tests/slurm
+
+# Votes in a real browser and on a real PostgreSQL, which the tests start and take down; Debian's packages, else skipped.
+arena: $(INSTALLED)
+	$(BIN)/python -m pytest -n 0 tests/arena
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

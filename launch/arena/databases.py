@@ -196,7 +196,12 @@ class Postgres:
             reason = " ".join(str(error).split())
             raise UserError(f"votes={url.split('@')[-1]!r}: can't be reached ({reason})") from None
         self._pool = ConnectionPool(
-            url, min_size=1, max_size=CONNECTIONS, timeout=BUSY_SECONDS, check=ConnectionPool.check_connection
+            url,
+            min_size=1,
+            max_size=CONNECTIONS,
+            timeout=BUSY_SECONDS,
+            check=ConnectionPool.check_connection,
+            open=True,
         )
         self._threads = ThreadPoolExecutor(CONNECTIONS, "votes")
 

@@ -176,7 +176,7 @@ def answers(cursor: Cursor, ticket: str) -> dict[str, str]:
 
 def vote(cursor: Cursor, ticket: Ticket, question: str, outcome: str) -> dict[str, str]:
     """Count an answer, unless the question has one; the answers of the ticket, which is closed by its last."""
-    now = time.time()
+    now = round(time.time(), 3)  # as a CSV file tells it: votes that went out and came in are in the same order
     # First of all: it holds the row, so that of two answers at once the later one sees both.
     cursor.change("UPDATE arena_tickets SET touched = ? WHERE ticket = ?", (now, ticket.ticket))
     cursor.change(

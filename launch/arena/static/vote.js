@@ -122,9 +122,9 @@ async function vote(outcome) {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-outcome]");
   if (!button) return;
+  if (event.detail > 0) button.blur(); // else the space bar would press it again instead of skipping
   const since = performance.now() - shownAt;
   if (since < SETTLE || (event.detail > 1 && since < DOUBLE)) return;
-  if (event.detail > 0) button.blur(); // else the space bar would press it again instead of skipping
   vote(button.dataset.outcome);
 });
 
