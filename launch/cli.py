@@ -36,6 +36,7 @@ COMMANDS = {
     "plan": ("launch.plan", "what a run takes on a pod that is not here, compiled for its chips"),
     "arena": ("launch.arena.cli", "a local page for blind votes of people on a study's samples, and its board"),
     "fit": ("launch.stats", "a scaling law with intervals, from any table"),
+    "battles": ("launch.battles", "judges over trees of images, into a table of battles"),
     "elo": ("launch.elo", "ratings with intervals, from any table of battles"),
     "correlate": ("launch.correlate", "correlations of columns with intervals, partial ones, bins beside their mean"),
     "winrate": ("launch.winrate", "win rates against one player with intervals, from any table of battles"),
