@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from scaling.errors import TableError
+from scaling.parabola import fieller, vertex_error
 from scaling.tables import labels, numbers, require
 
 REACH = 2
@@ -122,28 +123,13 @@ def _optimum(size: float, grid: np.ndarray, losses: np.ndarray, reach: int, leve
     if freedom > 0:
         noise = ((y.ravel() - columns @ found) ** 2).sum() / freedom
         spread = noise * np.linalg.inv(columns.T @ columns)[-2:, -2:]
-        bounds = _fieller(slope, bend, spread, stats.t.ppf(0.5 + level / 2, freedom))
+        bounds = fieller(slope, bend, spread, stats.t.ppf(0.5 + level / 2, freedom))
         if bounds is not None:
             low, high = (float(2 ** (centre + bound)) for bound in bounds)
-            gradient = np.array([-1 / (2 * bend), slope / (2 * bend**2)])
-            error = float(np.sqrt(gradient @ spread @ gradient))
+            error = vertex_error(slope, bend, spread)
     curve = (level0 - slope * centre + bend * centre**2, slope - 2 * bend * centre, bend)
     best, least = float(2 ** (centre + vertex)), float(2 ** (level0 + slope * vertex / 2))
     return Optimum(size, best, low, high, least, error, freedom, False, (curve[0], curve[1], float(curve[2])), span)
-
-
-def _fieller(slope: float, bend: float, spread: np.ndarray, t: float) -> tuple[float, float] | None:
-    """The u at which slope + 2 bend u is not told from 0 (Fieller 1954); None where these are not an interval.
-
-    ``spread [2, 2]`` is the covariance of both.
-    """
-    a = 4 * (bend**2 - t**2 * spread[1, 1])
-    b = 4 * (slope * bend - t**2 * spread[0, 1])
-    c = slope**2 - t**2 * spread[0, 0]
-    if a <= 0:
-        return None
-    root = np.sqrt(max(b**2 - 4 * a * c, 0.0))
-    return (-b - root) / (2 * a), (-b + root) / (2 * a)
 
 
 def drift(found: Sequence[Optimum], level: float = 0.95) -> Drift:

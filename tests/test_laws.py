@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from launch.stats import add_parsers
-from scaling.envelope import fit_frontier, frontier
-from scaling.errors import TableError
+from launch.fit import add_parsers
 from scaling.descent import huber
+from scaling.errors import TableError
 from scaling.laws import fit_power_law
 from scaling.tables import labels, numbers, read_table, require, where
 
@@ -116,35 +115,6 @@ def test_same_seed_same_interval_and_thin_data_are_refused() -> None:
         fit_power_law(compute[:2], loss[:2])
     with pytest.raises(TableError, match="in every row"):
         fit_power_law(np.full(5, 1e15), loss)
-
-
-def curves() -> pd.DataFrame:
-    """Two runs whose curves cross at 1e13 FLOPs, and one that is never best."""
-    rows = []
-    for run, scale, slope in (("small", 1.0, 0.1), ("large", 2.0, 0.2), ("poor", 3.0, 0.15)):
-        steps = 10 ** np.arange(12, 14.01, 0.25) * (2.0 if run == "large" else 1.0)
-        rows += [
-            {"run_id": run, "train_flops": c, "val_loss": scale * (c / 1e13) ** -slope / (2 if run == "large" else 1)}
-            for c in steps
-        ]
-    return pd.DataFrame(rows)
-
-
-def test_frontier_is_the_lower_envelope() -> None:
-    table = curves()
-    best = frontier(table, burn_in=0.0)
-    assert best["train_flops"].is_monotonic_increasing and best["val_loss"].is_monotonic_decreasing
-    assert set(best[best["train_flops"] < 0.99e13]["run_id"]) == {"small"}
-    assert set(best[best["train_flops"] > 1.01e13]["run_id"]) == {"large"}
-    # A coarse checkpoint of the poor run that no other checkpoint dominates still lies above the others' curves.
-    gap = pd.DataFrame({"run_id": ["poor2"] * 2, "train_flops": [1.2e12, 1.4e12], "val_loss": [1.24, 1.238]})
-    small = table[table["run_id"] == "small"]
-    sparse = small[small["train_flops"].isin([small["train_flops"].min(), small["train_flops"].max()])]
-    together = pd.concat([sparse, gap])
-    assert set(frontier(together, burn_in=0.0)["run_id"]) == {"small"}
-    assert frontier(table, burn_in=0.5)["train_flops"].min() >= 0.5e14
-    law, rows = fit_frontier(table, draws=20, burn_in=0.0)
-    assert law.groups == 2 and len(rows) == law.rows and 0.1 < law.params["b"] < 0.2
 
 
 def command(*arguments: str) -> int:
