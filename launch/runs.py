@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launch import sample_checkpoint
+from launch import geneval_tree, sample_checkpoint
 from launch.compiled import keep_compiled_programs
 from launch.drawing import drawing, live
 from launch.execute import Handling, execute, restore_ema
@@ -20,8 +20,9 @@ from mmdit_jax.copies import pull
 from mmdit_jax.data import pipeline
 from mmdit_jax.diffusion.sampler_config import METHODS
 from mmdit_jax.errors import Held, Preempted, UserError, unknown
-from mmdit_jax.evaluation.evaluate import evaluate, generate, save_png
+from mmdit_jax.evaluation.evaluate import evaluate, generate
 from mmdit_jax.evaluation.latent import no_autoencoder
+from mmdit_jax.evaluation.official.tree import write_image
 from mmdit_jax.host import process_began
 from mmdit_jax.processes import is_first, join
 from mmdit_jax.training.data import LatentData, training_data
@@ -30,7 +31,8 @@ EXAMPLES = {
     "train": "example: mmdit train quickstart --run d2-rf",
     "evaluate": "example: mmdit evaluate quickstart --run d2-rf --drop tower --out /tmp/without-tower --json",
     "sample": 'example: mmdit sample quickstart --run d2-rf "a red circle above a blue square" --out samples; '
-    'mmdit sample --checkpoint sd3_medium_incl_clips.safetensors --tokenizers sd3 "a red circle" --height 512',
+    'mmdit sample --checkpoint sd3_medium_incl_clips.safetensors --tokenizers sd3 "a red circle" --height 512; '
+    "mmdit sample --checkpoint sd3/ --geneval evaluation_metadata.jsonl --batch 8 --part 1/4 --out tree",
 }
 
 
@@ -86,9 +88,10 @@ def add_parsers(commands: Any) -> None:
             parser.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "sample":
             parser.intermixed = True
-            parser.add_argument("words", nargs="+", metavar="[STUDY] PROMPT", help="with --checkpoint prompts alone")
+            parser.add_argument("words", nargs="*", metavar="[STUDY] PROMPT", help="with --checkpoint prompts alone")
             sample_checkpoint.add_options(parser)
-            parser.add_argument("--count", type=int, default=1, help="images a prompt (default: %(default)s)")
+            geneval_tree.add_options(parser)
+            parser.add_argument("--count", type=int, help="images a prompt (default: 1; with --geneval 4)")
             parser.add_argument("--out", type=Path, default=Path("samples"), help="folder (default: %(default)s)")
         parser.set_defaults(run=run)
 
@@ -136,18 +139,26 @@ def evaluate_run(args: argparse.Namespace) -> int:
 
 
 def sample_run(args: argparse.Namespace) -> int:
-    """Write PNGs; prints a path a line."""
+    """Write PNGs; prints a path a line, or that of the tree."""
     if (args.checkpoint is None) == (args.run_key is None):
         raise UserError("sample: expected STUDY and --run ID, or --checkpoint PATH")
     if args.checkpoint is not None:
         if args.overrides:
             raise UserError(f"--set {args.overrides[0]}: expected a run with it; a checkpoint has no such field")
         args.prompt = args.words
-        return sample_checkpoint.sample_checkpoint(args)
-    sample_checkpoint.refuse_options(args)
-    args.study, *args.prompt = args.words
-    if not args.prompt:
-        raise UserError(f"prompt: none after STUDY={args.study}; give one or more")
+    else:
+        sample_checkpoint.refuse_options(args)
+        if not args.words:
+            raise UserError("sample: expected STUDY, a name in experiments/ or the path of a study file")
+        args.study, *args.prompt = args.words
+    tree = geneval_tree.tree_of(args)
+    if tree is not None and args.prompt:
+        raise UserError(f"prompt={args.prompt[0]!r}: expected none with --geneval; its prompts are in {args.geneval}")
+    if tree is None and not args.prompt:
+        after = f" after STUDY={args.study}" if args.checkpoint is None else ""
+        raise UserError(f"prompt: none{after}; give one or more")
+    if args.checkpoint is not None:
+        return sample_checkpoint.sample_checkpoint(args, tree)
     run, ema, places = _trained(args)
     latent = None
     if pipeline.open_encoded(run.data.name, places.data) is not None:
@@ -155,12 +166,16 @@ def sample_run(args: argparse.Namespace) -> int:
         data = training_data(run, places.data)
         assert isinstance(data, LatentData)
         latent = live(run, data, places.vae, folders, args.drop)
+    if tree is not None:
+        geneval_tree.tell_new_words(run, places.data, tree.captions)
+        geneval_tree.draw_run(tree, run, ema, latent, args.drop)
+        return tree.tell(args)
     make_folder(args.out)
-    images = generate(run, ema, args.prompt, args.count, drop=tuple(args.drop), latent=latent)
+    images = generate(run, ema, args.prompt, args.count or 1, drop=tuple(args.drop), latent=latent)
     for i, row in enumerate(images):
         for k, image in enumerate(row):
             path = args.out / f"{i:05d}_{k:02d}.png"
-            save_png(image, path)
+            write_image(path, image)
             print(path)
     return 0
 

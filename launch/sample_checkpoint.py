@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from launch.compiled import keep_compiled_programs
+from launch.geneval_tree import Tree
 from launch.places import make_folder
 from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.errors import UserError, unknown
-from mmdit_jax.evaluation.evaluate import save_png
+from mmdit_jax.evaluation.official.provenance import fingerprint_of_files
+from mmdit_jax.evaluation.official.tree import noise_indices, write_image
 from mmdit_jax.evaluation.text_to_image import (
     ENCODERS,
     condition,
@@ -27,7 +30,7 @@ from mmdit_jax.evaluation.text_to_image import (
     expected_shapes,
     latent_sides,
 )
-from mmdit_jax.models.autoencoder import holds_autoencoder, load_autoencoder
+from mmdit_jax.models.autoencoder import Autoencoder, holds_autoencoder, load_autoencoder
 from mmdit_jax.models.sd3 import load_sd3, open_checkpoint
 from mmdit_jax.models.text import TextEncoder, shapes_of
 from mmdit_jax.models.text.places import find_encoder
@@ -71,12 +74,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def refuse_options(args: argparse.Namespace) -> None:
     """Raises UserError if options of a checkpoint were given for a run, which would not look at them."""
     for name, default in ONLY.items():
-        if vars(args)[name] != default:
+        if vars(args)[name] != default and not (name == "json" and args.geneval is not None):
             raise UserError(f"--{name.replace('_', '-')}: expected --checkpoint with it; a run has its own")
 
 
-def sample_checkpoint(args: argparse.Namespace) -> int:
-    """Write PNGs, ``NNNNN_KK.png`` of prompt N and its image K; prints a path a line."""
+def sample_checkpoint(args: argparse.Namespace, tree: Tree | None) -> int:
+    """Write PNGs, ``NNNNN_KK.png`` of prompt N and its image K, or those of a tree; prints a path a line, or its."""
     given = {name: vars(args)[name] for name in ("method", "shift_applied", "variables", "interval", "rescale")}
     sampler = SamplerConfig(
         steps=STEPS if args.steps is None else args.steps,
@@ -84,9 +87,10 @@ def sample_checkpoint(args: argparse.Namespace) -> int:
         shift=SHIFT if args.shift is None else args.shift,
         **{name: value for name, value in given.items() if value is not None},
     )
-    for name in ("count", "batch"):
-        if vars(args)[name] < 1:
-            raise UserError(f"{name}={vars(args)[name]}: expected 1 or more")
+    count = 1 if args.count is None else args.count
+    for name, value in (("count", count), ("batch", args.batch)):
+        if value < 1:
+            raise UserError(f"{name}={value}: expected 1 or more")
     seed = args.seed or 0
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: expected a whole number, 0 to 2**32 - 1")
@@ -107,31 +111,67 @@ def sample_checkpoint(args: argparse.Namespace) -> int:
             f"vae={autoencoder.folder}: {autoencoder.channels} channels; the checkpoint has {config.in_channels}"
         )
     sides = latent_sides(config, args.height, args.width, autoencoder.factor)
-    captions = [prompt for prompt in args.prompt for _ in range(args.count)]
+    captions = [prompt for prompt in args.prompt for _ in range(count)] if tree is None else tree.captions
+    encoders = _encoders(args, dtype)
+    if tree is not None:
+        tree.begin(_told(args, sampler, seed, dtype, encoders, autoencoder))
+        if not tree.images:
+            return tree.tell(args)
     asked = list(dict.fromkeys([*captions, args.negative]))
     with _timed("text"):
-        states = encode_prompts(_encoders(args, dtype), asked)
+        states = encode_prompts(encoders, asked)
     conditioning = condition(states, expected_shapes(config, shapes_of(states), args.t5_length), len(asked))
     row = {caption: i for i, caption in enumerate(asked)}
     with _timed("checkpoint"):
         model = load_sd3(checkpoint, dtype=dtype)
     pairs = [(row[caption], row[args.negative]) for caption in captions]
     drawn = draw_latents(
-        model, formulation("rf"), conditioning, pairs, sampler, seed=seed, sides=sides, batch=args.batch
+        model,
+        formulation("rf"),
+        conditioning,
+        pairs,
+        sampler,
+        seed=seed,
+        indices=range(len(captions)) if tree is None else noise_indices(tree.images),
+        sides=sides,
+        batch=min(args.batch, len(captions) if tree is None else tree.total),
     )
     paths: list[Path] = []
     for latents in drawn:  # each image is on disk before the next is begun
         for image in autoencoder.decode(latents):
-            number, k = divmod(len(paths), args.count)
-            paths.append(args.out / f"{number:05d}_{k:02d}.png")
-            save_png(image, paths[-1])
-            if not args.json:
+            number, k = divmod(len(paths), count)
+            paths.append(args.out / f"{number:05d}_{k:02d}.png" if tree is None else tree.path(len(paths)))
+            write_image(paths[-1], image)
+            if tree is None and not args.json:
                 print(paths[-1], flush=True)
         print(f"{len(paths)} of {len(captions)} drawn", file=sys.stderr)
+    if tree is not None:
+        return tree.tell(args)
     if args.json:
         images = [{"path": str(path), "prompt": caption} for path, caption in zip(paths, captions, strict=True)]
         print(json.dumps({"images": images, "sampler": sampler.label, "seed": seed, "encoders": list(states)}))
     return 0
+
+
+def _told(
+    args: argparse.Namespace,
+    sampler: SamplerConfig,
+    seed: int,
+    dtype: str,
+    encoders: Iterable[str],
+    autoencoder: Autoencoder,
+) -> dict[str, Any]:
+    """What an image of a tree depends on."""
+    return {
+        "checkpoint": args.checkpoint.name,
+        "weights": fingerprint_of_files(args.checkpoint),
+        "sampler": dataclasses.asdict(sampler),
+        "seed": seed,
+        "encoders": list(encoders),
+        "autoencoder": autoencoder.fingerprint,
+        **{name: vars(args)[name] for name in ("height", "width", "negative", "t5_length")},
+        "dtype": dtype,
+    }
 
 
 def _encoders(args: argparse.Namespace, dtype: str) -> dict[str, Callable[[], TextEncoder]]:

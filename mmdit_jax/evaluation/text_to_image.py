@@ -1,7 +1,7 @@
 """Prompts to images by an SD3 checkpoint: text encoders, then the sampler on latents, then the autoencoder.
 
 Of the large networks one is in memory at a time: states of the prompts are kept, on the host, their encoders are not.
-Noise of image i is a function of (seed, i).
+Noise of an image is a function of (seed, its index).
 """
 
 from __future__ import annotations
@@ -169,6 +169,7 @@ def draw_latents(
     sampler: SamplerConfig,
     *,
     seed: int,
+    indices: Sequence[int] | np.ndarray,
     sides: tuple[int, int],
     batch: int,
 ) -> Iterator[np.ndarray]:
@@ -179,13 +180,13 @@ def draw_latents(
         conditioning: of all prompts.
         images: of each, the rows of its prompt and of what guidance leads away from.
         seed: of the noise.
+        indices: N integers in [0, 2³¹); noise of image i is a function of (seed, indices[i]).
         sides: height and width of the latents.
         batch: 1 or more; the last one repeats its last image, which is left out again.
     """
     count = len(images)
-    batch = min(batch, count)
     for first in range(0, count, batch):
         rows = [min(row, count - 1) for row in range(first, first + batch)]
-        noise = initial_noise(seed, np.array(rows, np.int32), (*sides, model.config.in_channels))
+        noise = initial_noise(seed, np.asarray(indices, np.int32)[rows], (*sides, model.config.in_channels))
         prompts, negative = (take(conditioning, [images[row][side] for row in rows]) for side in (0, 1))
         yield np.asarray(sample_latents(model, f, prompts, negative, sampler, noise))[: count - first]
