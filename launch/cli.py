@@ -36,6 +36,7 @@ COMMANDS = {
     "plan": ("launch.plan", "what a run takes on a pod that is not here, compiled for its chips"),
     "arena": ("launch.arena.cli", "a local page for blind votes of people on a study's samples, and its board"),
     "fit": ("launch.stats", "a scaling law with intervals, from any table"),
+    "geneval": ("launch.geneval", "GenEval itself: prompts of its kind, a scorer by a detector, results to a table"),
     "battles": ("launch.battles", "judges over trees of images, into a table of battles"),
     "elo": ("launch.elo", "ratings with intervals, from any table of battles"),
     "correlate": ("launch.correlate", "correlations of columns with intervals, partial ones, bins beside their mean"),
