@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from launch.tables import EXIT_OK, check_out, command_parser, natural, out_option, resampling_options, text_table
+from launch.elo_text import elo_text, label, others
+from launch.tables import EXIT_OK, check_out, command_parser, natural, out_option, resampling_options
 
 if TYPE_CHECKING:
     from scaling.elo import EloTable
@@ -70,7 +72,7 @@ def run_elo(args: argparse.Namespace) -> int:
     by = _words(args.by)
     battles = where(read_table(args.battles), args.where)
     if not args.pool:
-        for line in pooled(battles, by):
+        for line in pooled(battles, (*by, *_words(args.cluster))):
             print(line, file=sys.stderr)
     parts = split(battles, by)
     tables: dict[tuple[str, ...], EloTable] = {}
@@ -86,7 +88,7 @@ def run_elo(args: argparse.Namespace) -> int:
                 cluster=_words(args.cluster),
             )
         except TableError as error:
-            raise TableError(f"{_label(by, key)}: {error}" if by else str(error)) from None
+            raise TableError(f"{label(by, key)}: {error}" if by else str(error)) from None
     won = _against(battles, by, args) if args.against is not None else {}
     following = _following(parts, by, args.next) if args.next else []
     if args.out is not None:
@@ -94,20 +96,20 @@ def run_elo(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_object(tables, by, won, following, args)))
     else:
-        print(_text(tables, by, won, following, args.against))
+        print(elo_text(tables, by, won, following, args.against))
     return EXIT_OK
 
 
-def pooled(battles: pd.DataFrame, by: Sequence[str]) -> list[str]:
-    """A line for each column that tells measurements apart, has several values, and isn't in ``by``."""
+def pooled(battles: pd.DataFrame, heeded: Sequence[str]) -> list[str]:
+    """A line for each column that tells measurements apart, has several values, and isn't in ``heeded``."""
     lines = []
     for column in POOLED:
-        if column not in by and column in battles.columns and (count := battles[column].nunique()) > 1:
+        if column not in heeded and column in battles.columns and (count := battles[column].nunique()) > 1:
             values = [str(value) for value in battles[column].dropna().unique()[:3]]
             listed = ", ".join(values) + (", …" if count > len(values) else "")
             lines.append(
                 f"mmdit elo: {count} {column}s rated as one ({listed}); --by {column} rates each, "
-                f"--where {column}={values[0]} one, --pool says that it is meant"
+                f"--where {shlex.quote(f'{column}={values[0]}')} one, --pool says that it is meant"
             )
     return lines
 
@@ -145,24 +147,16 @@ def _anchors(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _label(by: Sequence[str], key: Sequence[str]) -> str:
-    return ", ".join(f"{column}={value}" for column, value in zip(by, key, strict=True))
-
-
 def _against(battles: pd.DataFrame, by: Sequence[str], args: argparse.Namespace) -> dict[tuple[str, ...], WinRates]:
     """Win rates by question, for each value of the other columns of ``by``."""
     from scaling.win_rates import win_rates
 
     question = ("question",) if "question" in battles.columns else ()
-    parts = split(battles, _others(by))
+    parts = split(battles, others(by))
     return {
         key: win_rates(part, args.against, by=question, draws=args.bootstrap, seed=args.seed)
         for key, part in parts.items()
     }
-
-
-def _others(by: Sequence[str]) -> tuple[str, ...]:
-    return tuple(column for column in by if column != "question")
 
 
 def _following(parts: Parts, by: Sequence[str], count: int) -> list[dict[str, Any]]:
@@ -194,7 +188,7 @@ def _object(
 
         shown["against"] = args.against
         shown["win_rates"] = [
-            {**dict(zip(_others(by), key, strict=True)), **_finite(row)}
+            {**dict(zip(others(by), key, strict=True)), **_finite(row)}
             for key, found in won.items()
             for row in baseline_frame(found).to_dict("records")
         ]
@@ -231,73 +225,3 @@ def _write(
         frame = baseline_frame(found)
         save(win_bars(frame, str(against)), folder, name)
         frame.to_csv(folder / f"{name}.csv", index=False)
-
-
-def _text(
-    tables: dict[tuple[str, ...], EloTable],
-    by: Sequence[str],
-    won: dict[tuple[str, ...], WinRates],
-    following: list[dict[str, Any]],
-    against: str | None,
-) -> str:
-    parts = []
-    for key, table in tables.items():
-        parts.append("\n".join([*([_label(by, key)] if by else []), _ratings_text(table)]))
-    for key, found in won.items():
-        parts.append("\n".join([*([_label(_others(by), key)] if key else []), _won_text(found, str(against))]))
-    if following:
-        frame = pd.DataFrame(following).rename(columns={"drop": "lowers error by"})
-        frame["lowers error by"] = frame["lowers error by"].map("{:.3g}".format)
-        parts.append(
-            "battles to run next, by how much one more of each lowers the root mean square error of a rating "
-            f"difference (Elo)\n{text_table(frame)}"
-        )
-    return "\n\n".join(parts)
-
-
-def _ratings_text(table: EloTable) -> str:
-    percent = f"{100 * table.level:g} %"
-    rows = []
-    for rating in table.ratings:
-        row = {"name": rating.name, "elo": f"{rating.elo:.0f}"}
-        if table.intervals == "bootstrap":
-            row[f"{percent} bootstrap"] = _range(rating.low, rating.high)
-        if table.intervals != "none":
-            row[f"{percent} sandwich"] = _range(rating.sandwich_low, rating.sandwich_high)
-            row[f"{percent} rank"] = (
-                f"{rating.rank_low}–{rating.rank_high}" if rating.rank_low < rating.rank_high else f"{rating.rank_low}"
-            )
-        rows.append(row | {"battles": f"{rating.battles:,}"})
-    lines = [text_table(pd.DataFrame(rows))]
-    for effect in table.effects:
-        bounds = f" [{effect.low:+.1f}, {effect.high:+.1f}]" if math.isfinite(effect.low) else ""
-        lines.append(f"{effect.name}: {effect.elo:+.1f} Elo{bounds}".replace("-", "−"))
-    clusters = " × ".join(f"{count} {column}s" for column, count in table.clusters.items())
-    drawn = f"{len(table.samples)} bootstraps over {clusters}" if table.intervals == "bootstrap" else f"over {clusters}"
-    if table.intervals == "none":
-        drawn = f"no intervals from {clusters.removesuffix('s')} alone"
-    lines.append(f"{table.battles:,} battles on {table.prompts} prompts, {drawn}; {table.scale}")
-    return "\n".join(lines)
-
-
-def _won_text(found: WinRates, against: str) -> str:
-    from scaling.win_bars import baseline_frame
-
-    frame = baseline_frame(found)
-    rows = []
-    for row in frame.to_dict("records"):
-        shown = {
-            f"{against} against": row["opponent"],
-            "question": row["question"],
-            "wins": f"{100 * row['rate']:.1f} %",
-        }
-        if not row["question"]:
-            del shown["question"]
-        if math.isfinite(row["low"]):
-            shown["95 % interval"] = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        rows.append(shown | {"battles": f"{row['battles']:,}"})
-    return f"{text_table(pd.DataFrame(rows))}\nties as half, 50 % is even; {found.prompts} prompts, {found.how}"
-
-
-def _range(low: float, high: float) -> str:
-    return f"{low:.0f} … {high:.0f}"

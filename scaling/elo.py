@@ -165,48 +165,57 @@ def rate(
         else:
             samples = rng.multivariate_normal(value, spread, size=draws or NORMAL_DRAWS, method="eigh")
     ends = _ends(value, spread, samples, few, level)
+    shown = ends[kind] if kind != "none" else ends["sandwich"]
+    rows = np.concatenate([value[None], shown, ends["sandwich"]])
     count = len(counted.names)
-    best, worst = np.ones(count, dtype=np.int64), np.full(count, count)
-    if few > 1:
-        off = (samples - value)[:, :count]
-        best, worst = rank_intervals(value[:count], off, level, widen=small_sample_factor(few, 1, level))
-    low, high = ends[kind if kind != "none" else "sandwich"]
-    sandwich = ends["sandwich"]
-    names = np.array(counted.names)
-    order = np.lexsort((names, -value[:count]))
-    fought = np.bincount(np.concatenate([counted.left, counted.right]), minlength=count)
+    ratings, order = _ratings(counted, rows[:, :count], _ranks(value[:count], samples[:, :count], few, level))
+    return EloTable(
+        ratings=ratings,
+        tie_strength=float(np.exp(estimate.theta[-1])),
+        prompts=battles["prompt"].nunique(),
+        battles=len(battles),
+        level=level,
+        samples=samples[:draws, order],
+        covariance=spread[np.ix_(order, order)],
+        effects=tuple(
+            Effect(name, *map(float, column)) for name, column in zip(counted.effects, rows[:, count:].T, strict=True)
+        ),
+        clusters=dict(zip(cluster, estimate.sizes, strict=True)),
+        anchors=given,
+        intervals=kind,
+    )
+
+
+def _ratings(
+    counted: Battles, rows: np.ndarray, ranks: tuple[np.ndarray, np.ndarray]
+) -> tuple[tuple[Rating, ...], np.ndarray]:
+    """Ratings best first, and their order; from ``rows [5, players]`` (elo, low, high, sandwich's low and high)."""
+    elo, low, high, sandwich_low, sandwich_high = rows
+    fought = np.bincount(np.concatenate([counted.left, counted.right]), minlength=len(elo))
+    order = np.lexsort((np.array(counted.names), -elo))
     ratings = tuple(
         Rating(
-            counted.names[i],
-            float(value[i]),
-            float(low[i]),
-            float(high[i]),
-            int(fought[i]),
-            1 + int((value[:count] > value[i]).sum()),
-            int(best[i]),
-            int(worst[i]),
-            float(sandwich[0, i]),
-            float(sandwich[1, i]),
+            name=counted.names[i],
+            elo=float(elo[i]),
+            low=float(low[i]),
+            high=float(high[i]),
+            battles=int(fought[i]),
+            rank=1 + int((elo > elo[i]).sum()),
+            rank_low=int(ranks[0][i]),
+            rank_high=int(ranks[1][i]),
+            sandwich_low=float(sandwich_low[i]),
+            sandwich_high=float(sandwich_high[i]),
         )
         for i in order
     )
-    effects = tuple(
-        Effect(name, *(float(x[i]) for x in (value, low, high, sandwich[0], sandwich[1])))
-        for i, name in enumerate(counted.effects, start=count)
-    )
-    return EloTable(
-        ratings,
-        float(np.exp(estimate.theta[-1])),
-        battles["prompt"].nunique(),
-        len(battles),
-        level,
-        samples[: draws or 0][:, order],
-        spread[np.ix_(order, order)],
-        effects,
-        dict(zip(cluster, estimate.sizes, strict=True)),
-        given,
-        kind,
-    )
+    return ratings, order
+
+
+def _ranks(elo: np.ndarray, samples: np.ndarray, clusters: int, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rank intervals; with one cluster any rank is possible."""
+    if clusters < 2:
+        return np.ones(len(elo), dtype=np.int64), np.full(len(elo), len(elo))
+    return rank_intervals(elo, samples - elo, level, widen=small_sample_factor(clusters, 1, level))
 
 
 @dataclass(frozen=True)

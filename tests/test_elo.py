@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
+from elo_cases import battles, davidson, simulate
 from scipy import optimize
 
-from launch.elo import add_parsers
 from scaling.davidson import ELO, PRIOR_SD
 from scaling.elo import rate
 from scaling.errors import TableError
-
-
-def davidson(first: np.ndarray, second: np.ndarray, ties: float) -> np.ndarray:
-    """Win, loss, tie probabilities written straight from Davidson 1970: [..., 3]."""
-    p, q = np.exp(first), np.exp(second)
-    raised = np.stack([p, q, ties * np.sqrt(p * q)], axis=-1)
-    return raised / raised.sum(-1, keepdims=True)
-
-
-def simulate(strength: np.ndarray, prompts: int, per_prompt: int, ties: float, seed: int, luck: float = 0.0):
-    """Battles between random pairs; ``luck`` is the spread of strengths from prompt to prompt."""
-    rng = np.random.default_rng(seed)
-    count = prompts * per_prompt
-    prompt = np.repeat(np.arange(prompts), per_prompt)
-    left = rng.integers(len(strength), size=count)
-    right = (left + rng.integers(1, len(strength), size=count)) % len(strength)
-    local = strength + luck * rng.normal(size=(prompts, len(strength)))
-    chance = davidson(local[prompt, left], local[prompt, right], ties)
-    outcome = (rng.random(count)[:, None] > chance.cumsum(-1)).sum(-1)
-    name = np.array([f"m{i}" for i in range(len(strength))])
-    kinds = np.array(["left", "right", "tie"])
-    return pd.DataFrame({"prompt": prompt, "left": name[left], "right": name[right], "outcome": kinds[outcome]})
-
-
-def battles(wins: int, losses: int, ties: int, left: str = "a", right: str = "b") -> pd.DataFrame:
-    outcome = ["left"] * wins + ["right"] * losses + ["tie"] * ties
-    return pd.DataFrame({"prompt": range(len(outcome)), "left": left, "right": right, "outcome": outcome})
 
 
 def test_two_players_have_a_closed_form() -> None:
@@ -104,6 +74,20 @@ def test_an_all_winning_run_stays_finite_and_first() -> None:
     assert all(np.isfinite([rating.low, rating.high]).all() for rating in table.ratings)
 
 
+def test_a_single_pair_of_ties_is_even_and_a_repeated_table_is_rated_the_same() -> None:
+    ties = rate(battles(0, 0, 30), draws=50)
+    assert [rating.elo for rating in ties.ratings] == pytest.approx([1000, 1000])
+    assert ties.win_rates().loc["a", "b"] == pytest.approx(0.5)
+    assert [(rating.rank, rating.rank_low, rating.rank_high) for rating in ties.ratings] == [(1, 1, 2)] * 2
+    table = simulate(np.array([0.5, 0.0, -0.5]), 30, 6, 0.4, seed=0)
+    once, twice = rate(table, draws=0), rate(pd.concat([table, table]), draws=0)
+    for one, two in zip(once.ratings, twice.ratings, strict=True):
+        assert two.battles == 2 * one.battles
+        assert two.elo == pytest.approx(one.elo, abs=1.0)  # twice the battles, so half the prior's pull
+        # The same prompts again are no new prompts: nothing is known better.
+        assert two.sandwich_high - two.sandwich_low == pytest.approx(one.sandwich_high - one.sandwich_low, rel=0.02)
+
+
 def test_bad_battles_are_told_in_one_line() -> None:
     def complaint(frame: pd.DataFrame) -> str:
         with pytest.raises(TableError) as caught:
@@ -116,20 +100,8 @@ def test_bad_battles_are_told_in_one_line() -> None:
     wrong.loc[2, "outcome"] = "draw"
     assert complaint(wrong) == "outcome='draw' (row 3): expected one of left, right, tie"
     assert "did you mean 'outcomes'" in complaint(good.rename(columns={"outcome": "outcomes"}))
+    assert complaint(good.assign(outcome=[*good["outcome"][:4], None, "tie"])) == (
+        "outcome=blank (row 5): expected one of left, right, tie"
+    )
     assert "against itself" in complaint(good.assign(right="a"))
     assert "never met" in complaint(pd.concat([good, battles(1, 1, 1, "c", "d")]))
-
-
-def test_elo_command_prints_one_object(tmp_path, capsys) -> None:
-    battles(30, 10, 5).to_csv(tmp_path / "b.csv", index=False)
-    parser = argparse.ArgumentParser()
-    add_parsers(parser.add_subparsers())
-    for extra in (["--json"], []):
-        args = parser.parse_args(["elo", str(tmp_path / "b.csv"), "--bootstrap", "50", *extra])
-        assert args.run(args) == 0
-        out = capsys.readouterr().out
-        if extra:
-            ratings = json.loads(out)["ratings"]
-            assert all({"name", "elo", "low", "high", "battles", "rank"} <= set(row) for row in ratings)
-            assert ratings[0]["name"] == "a" and ratings[0]["battles"] == 45
-    assert "45 battles on 45 prompts" in out
