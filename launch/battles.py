@@ -83,6 +83,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.intermixed = True  # type: ignore[attr-defined]
     parser.set_defaults(run=run_battles)
 
 
@@ -109,7 +110,13 @@ def run_battles(args: argparse.Namespace) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch may want the same GPU as the small judge
     names = None if args.names is None else [name.strip() for name in args.names.split(",")]
     trees = find_trees(args.trees, names)
-    pictures = [picture for tree in trees for picture in read_tree(tree)]
+    every = [picture for tree in trees for picture in read_tree(tree)]
+    shared = Counter((picture.prompt, picture.sample) for picture in every)
+    pictures = [picture for picture in every if shared[picture.prompt, picture.sample] > 1]
+    if not pictures:
+        raise UserError(
+            f"trees={', '.join(str(tree.folder) for tree in trees)}: no two share a prompt and a sample's number"
+        )
     judges = [open_judge(spec, Options(args.device, args.batch)) for spec in args.judge]
     if twice := [name for name, count in Counter(judge.name for judge in judges).items() if count > 1]:
         raise UserError(f"judge={twice[0]}: given twice; their rows could not be told apart: take an --out for each")
@@ -127,8 +134,7 @@ def run_battles(args: argparse.Namespace) -> int:
             told.append(_summary(judge, question, found, tie_lead(judge, args.tie), dataclasses.asdict(counts)))
     if not rows:
         raise UserError(
-            f"trees={', '.join(str(tree.folder) for tree in trees)}: no two share a prompt and a sample's number that "
-            f"{' or '.join(judge.name for judge in judges)} can judge"
+            f"judge={', '.join(judge.name for judge in judges)}: can't judge any prompt that two trees share"
         )
     again = {(row.judge, row.question, frozenset((row.left, row.right))) for row in rows}
     kept = [row for row in kept if (row["judge"], row["question"], frozenset((row["left"], row["right"]))) not in again]
@@ -139,7 +145,8 @@ def run_battles(args: argparse.Namespace) -> int:
         "battles": len(rows),
         "kept": len(kept),
         "names": [tree.name for tree in trees],
-        "unpaired": _unpaired(rows, [tree.name for tree in trees]),
+        "unpaired": len(every) - len(pictures),
+        "without": _without(rows, [tree.name for tree in trees]),
         "tie": args.tie,
         "judges": told,
     }
@@ -157,12 +164,12 @@ def _earlier(out: Path, append: bool) -> tuple[list[str], list[dict[str, str]]]:
     columns = [field.name for field in dataclasses.fields(Battle)]
     if not out.exists():
         return columns, []
+    if out.is_dir():
+        raise UserError(f"out={out}: is a folder; expected a file's name, as {out / 'battles.csv'}")
     if not append:
         raise UserError(
             f"out={out}: is there already; --append keeps its rows and adds to them, or choose another name"
         )
-    if out.is_dir():
-        raise UserError(f"out={out}: is a folder; expected a file's name, as {out / 'battles.csv'}")
     with out.open(newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -188,7 +195,7 @@ def _summary(
     return {"judge": judge.name, "question": question, "battles": len(rows), "ties": ties, "tie_lead": lead, **counts}
 
 
-def _unpaired(rows: Sequence[Battle], names: Sequence[str]) -> list[str]:
+def _without(rows: Sequence[Battle], names: Sequence[str]) -> list[str]:
     met = {name for row in rows for name in (row.left, row.right)}
     return [name for name in names if name not in met]
 
@@ -203,7 +210,9 @@ def _text(result: dict[str, Any]) -> str:
             + (f", {item['unseen']:,} with prompts it can't judge" if item["unseen"] else "")
         )
     if result["unpaired"]:
-        lines.append(f"no battle of {', '.join(result['unpaired'])}: no prompt in common with another")
+        lines.append(f"{result['unpaired']:,} images left out: no other tree has that prompt and sample")
+    if result["without"]:
+        lines.append(f"no battle of {', '.join(result['without'])}")
     if result["kept"]:
         lines.append(f"{result['kept']:,} rows kept")
     return "\n".join([*lines, result["out"]])

@@ -160,10 +160,18 @@ def test_refused_in_a_line(words: tuple[str, ...], line: str, trees: Any, tmp_pa
     assert error.count("\n") == 1 and (line in error or "pip install 'mmdit-jax[judges]'" in error)
 
 
-def test_trees_with_nothing_in_common(trees: Any, tmp_path: Path, capsys: Any) -> None:
-    other = tmp_path / "other" / "00000"
-    write_geneval_tree(np.zeros((1, 1, 32, 32, 3), np.uint8), ASKED[:1], other.parent)
-    (other / "metadata.jsonl").write_text(json.dumps({"prompt": "nothing of theirs"}))
-    words = ["battles", str(trees["low"][0]), str(other.parent), "--quiet", "--out", str(tmp_path / "b.csv")]
-    assert main([*words, "--judge", "contrastive"]) == EXIT_BAD_INPUT
-    assert "no two share a prompt and a sample's number that contrastive can judge" in capsys.readouterr().err
+def test_what_trees_do_not_share(trees: Any, tmp_path: Path, capsys: Any) -> None:
+    """Only images with a partner are scored; a prompt of another kind is none of the scorer's."""
+    folder = tmp_path / "other"
+    write_geneval_tree(np.zeros((2, 1, 32, 32, 3), np.uint8), ASKED[:2], folder)
+    (folder / "00001" / "metadata.jsonl").write_text(json.dumps({"prompt": "nothing of theirs"}))
+    low, out = trees["low"][0], tmp_path / "b.csv"
+    result = told(capsys, "battles", low, folder, "--judge", "contrastive", "--quiet", "--out", out)
+    assert (result["battles"], result["judges"][0]["scored"]) == (1, 2)
+    assert result["unpaired"] == len(ASKED) * SAMPLES + 2 - 2
+    (folder / "00000" / "metadata.jsonl").write_text(json.dumps({"prompt": "nor this"}))
+    words = ["battles", str(folder), "--judge", "scorer", "--quiet", "--append", "--out", str(out)]
+    assert main([*words, str(low)]) == EXIT_BAD_INPUT
+    assert "no two share a prompt and a sample's number" in capsys.readouterr().err
+    assert main([*words, str(folder), "--names", "a,b"]) == EXIT_BAD_INPUT
+    assert "judge=scorer: can't judge any prompt that two trees share" in capsys.readouterr().err

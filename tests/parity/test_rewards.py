@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,9 @@ def test_hpsv2_sees_images_and_cleans_prompts_as_open_clip() -> None:
 def test_the_scores_of_an_image_do_not_depend_on_what_is_beside_it(tmp_path: Path) -> None:
     load = open_judge(f"imagereward={write_imagereward(tmp_path)}", Options("cpu", 4)).load()
     asked = [Picture("a", prompt, 0, Path(), "") for prompt in tiny.PROMPTS]
-    together = load(tiny.images(), asked)
-    alone = [load([image], [picture])[0] for image, picture in zip(tiny.images(), asked, strict=True)]
+    shown = tiny.images()[: len(asked)]
+    together = load(shown, asked)
+    alone = [load([image], [picture])[0] for image, picture in zip(shown, asked, strict=True)]
     np.testing.assert_array_equal(together, alone)
 
 
@@ -148,12 +150,22 @@ def test_imagereward_has_its_authors_tensors(tmp_path: Path) -> None:
     assert {name: tuple(t.shape) for name, t in model.state_dict().items()} == expected
 
 
-def test_files_of_other_models_are_told_by_their_names(tmp_path: Path) -> None:
+def test_files_of_other_models_and_old_ones(tmp_path: Path) -> None:
     write_hpsv2(tmp_path / "hps", drop="ln_final.bias")
     write_imagereward(tmp_path / "reward")
     with pytest.raises(UserError, match=r"hpsv2=.*another model's file\? ln_final.bias is missing"):
         open_judge(f"hpsv2={tmp_path / 'hps'}", Options("cpu")).load()
-    tiny.write_tokenizer(tmp_path / "reward")
+    old = tmp_path / "old" / "ImageReward.pt"
+    shutil.copytree(tmp_path / "reward", old.parent)
+    torch.save(torch.load(old), old, _use_new_zipfile_serialization=False)  # as before torch 1.6
+    found = [scores(open_judge(f"imagereward={tmp_path / name}", Options("cpu"))) for name in ("reward", "old")]
+    np.testing.assert_array_equal(*found)
+    tiny.write_tokenizer(tmp_path / "reward")  # CLIP's, in the same folder
+    np.testing.assert_array_equal(scores(open_judge(f"imagereward={tmp_path / 'reward'}", Options("cpu"))), found[0])
+    with (tmp_path / "old" / "vocab.txt").open("a") as file:
+        file.write("more\n")
+    with pytest.raises(UserError, match=r"imagereward=.*vocab.txt: 49 tokens, and the network knows 48; another"):
+        open_judge(f"imagereward={tmp_path / 'old'}", Options("cpu")).load()
     with pytest.raises(UserError, match=r"hpsv2=.*another model's file\? visual.conv1.weight is missing"):
         open_judge(f"hpsv2={tmp_path / 'reward'}", Options("cpu")).load()
     write_pickscore(tmp_path / "pick")
@@ -175,7 +187,7 @@ def test_files_of_other_models_are_told_by_their_names(tmp_path: Path) -> None:
 def test_from_folders_to_ratings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All three models, two players: every outcome is what the model's own probability says."""
     writers = {"pickscore": write_pickscore, "hpsv2": write_hpsv2, "imagereward": write_imagereward}
-    players = {"one": tiny.images()[:2], "two": tiny.images()[2:]}
+    players = {"one": tiny.images()[:2], "two": tiny.images()[2:4]}
     prompts = [prompt for prompt in tiny.PROMPTS if prompt]
     for name, images in players.items():
         for number, prompt in enumerate(prompts):

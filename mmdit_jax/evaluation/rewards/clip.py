@@ -7,15 +7,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmdit_jax.errors import UserError
+from mmdit_jax.evaluation.rewards.torch_files import check_vocabulary
 from mmdit_jax.evaluation.rewards.trees import Picture
 
-TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-TOKENIZER_SOURCE = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_SOURCE = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _THREADS = 8
+
+
+def tokenizer_files(judge: str, folder: Path) -> list[Path]:
+    """The files of CLIP's tokenizer in a folder.
+
+    Raises:
+        UserError: it has none.
+    """
+    for group in _TOKENIZERS:
+        if all((folder / name).is_file() for name in group):
+            return [folder / name for name in group]
+    told = ", or ".join(" and ".join(group) for group in _TOKENIZERS)
+    raise UserError(f"{judge}={folder}: no tokenizer; copy {told} there, from {_SOURCE}")
+
+
+def read_tokenizer(judge: str, files: Sequence[Path], vocabulary: int) -> Any:
+    """transformers' CLIPTokenizer over the files.
+
+    Args:
+        judge: for errors.
+        files: see ``tokenizer_files``.
+        vocabulary: tokens that the network knows.
+
+    Raises:
+        UserError: they are damaged, or another network's.
+    """
+    from transformers import CLIPTokenizer
+
+    try:
+        found = CLIPTokenizer.from_pretrained(str(files[0].parent), local_files_only=True)
+    except Exception as error:  # whatever its parsers raise: KeyError, json's, a plain Exception of the Rust side
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{judge}={files[0]}: not readable by transformers ({reason})") from None
+    check_vocabulary(judge, files[0], len(found), vocabulary)
+    return found
 
 
 class ClipScores:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.rewards import torch_files as files
-from mmdit_jax.evaluation.rewards.clip import TOKENIZER_SOURCE, TOKENIZERS, ClipScores
+from mmdit_jax.evaluation.rewards.clip import ClipScores, read_tokenizer, tokenizer_files
 from mmdit_jax.evaluation.rewards.interface import Judge, Options, Scores
 from mmdit_jax.evaluation.rewards.pixels import DEVIATION, MEAN, corner, resized_sides
 
@@ -36,7 +36,7 @@ def open_judge(name: str, folder: str, options: Options) -> Judge:
     """
     files.need(name, ("torch", "transformers", "ftfy"))
     path, place = files.one_file(name, folder, _EXPECTED)
-    tokenizer = files.tokenizer_files(name, place, TOKENIZERS, TOKENIZER_SOURCE)
+    tokenizer = tokenizer_files(name, place)
     return Judge(
         name,
         QUESTION,
@@ -60,7 +60,7 @@ def _load(name: str, path: Path, tokenizer: list[Path], options: Options) -> Sco
             None, config=CLIPConfig(**config), state_dict=transformers_names(tensors), dtype=torch.float32
         )
     size = config["vision_config"]["image_size"]
-    read = files.read_tokenizer(name, "CLIPTokenizer", tokenizer)
+    read = read_tokenizer(name, tokenizer, config["text_config"]["vocab_size"])
     return ClipScores(model, read, lambda image: fit(image, size), clean, device, options.batch)
 
 

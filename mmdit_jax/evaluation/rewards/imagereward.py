@@ -27,10 +27,10 @@ QUESTION = "preference"
 TOKENS = 35
 """That a prompt is cut or padded to."""
 _VERSION = "imagereward-1"
-_MED = "med_config.json"
-_EXPECTED = f"ImageReward.pt, {_MED} and the vocab.txt of bert-base-uncased"
-_TOKENIZERS = (("vocab.txt",), ("tokenizer.json",))
+_MED, _WORDS = "med_config.json", "vocab.txt"
+_EXPECTED = f"ImageReward.pt, {_MED} and the {_WORDS} of bert-base-uncased"
 _UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+_SPARE = 2  # tokens of BLIP's that bert-base-uncased has not, and a prompt neither
 _THREADS = 8
 
 
@@ -42,36 +42,48 @@ def open_judge(name: str, folder: str, options: Options) -> Judge:
     """
     files.need(name, ("torch", "transformers"))
     path, place = files.one_file(name, folder, _EXPECTED)
-    tokenizer = files.tokenizer_files(name, place, _TOKENIZERS, "bert-base-uncased")
-    if not (place / _MED).is_file():
-        raise UserError(f"{name}={folder}: {_MED} is missing; expected {_EXPECTED} in it")
+    for file in (_MED, _WORDS):
+        if not (place / file).is_file():
+            raise UserError(f"{name}={folder}: {file} is missing; expected {_EXPECTED} in it")
     from mmdit_jax.evaluation.rewards.blip import DEVIATION
 
     return Judge(
         name,
         QUESTION,
-        files.fingerprint(_VERSION, [path, place / _MED, *tokenizer]),
-        lambda: _load(name, path, place / _MED, tokenizer, options),
+        files.fingerprint(_VERSION, [path, place / _MED, place / _WORDS]),
+        lambda: _load(name, path, place, options),
         options.batch,
         slope=DEVIATION,
     )
 
 
-def _load(name: str, path: Path, med: Path, tokenizer: list[Path], options: Options) -> Scores:
+def _load(name: str, path: Path, folder: Path, options: Options) -> Scores:
     import torch
 
     from mmdit_jax.evaluation.rewards.blip import ImageReward
 
     device = files.choose_device(name, options.device)
     tensors = files.load_tensors(name, path)
-    config = blip_config(name, path, med, tensors)
+    config = blip_config(name, path, folder / _MED, tensors)
     with torch.device("meta"):
         model = ImageReward(config)
     files.check_names(name, path, {n: t.shape for n, t in model.state_dict().items()}, tensors, _UNUSED)
     used = {n: tensor.float() for n, tensor in tensors.items() if not n.startswith(_UNUSED)}
     model.load_state_dict(used, assign=True)
-    read = files.read_tokenizer(name, "BertTokenizer", tokenizer)
-    return reward_scores(model.to(device).eval(), read, config.patch * config.grid, device, options.batch)
+    read = _tokenizer(name, folder / _WORDS, config.vocab_size)
+    return _reward_scores(model.to(device).eval(), read, config.patch * config.grid, device, options.batch)
+
+
+def _tokenizer(name: str, path: Path, vocabulary: int) -> Any:
+    """BERT's, lower case, over a list of words; the folder's other files may be another tokenizer's.
+
+    Raises UserError where the words are not those that the network knows.
+    """
+    from transformers import BertTokenizer
+
+    words = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    files.check_vocabulary(name, path, len(words), vocabulary, _SPARE)
+    return BertTokenizer(vocab={word: number for number, word in enumerate(words)})
 
 
 def blip_config(name: str, path: Path, med: Path, tensors: Mapping[str, Any]) -> BlipConfig:
@@ -107,7 +119,7 @@ def blip_config(name: str, path: Path, med: Path, tensors: Mapping[str, Any]) ->
     )
 
 
-def reward_scores(model: Any, tokenizer: Any, size: int, device: Any, batch: int) -> Callable[..., np.ndarray]:
+def _reward_scores(model: Any, tokenizer: Any, size: int, device: Any, batch: int) -> Callable[..., np.ndarray]:
     """A ``Scores`` of the network.
 
     Args:

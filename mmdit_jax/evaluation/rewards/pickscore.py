@@ -13,7 +13,7 @@ import numpy as np
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.rewards import torch_files as files
-from mmdit_jax.evaluation.rewards.clip import TOKENIZER_SOURCE, TOKENIZERS, ClipScores
+from mmdit_jax.evaluation.rewards.clip import ClipScores, read_tokenizer, tokenizer_files
 from mmdit_jax.evaluation.rewards.interface import Judge, Options, Scores
 from mmdit_jax.evaluation.rewards.pixels import fit, normalise
 from mmdit_jax.models.tensors import weight_files
@@ -38,7 +38,7 @@ def open_judge(name: str, folder: str, options: Options) -> Judge:
     if kind != "clip":
         raise UserError(f"{name}={folder}: config.json tells of model_type {kind!r}; expected 'clip'")
     weights = weight_files(place, "model", name)
-    tokenizer = files.tokenizer_files(name, place, TOKENIZERS, TOKENIZER_SOURCE)
+    tokenizer = tokenizer_files(name, place)
     return Judge(
         name,
         QUESTION,
@@ -69,5 +69,5 @@ def _load(name: str, folder: Path, tokenizer: list[Path], options: Options) -> S
     def pixels(image: np.ndarray) -> np.ndarray:
         return normalise(fit(image, size, down=True))
 
-    read = files.read_tokenizer(name, "CLIPTokenizer", tokenizer)
+    read = read_tokenizer(name, tokenizer, model.config.text_config.vocab_size)
     return ClipScores(model, read, pixels, lambda prompt: prompt, device, options.batch)

@@ -86,7 +86,7 @@ def one_file(judge: str, given: str, expected: str) -> tuple[Path, Path]:
 
 
 def load_tensors(judge: str, path: Path) -> dict[str, Any]:
-    """Tensors of a torch file by name, on the CPU, mapped rather than read; nothing in the file is executed.
+    """Tensors of a torch file by name, on the CPU, mapped where the format allows it; nothing in the file is executed.
 
     Raises:
         UserError: no such file of torch's, or one that holds something else.
@@ -96,7 +96,12 @@ def load_tensors(judge: str, path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            found = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{judge}={path}: torch can't read it ({str(error).splitlines()[0][:120]})") from None
     if isinstance(found, Mapping):
@@ -124,29 +129,7 @@ def check_names(
         raise UserError(f"{judge}={path}: another model's file? {'; '.join(wrong[:_TOLD])}{more}")
 
 
-def tokenizer_files(judge: str, folder: Path, names: Sequence[Sequence[str]], where: str) -> list[Path]:
-    """The files of the first group of ``names`` that is whole in a folder.
-
-    Raises:
-        UserError: none is.
-    """
-    for group in names:
-        if all((folder / name).is_file() for name in group):
-            return [folder / name for name in group]
-    told = ", or ".join(" and ".join(group) for group in names)
-    raise UserError(f"{judge}={folder}: no tokenizer; copy {told} there, from {where}")
-
-
-def read_tokenizer(judge: str, kind: str, files: Sequence[Path]) -> Any:
-    """A tokenizer class of transformers over the files.
-
-    Raises:
-        UserError: they are damaged.
-    """
-    import transformers
-
-    try:
-        return getattr(transformers, kind).from_pretrained(str(files[0].parent), local_files_only=True)
-    except Exception as error:  # whatever its parsers raise: KeyError, json's, a plain Exception of the Rust side
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{judge}={files[0]}: not readable by transformers ({reason})") from None
+def check_vocabulary(judge: str, path: Path, found: int, known: int, spare: int = 0) -> None:
+    """Raise UserError where a tokenizer has not the tokens that the network knows, of which it may lack ``spare``."""
+    if not known - spare <= found <= known:
+        raise UserError(f"{judge}={path}: {found} tokens, and the network knows {known}; another model's?")
