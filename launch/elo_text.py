@@ -68,6 +68,11 @@ def _ratings_text(table: EloTable) -> str:
     for effect in table.effects:
         bounds = f" [{effect.low:+.1f}, {effect.high:+.1f}]" if math.isfinite(effect.low) else ""
         lines.append(f"{effect.name}: {effect.elo:+.1f} Elo{bounds}".replace("-", "−"))
+    if table.separated:
+        groups = "; ".join(", ".join(group) for group in table.separated)
+        lines.append(
+            f"wins go one way between ({groups}): how far apart these are, and its interval, is the prior's word"
+        )
     clusters = " and ".join(f"{count} {column}{'s' * (count != 1)}" for column, count in table.clusters.items())
     drawn = f"{len(table.samples)} bootstraps over {clusters}; ranks are simultaneous"
     if table.intervals == "sandwich":

@@ -83,6 +83,25 @@ class Battles:
         return Clusters(table[first], np.bincount(kind).astype(np.float64), kind, count)
 
 
+def separated(counted: Battles) -> tuple[tuple[str, ...], ...]:
+    """Groups of players between which wins go one way only, without ties; none where all hang together.
+
+    Of such groups the likelihood says only that they are far apart (Ford 1957, Albert and Anderson 1984): how far is
+    the prior's word, and neither a bootstrap nor a sandwich knows.
+    """
+    kind, row = counted.cell % 3, counted.cell // 3
+    left, right = counted.design.left[row], counted.design.right[row]
+    beaten = np.concatenate([right[kind != 1], left[kind != 0]])
+    winner = np.concatenate([left[kind != 1], right[kind != 0]])
+    size = len(counted.names)
+    graph = sparse.csr_array((np.ones(len(beaten)), (beaten, winner)), shape=(size, size))
+    count, part = sparse.csgraph.connected_components(graph, directed=True, connection="strong")
+    if count == 1:
+        return ()
+    order = np.unique(part, return_index=True)[1]
+    return tuple(tuple(counted.names[i] for i in np.flatnonzero(part == part[first])) for first in np.sort(order))
+
+
 def encoded(battles: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Names in order, who stood left and right (index ``[battles]``), and how it ended (index into OUTCOMES).
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scaling.battle_counts import Battles, Clusters, cluster_index, count_battles
+from scaling.battle_counts import Battles, Clusters, cluster_index, count_battles, separated
 from scaling.davidson import ELO, Design, chances, fit
 from scaling.errors import TableError
 from scaling.rank_intervals import rank_intervals
@@ -77,6 +77,8 @@ class EloTable:
     anchors: Mapping[str, float]
     intervals: str
     """ "bootstrap", "sandwich" or "none": what ``low`` and ``high`` are."""
+    separated: tuple[tuple[str, ...], ...]
+    """Groups whose distance, and its interval, only the prior bounds; see ``battle_counts.separated``."""
 
     @property
     def scale(self) -> str:
@@ -103,6 +105,7 @@ class EloTable:
             "battles": self.battles,
             "clusters": dict(self.clusters),
             "intervals": self.intervals,
+            "separated": [list(group) for group in self.separated],
             "level": self.level,
             "draws": len(self.samples),
         }
@@ -183,6 +186,7 @@ def rate(
         clusters=dict(zip(cluster, estimate.sizes, strict=True)),
         anchors=given,
         intervals=kind,
+        separated=separated(counted) if len(given) < 2 else (),
     )
 
 

@@ -72,6 +72,9 @@ def test_an_all_winning_run_stays_finite_and_first() -> None:
     table = rate(pd.concat([battles(50, 0, 0), battles(20, 20, 10, "b", "c")]), draws=100)
     assert table.ratings[0].name == "a" and 1000 < table.ratings[0].elo < 3000
     assert all(np.isfinite([rating.low, rating.high]).all() for rating in table.ratings)
+    assert table.separated == (("a",), ("b", "c"))  # and it is said that no interval of a can be believed
+    assert rate(pd.concat([battles(50, 0, 1), battles(20, 20, 10, "b", "c")]), draws=0).separated == ()
+    assert rate(battles(2, 0, 0).assign(left="b", right="a"), draws=0).separated == (("a",), ("b",))
 
 
 def test_a_single_pair_of_ties_is_even_and_a_repeated_table_is_rated_the_same() -> None:
