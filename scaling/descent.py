@@ -16,8 +16,8 @@ import numpy as np
 
 from scaling.powers import Powers
 
-_CHUNK = 1_000_000
-"""Numbers in one [rows, problems] array: small enough to stay near the caches."""
+_BATCHES = (64, 512)
+"""Problems of one program; the larger for more than the smaller. Fewer sizes, fewer compilations."""
 
 
 def huber(residual: Any, delta: float) -> Any:
@@ -54,8 +54,10 @@ def descend(
     stages = [delta]
     while stages[-1] * 10 <= 0.1:
         stages.append(stages[-1] * 10)
-    padded_rows = _padded(rows, 16)
-    chunk = min(_padded(problems, 8), max(8, _padded(_CHUNK // padded_rows + 1, 8) // 2))
+    padded_rows = 16
+    while padded_rows < rows:
+        padded_rows *= 2
+    chunk = _BATCHES[problems > _BATCHES[0]]
     u = np.pad(u, ((0, padded_rows - rows), (0, 0)))
     target = np.pad(np.broadcast_to(target, (len(target), rows)), ((0, 0), (0, padded_rows - rows)))
     weight = np.pad(np.broadcast_to(weight, (len(weight), rows)), ((0, 0), (0, padded_rows - rows)))
@@ -82,14 +84,6 @@ def descend(
             count = part.stop - part.start
             theta[part], objective[part] = np.asarray(found).T[:count], np.asarray(value)[:count]
     return theta, objective
-
-
-def _padded(count: int, least: int) -> int:
-    """The next of few sizes: powers of two, and halfway between them."""
-    size = least
-    while size < count:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
 
 
 def _columns(values: np.ndarray, index: np.ndarray) -> np.ndarray:

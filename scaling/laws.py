@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from scaling.errors import TableError
@@ -85,12 +86,12 @@ class Law:
         """From the least to the largest of the first abscissa that was fitted to."""
         return self.ranges[0]
 
-    def predict(self, *abscissae: np.ndarray) -> np.ndarray:
+    def predict(self, *abscissae: ArrayLike) -> np.ndarray:
         """The law's loss at each abscissa's values (of one shape), float64."""
         u, shape = self._offsets(abscissae)
         return np.exp(self._problem.form.log_loss(self._theta[None], u)[0]).reshape(shape)
 
-    def band(self, *abscissae: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def band(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Pointwise (low, high) of the law (not of a single new run) by the bootstrap; NaN without one."""
         u, shape = self._offsets(abscissae)
         centre = self._problem.form.log_loss(self._theta[None], u)[0]
@@ -101,13 +102,13 @@ class Law:
         )
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
-    def profile_band(self, *abscissae: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def profile_band(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """As ``band``, by profiles: the losses that the law can be forced to have there at no significant cost."""
         u, shape = self._offsets(abscissae)
         low, high = band(self._problem, self._theta, u, self.level)
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
-    def new_run(self, *abscissae: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def new_run(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Pointwise (low, high) at ``level`` of the loss of one new run: the law's own uncertainty and a run's noise.
 
         The arms of both add up in squares on the log scale, a run's by Student's t.
@@ -120,7 +121,7 @@ class Law:
         low, high = (centre + sign * np.hypot(end - centre, noise) for sign, end in zip((-1, 1), ends, strict=True))
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
-    def draws_of(self, *abscissae: np.ndarray) -> np.ndarray:
+    def draws_of(self, *abscissae: ArrayLike) -> np.ndarray:
         """Losses of the resampled laws, ``[draws, points]``."""
         u, _ = self._offsets(abscissae)
         return np.exp(self._problem.form.log_loss(self._samples, u))
@@ -135,7 +136,7 @@ class Law:
         parts = [f"{self.params[self.kind.floor]:.3g}"] if self.params[self.kind.floor] > 0 else []
         for x, scale, exponent in zip(self.kind.abscissae, self.kind.scales, self.kind.exponents, strict=True):
             mantissa, power = f"{self.params[scale]:.2e}".split("e")
-            plain = -3 < int(power) < 4
+            plain = -3 < int(power) < 3
             shown = f"{self.params[scale]:.3g}" if plain else rf"{mantissa}\cdot10^{{{int(power)}}}"
             parts.append(rf"{shown}\,{x}^{{{-self.params[exponent]:.3f}}}")
         return f"$L = {' + '.join(parts)}$"
@@ -168,7 +169,7 @@ class Law:
             "dropped": list(self.dropped),
         }
 
-    def _offsets(self, abscissae: Sequence[np.ndarray]) -> tuple[np.ndarray, tuple[int, ...]]:
+    def _offsets(self, abscissae: Sequence[ArrayLike]) -> tuple[np.ndarray, tuple[int, ...]]:
         if len(abscissae) != len(self.kind.abscissae):
             raise ValueError(f"{len(abscissae)} abscissae: expected {', '.join(self.kind.abscissae)}")
         columns = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in abscissae))

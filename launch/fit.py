@@ -1,0 +1,266 @@
+"""``mmdit fit``: scaling laws from any CSV or Parquet file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from launch.tables import EXIT_OK, check_out, out_option, resampling_options, text_table
+
+if TYPE_CHECKING:
+    from scaling.hold_out import HoldOut
+    from scaling.laws import Law
+
+EXAMPLES = """examples:
+  mmdit fit studies/ladder_small/results.csv --law joint --n params --d images --loss val_loss --at N=1e7,D=1e6
+  mmdit fit studies/quickstart/curves.csv --c train_flops --loss val_loss --group run_id --json
+  mmdit fit results.csv --law power --floor --loss 'val_loss_*'           a law for every bin of t
+  mmdit fit results.csv --law joint --compare                             which form foretells the largest runs best
+"""
+LAWS = {
+    "power": "L = floor + a·C^(−b), without floor unless --floor",
+    "parameters": "L = E + A·N^(−alpha)",
+    "data": "L = E + B·D^(−beta)",
+    "joint": "L = E + A·N^(−alpha) + B·D^(−beta) (Hoffmann's approach 3)",
+}
+COLUMNS = {"C": "c", "N": "n", "D": "d"}
+"""Abscissae and the options that name their columns."""
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "fit",
+        help="fit a scaling law to a table",
+        description="Fit a scaling law to a table. "
+        + "; ".join(f"{name}: {text}" for name, text in LAWS.items())
+        + ".",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", help="CSV or Parquet file")
+    parser.add_argument("--law", choices=LAWS, default="power", help="which (%(default)s)")
+    column_options(parser)
+    parser.add_argument("--drop-highest", metavar="K", type=int, default=0, help="leave out the K highest losses")
+    parser.add_argument("--group", metavar="COL", help="rows of one value are resampled together (run_id for curves)")
+    parser.add_argument("--starts", metavar="N", type=int, default=100, help="starts of every fit (%(default)s)")
+    parser.add_argument(
+        "--resample",
+        default="auto",
+        metavar="WHAT",
+        help="runs (groups), residuals, seeds (repeated runs about their mean), or auto: runs where there are 10",
+    )
+    parser.add_argument("--at", metavar="N=…,D=…", action="append", default=[], help="the loss there; repeatable")
+    parser.add_argument("--compare", action="store_true", help="forms by how well they foretell the largest runs")
+    out_option(parser)
+    resampling_options(parser)
+    parser.set_defaults(run=run_fit)
+
+
+def column_options(parser: argparse.ArgumentParser) -> None:
+    """Which columns a law is of, and what is fitted: shared by the commands that fit one."""
+    parser.add_argument("--c", metavar="COL", default="train_flops", help="compute (%(default)s)")
+    parser.add_argument("--n", metavar="COL", default="params", help="parameters (%(default)s)")
+    parser.add_argument("--d", metavar="COL", default="images", help="data (%(default)s)")
+    parser.add_argument("--tokens-per-image", metavar="K", type=float, help="count D in image tokens: --d times K")
+    parser.add_argument(
+        "--loss", metavar="COL", default="val_loss", help="losses; several by commas or * (%(default)s)"
+    )
+    parser.add_argument("--floor", action=argparse.BooleanOptionalAction, help="an irreducible loss")
+    parser.add_argument(
+        "--huber", metavar="DELTA", type=float, default=1e-3, help="delta on log residuals (%(default)s)"
+    )
+
+
+def run_fit(args: argparse.Namespace) -> int:
+    """Fit and print, as text or as one JSON object (``law, params, intervals, objective, rows, …``)."""
+    from scaling.tables import read_table, where
+    from scaling.units import matching
+
+    check_out(args.out)
+    table = where(read_table(args.table), args.where)
+    points = [parse_point(text) for text in args.at]
+    told = []
+    for loss in matching(table, args.loss):
+        law = fit(table, args, args.law, loss)
+        told.append((loss, law, [at_point(law, point) for point in points]))
+    compared = compare(table, args) if args.compare else None
+    if args.out is not None:
+        from scaling.law_figures import write_laws
+
+        write_laws({loss: (law, law_rows(table, args, law, loss)) for loss, law, _ in told}, args.out, units(args))
+    if args.json:
+        objects = [
+            {**law.to_json(), "loss": loss, "columns": told_columns(args, law, loss), **({"at": at} if at else {})}
+            for loss, law, at in told
+        ]
+        whole: dict[str, Any] = objects[0] if len(objects) == 1 else {"laws": objects}
+        print(json.dumps({**whole, **({"compare": compared.to_json()} if compared is not None else {})}))
+        return EXIT_OK
+    for loss, law, at in told:
+        print(law_text(args, law, loss))
+        for found in at:
+            print(point_text(found))
+        print()
+    if compared is not None:
+        print(compare_text(compared))
+    return EXIT_OK
+
+
+def fit(table: pd.DataFrame, args: argparse.Namespace, name: str, loss: str) -> Law:
+    """The law ``name`` of ``loss`` by the options of ``column_options`` and ``add_parsers``."""
+    from scaling.laws import KINDS, fit_law
+    from scaling.tables import labels, numbers
+
+    kind = KINDS[name]
+    return fit_law(
+        kind,
+        [abscissa(table, args, x) for x in kind.abscissae],
+        numbers(table, loss, positive=True),
+        floor=(name != "power") if args.floor is None else args.floor,
+        groups=None if args.group is None else labels(table, args.group),
+        huber=args.huber,
+        drop_highest=args.drop_highest,
+        draws=args.bootstrap,
+        starts=args.starts,
+        resample=args.resample,
+        seed=args.seed,
+    )
+
+
+def abscissa(table: pd.DataFrame, args: argparse.Namespace, name: str) -> Any:
+    """C, N or D as a column of numbers above zero."""
+    from scaling.tables import numbers
+
+    found = numbers(table, vars(args)[COLUMNS[name]], positive=True)
+    return found * args.tokens_per_image if name == "D" and args.tokens_per_image else found
+
+
+def units(args: argparse.Namespace) -> dict[str, str]:
+    """What C, N and D are counted in."""
+    from scaling.units import unit
+
+    return {
+        name: unit(vars(args)[column], args.tokens_per_image if name == "D" else None)
+        for name, column in COLUMNS.items()
+    }
+
+
+def told_columns(args: argparse.Namespace, law: Law, loss: str) -> dict[str, dict[str, str]]:
+    """Column and unit of each abscissa and of the loss."""
+    from scaling.units import unit
+
+    counted = units(args)
+    found = {x: {"column": str(vars(args)[COLUMNS[x]]), "unit": counted[x]} for x in law.kind.abscissae}
+    return {**found, "L": {"column": loss, "unit": unit(loss)}}
+
+
+def law_rows(table: pd.DataFrame, args: argparse.Namespace, law: Law, loss: str) -> pd.DataFrame:
+    """What was fitted: a column an abscissa, L, and whether a row was dropped."""
+    from scaling.tables import numbers
+
+    frame = pd.DataFrame({x: abscissa(table, args, x) for x in law.kind.abscissae})
+    frame["L"] = numbers(table, loss, positive=True)
+    frame["dropped"] = frame.index.isin(law.dropped)
+    return frame
+
+
+def parse_point(text: str) -> dict[str, float]:
+    """``N=1e9,D=1e12`` as numbers. Raises TableError where it is not such."""
+    from scaling.errors import TableError
+
+    found = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if name.strip() not in COLUMNS or not 0 < number < float("inf"):
+            raise TableError(f"at={text!r}: expected C=…, or N=…,D=… with numbers above 0")
+        found[name.strip()] = number
+    return found
+
+
+def at_point(law: Law, point: dict[str, float]) -> dict[str, Any]:
+    """The law's loss at a point, with the interval of the law and that of one new run.
+
+    Raises TableError where the point lacks an abscissa of the law.
+    """
+    from scaling.errors import TableError
+
+    missing = [x for x in law.kind.abscissae if x not in point]
+    if missing:
+        raise TableError(f"at={point}: {missing[0]} is missing; expected {', '.join(law.kind.abscissae)}")
+    at = [point[x] for x in law.kind.abscissae]
+    (low,), (high,) = (end.reshape(-1) for end in law.profile_band(*at))
+    (new_low,), (new_high,) = (end.reshape(-1) for end in law.new_run(*at))
+    outside = [
+        f"{x}={value:g} is {max(value / high_end, low_end / value):.3g} times beyond the data"
+        for x, value, (low_end, high_end) in zip(law.kind.abscissae, at, law.ranges, strict=True)
+        if not low_end <= value <= high_end
+    ]
+    return {
+        **{x: value for x, value in zip(law.kind.abscissae, at, strict=True)},
+        "loss": float(law.predict(*at)),
+        "law": [float(low), float(high)],
+        "new_run": [float(new_low), float(new_high)],
+        "beyond": outside,
+    }
+
+
+def compare(table: pd.DataFrame, args: argparse.Namespace) -> HoldOut:
+    """Leave the largest out, for all forms that the table has columns for."""
+    from scaling.hold_out import leave_largest_out
+    from scaling.tables import labels, numbers
+    from scaling.units import matching
+
+    loss = matching(table, args.loss)[0]
+    columns = {"loss": numbers(table, loss, positive=True), "C": abscissa(table, args, "C")}
+    columns |= {x: abscissa(table, args, x) for x in ("N", "D") if vars(args)[COLUMNS[x]] in table.columns}
+    groups = None if args.group is None else labels(table, args.group)
+    return leave_largest_out(columns, groups=groups, huber=args.huber)
+
+
+def law_text(args: argparse.Namespace, law: Law, loss: str) -> str:
+    """The law as lines: what of what, each parameter with its interval, and what is not known."""
+    counted = told_columns(args, law, loss)
+    lines = [f"{loss} = {law.kind.equation}   ({law.rows} rows, {law.groups} groups)"]
+    lines += [f"  {x}: {counted[x]['unit']}" for x in law.kind.abscissae]
+    for name, value in law.params.items():
+        low, high = law.intervals[name]
+        lines.append(f"{name:>6} = {value:<12.6g} {100 * law.level:g} % interval [{low:.6g}, {high:.6g}]")
+    lines.append(
+        f"intervals by {law.interval}; {law.draws} bootstraps of {law.bootstrap}; Huber delta {law.huber:g}; "
+        f"objective {law.objective:.6g}; condition {law.identification.condition:.3g}; "
+        f"a run misses by {100 * law.run_noise:.2g} %"
+    )
+    if law.dropped:
+        lines.append(f"left out as outliers (highest losses): rows {', '.join(str(row + 1) for row in law.dropped)}")
+    return "\n".join(lines + [f"not identifiable: {reason}" for reason in law.reasons])
+
+
+def point_text(found: dict[str, Any]) -> str:
+    """One line a point of ``--at``."""
+    at = ", ".join(f"{x} = {found[x]:.4g}" for x in COLUMNS if x in found)
+    (low, high), (new_low, new_high) = found["law"], found["new_run"]
+    beyond = f"; {'; '.join(found['beyond'])}" if found["beyond"] else ""
+    return (
+        f"at {at}: {found['loss']:.5g}, law [{low:.5g}, {high:.5g}], a new run [{new_low:.5g}, {new_high:.5g}]{beyond}"
+    )
+
+
+def compare_text(found: HoldOut) -> str:
+    """The forms, best first."""
+    rows = found.to_json()["rows"]
+    assert isinstance(rows, list)
+    return "the largest runs, foretold from the rest:\n" + text_table(pd.DataFrame(rows).map(_cell))
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "" if value is None else str(value)

@@ -1,0 +1,173 @@
+"""``mmdit predict``: foretell the losses of runs before they start, and set the truth beside when they are done."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from launch.execute import describe
+from launch.fit import LAWS, abscissa, column_options, fit, told_columns
+from launch.places import Places, make_folder, read_result
+from launch.runtime import add_study, places_of
+from launch.studies import load_study
+from launch.tables import EXIT_OK, text_table
+from mmdit_jax import __version__
+from mmdit_jax.config import Run, Study
+from mmdit_jax.errors import UserError
+from mmdit_jax.files import write_atomic
+from mmdit_jax.training.events import read_events
+from scaling.predictions import FILE, added, parse, prediction, read_predictions, table_digest, with_truth
+from scaling.tables import read_table, where
+from scaling.units import matching
+
+EXAMPLES = """examples:
+  mmdit predict ladder_small --run "d7 1000 steps s0" --run "d7 1000 steps s1"    before they start: from what is done
+  mmdit predict ladder_small --run "d7 1000 steps s0" --from results.csv --law power --floor
+  mmdit predict ladder_small                                                      what was foretold, and what came
+"""
+LOCK = ".predictions.lock"
+
+
+def add_parsers(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "predict",
+        help="foretell the loss of runs that have not begun, with an interval, in a file that is only added to",
+        description="Fit a law to the runs that are done, and register the loss that it expects of runs that have not "
+        f"begun, with an interval and the date, in ROOT/STUDY/{FILE}. Nothing there is ever replaced; the report sets "
+        "the truth beside it. Without --run: what was foretold, and what came.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_study(parser)
+    parser.add_argument(
+        "--run", dest="only", action="append", default=[], metavar="RUN", help="of this run; repeatable"
+    )
+    parser.add_argument("--from", dest="table", metavar="TABLE", help="fit to these rows (default: the study's runs)")
+    parser.add_argument("--where", metavar="COL=VALUE", action="append", default=[], help="only these rows; repeatable")
+    parser.add_argument("--law", choices=LAWS, default="joint", help="which (%(default)s)")
+    column_options(parser)
+    parser.add_argument("--drop-highest", metavar="K", type=int, default=0, help="leave out the K highest losses")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(run=run_predict, group=None, starts=100, resample="auto", bootstrap=0, seed=0)
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """Register and print, or print what is registered."""
+    study = load_study(args.study, args.overrides)
+    places = places_of(args, study)
+    if args.only:
+        make_folder(places.study_dir)
+        records = foretell(args, study, places)
+        told = with_truth(records, pd.DataFrame())
+    else:
+        records = read_predictions(places.study_dir)
+        told = with_truth(records, done_runs(study, places))
+    if args.json:
+        rows = json.loads(told.to_json(orient="records"))
+        print(json.dumps({"study": study.name, "predictions": rows, "records": records}))
+        return EXIT_OK
+    if not records:
+        print(f"nothing foretold in {places.study_dir}; mmdit predict {args.study} --run RUN")
+        return EXIT_OK
+    print(text_table(shown(told)))
+    if args.only:
+        print(f"registered in {places.study_dir / FILE}")
+    return EXIT_OK
+
+
+def foretell(args: argparse.Namespace, study: Study, places: Places) -> list[dict[str, Any]]:
+    """Fit, and add a line for each run of ``args.only``.
+
+    Raises:
+        UserError: a run that has begun.
+    """
+    runs = [study.find(key) for key in dict.fromkeys(args.only)]
+    for run in runs:
+        begun = next(iter(read_events(places.run_dir(run))), None)
+        if begun is not None or read_result(places.run_dir(run)) is not None:
+            raise UserError(f"run={run.name!r}: has begun; expected one that has not (a prediction comes before)")
+    table = where(done_runs(study, places) if args.table is None else read_table(args.table), args.where)
+    if table.empty:
+        raise UserError(f"study={study.name!r}: no run is done; train some first, or give --from TABLE")
+    (loss,) = matching(table, args.loss)
+    law = fit(table, args, args.law, loss)
+    columns = told_columns(args, law, loss)
+    used = [column["column"] for column in columns.values()]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    records = []
+    for run in runs:
+        row = pd.DataFrame([describe(run)])
+        at = {x: float(abscissa(row, args, x)[0]) for x in law.kind.abscissae}
+        records.append(
+            {
+                **prediction(law, at),
+                "registered": now,
+                "study": study.name,
+                "run_id": run.run_id,
+                "name": run.name,
+                "loss_column": loss,
+                "columns": columns,
+                "table_sha256": table_digest(table, used),
+                "fitted_to": [str(name) for name in table["name"]] if "name" in table.columns else [],
+                "version": __version__,
+            }
+        )
+    with _alone(places.study_dir):
+        path = places.study_dir / FILE
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = added(before, records)
+        write_atomic(path, text)
+        path.chmod(0o444)
+    return parse(text)[-len(records) :]
+
+
+def done_runs(study: Study, places: Places) -> pd.DataFrame:
+    """A row a finished run, as in results.csv: what it is, and its last validation loss, in all and per bin of t."""
+    rows = []
+    for run in study.runs:
+        result = read_result(places.run_dir(run))
+        if result is not None:
+            rows.append(_row(run, result))
+    return pd.DataFrame(rows)
+
+
+def _row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    levels = {f"val_loss_{index}": value for index, value in enumerate(result["val_loss_levels"])}
+    return {**describe(run), "val_loss": result["val_loss"], **levels}
+
+
+def shown(told: pd.DataFrame) -> pd.DataFrame:
+    """The table that is printed."""
+    done = told["actual"].notna()
+    return pd.DataFrame(
+        {
+            "run": told["name"],
+            "law": told["law"],
+            "registered": told["registered"],
+            "rows": told["rows"].astype(str),
+            "predicted": [f"{value:.4f}" for value in told["predicted"]],
+            "95 % interval": [f"[{low:.4f}, {high:.4f}]" for low, high in zip(told["low"], told["high"], strict=True)],
+            "came": [f"{value:.4f}" if there else "" for value, there in zip(told["actual"], done, strict=True)],
+            "error": [
+                f"{100 * value:+.2f} %" if there else "" for value, there in zip(told["error"], done, strict=True)
+            ],
+            "inside": ["" if inside is None else "yes" if inside else "no" for inside in told["inside"]],
+        }
+    )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time adds to the file."""
+    with (folder / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,133 @@
+"""Predictions: registered before a run begins, only ever added to, and set beside what came."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from launch import cli
+from launch.places import RESULT
+from launch.studies import load_study
+from mmdit_jax.config import Run
+from mmdit_jax.training.events import EventLog
+from scaling.errors import TableError
+from scaling.laws import JOINT, fit_law
+from scaling.predictions import FILE, added, parse, prediction, read_predictions, with_truth
+
+STUDY = """
+from dataclasses import replace
+from experiments.ladder_small import study as ladder
+from mmdit_jax.config import Study
+def study():
+    return Study("foretold", ladder().runs)
+"""
+
+
+def loss_of(run: Run, noise: float = 0.0) -> float:
+    """A known law, with a run's noise."""
+    n, d = run.model.num_params(), run.steps * run.batch
+    return float((0.05 + 3 * n**-0.3 + 20 * d**-0.5) * np.exp(noise))
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> tuple[Path, list[Run]]:
+    """A study of which all but the last depth is done."""
+    path = tmp_path / "foretold.py"
+    path.write_text(STUDY)
+    runs = list(load_study(str(path)).runs)
+    rng = np.random.default_rng(0)
+    for run in runs[:-6]:
+        finish(tmp_path, run, rng.normal(0, 0.004))
+    return path, runs
+
+
+def finish(root: Path, run: Run, noise: float) -> None:
+    folder = root / "foretold" / run.run_id
+    folder.mkdir(parents=True)
+    loss = loss_of(run, noise)
+    (folder / RESULT).write_text(json.dumps({"val_loss": loss, "val_loss_levels": [loss] * 8}))
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main([*words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_foretold_before_and_true_after(
+    begun: tuple[Path, list[Run]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, runs = begun
+    top = runs[-1]
+    words = ("predict", str(path), "--root", str(tmp_path))
+    code, out, _ = command(capsys, *words, "--run", top.name, "--run", runs[-3].name, "--json")
+    assert code == 0
+    first, second = json.loads(out)["records"]
+    assert first["rows"] == 30 and first["run_id"] == top.run_id
+    assert first["at"] == {"N": top.model.num_params(), "D": top.steps * top.batch}
+    assert first["low"] < loss_of(top) < first["high"] and first["loss"] == pytest.approx(loss_of(top), rel=0.02)
+    assert first["low"] < first["law_low"] < first["loss"] < first["law_high"] < first["high"]
+    assert second["before"] != first["before"] == "none"
+
+    finish(tmp_path, top, 0.0)
+    code, out, _ = command(capsys, *words, "--json")
+    told = {row["run_id"]: row for row in json.loads(out)["predictions"]}
+    assert told[top.run_id]["actual"] == pytest.approx(loss_of(top))
+    assert told[top.run_id]["inside"] is True and told[runs[-3].run_id]["actual"] is None
+    code, out, _ = command(capsys, *words)
+    assert code == 0 and "yes" in out and top.name in out
+
+
+def test_what_was_foretold_is_never_replaced(
+    begun: tuple[Path, list[Run]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, runs = begun
+    words = ("predict", str(path), "--root", str(tmp_path), "--run", runs[-1].name)
+    assert command(capsys, *words)[0] == 0
+    kept = (tmp_path / "foretold" / FILE).read_text()
+    code, _, err = command(capsys, *words)
+    assert code == 2 and "never replaced" in err and err.count("\n") == 1
+    assert command(capsys, *words, "--law", "power", "--floor")[0] == 0
+    assert (tmp_path / "foretold" / FILE).read_text().startswith(kept)
+
+    code, _, err = command(capsys, *words[:-1], runs[0].name)
+    assert code == 2 and "has begun" in err
+    (tmp_path / "foretold" / runs[-2].run_id).mkdir()
+    log = EventLog(tmp_path / "foretold" / runs[-2].run_id)
+    log.write("start", durable=True)
+    log.close()
+    code, _, err = command(capsys, *words[:-1], runs[-2].name)
+    assert code == 2 and "has begun" in err
+    code, _, err = command(capsys, *words[:-1], "no such run")
+    assert code == 2
+
+
+def test_a_changed_file_is_seen(begun: tuple[Path, list[Run]], tmp_path: Path) -> None:
+    law = fit_law(
+        JOINT, [np.geomspace(1e5, 1e7, 12), np.geomspace(1e4, 1e5, 12)[::-1]], np.geomspace(1, 2, 12), draws=0
+    )
+    base = prediction(law, {"N": 1e7, "D": 1e5})
+    records = [
+        {**base, "run_id": str(k), "name": str(k), "registered": f"day {k}", "loss_column": "val_loss"}
+        for k in range(3)
+    ]
+    text = added("", records)
+    assert [record["run_id"] for record in parse(text)] == ["0", "1", "2"]
+    lines = text.splitlines(keepends=True)
+    for wrong in (
+        text.replace('"registered": "day 1"', '"registered": "day 0"'),
+        lines[0] + lines[2],
+        lines[1] + lines[2],
+        lines[0] + lines[2] + lines[1],
+        lines[0] + "not a line\n",
+    ):
+        with pytest.raises(TableError, match="line"):
+            parse(wrong)
+    (tmp_path / FILE).write_text(text)
+    told = with_truth(read_predictions(tmp_path), pd.DataFrame({"run_id": ["1"], "val_loss": [base["loss"] / 2]}))
+    assert list(told["actual"].notna()) == [False, True, False]
+    assert told["error"][1] == pytest.approx(1.0) and told["inside"][1] is False
