@@ -214,46 +214,52 @@ def test_bad_input(
     assert told in capsys.readouterr().err.splitlines()[-1]
 
 
+def write_metadata(folder: Path, questions: list[Question]) -> str:
+    path = folder / "metadata.jsonl"
+    path.write_text("".join(f"{question.to_json()}\n" for question in questions))
+    return str(path)
+
+
 @pytest.mark.slow
-def test_a_killed_checkpoint_goes_on(mmdit: Mmdit) -> None:
-    """SIGKILL while images are written, more than once: every PNG that counts is whole; the end has the same bits."""
+def test_a_killed_checkpoint_goes_on(mmdit: Mmdit, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGKILL while images are written: every PNG that counts is whole; what goes on ends with the same bits."""
     checkpoint = write_pipeline(mmdit.folder / "sd3")
-    metadata = mmdit.folder / "metadata.jsonl"
-    metadata.write_text("".join(f"{question.to_json()}\n" for question in generate((10,) * 6, seed=0)))
-    command = ["sample", "--checkpoint", str(checkpoint), "--geneval", str(metadata), "--steps", "1", "--height", "64"]
-    command += ["--width", "64", "--batch", "4", "--drop", "t5"]
-    whole = mmdit(*command, "--out", "whole", "--json")
-    assert whole.returncode == 0, whole.stderr
-    assert json.loads(whole.stdout) == {"tree": "whole", "images": 240, "drawn": 240}
+    command = ["sample", "--checkpoint", str(checkpoint), "--steps", "1", "--height", "64", "--width", "64"]
+    command += ["--batch", "4", "--drop", "t5", "--geneval", write_metadata(mmdit.folder, generate((5,) * 6, seed=0))]
+    places = [["--root", str(mmdit.folder), "--out", str(mmdit.folder / name)] for name in ("whole", "killed")]
+    assert main([*command, *places[0], "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"tree": str(mmdit.folder / "whole"), "images": 120, "drawn": 120}
     expected = images(mmdit.folder / "whole")
-    assert len(expected) == 240
+    assert len(expected) == 120
     killed = mmdit.folder / "killed"
-    for least in (1, 90):
-        process = mmdit.start(*command, "--out", "killed")
-        while process.poll() is None and len(list(killed.rglob("[0-9]*.png"))) < least:
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        there = images(killed)
-        assert least <= len(there) < 240 and all(expected[name] == data for name, data in there.items())
-    done = mmdit(*command, "--out", "killed")
-    assert done.returncode == 0 and done.stdout.strip() == "killed", done.stderr
+    process = mmdit.start(*command, *places[1])
+    while process.poll() is None and len(list(killed.rglob("[0-9]*.png"))) < 10:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    there = images(killed)
+    assert 10 <= len(there) < 120 and all(expected[name] == data for name, data in there.items())
+    assert main([*command, *places[1], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["drawn"] == 120 - len(there)
     assert images(killed) == expected
-    again = mmdit(*command, "--out", "killed", "--json")
-    assert json.loads(again.stdout)["drawn"] == 0
-    other = mmdit(*command, "--out", "killed", "--guidance", "2")
-    assert other.returncode == 2 and "begun with sampler=" in other.stderr
+    assert main([*command, *places[1]]) == 0  # nothing left to draw
+    assert capsys.readouterr().out == f"{killed}\n"
+    assert main([*command, *places[1], "--guidance", "2"]) == 2
+    assert "begun with sampler=" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_command_for_a_run(mmdit: Mmdit) -> None:
-    metadata = mmdit.folder / "metadata.jsonl"
-    metadata.write_text("".join(f"{question.to_json()}\n" for question in QUESTIONS))
-    trained = mmdit("train", "tiny.py", "--run", "rf", "--quiet", "--set", "steps=2", "--set", "validate_every=2")
-    assert trained.returncode == 0, trained.stderr
-    command = ["sample", "tiny.py", "--run", "rf", "--set", "steps=2", "--set", "validate_every=2"]
-    done = mmdit(*command, "--geneval", "metadata.jsonl", "--out", "tree", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"tree": "tree", "images": 36, "drawn": 36}
-    assert "9 of 9 prompts have words that no caption of scenes has" in done.stderr
-    assert official_walk(mmdit.folder / "tree") == {question.prompt: 4 for question in QUESTIONS}
+def test_the_command_for_a_run(
+    params: dict, mmdit: Mmdit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but its training: the weights are given."""
+    monkeypatch.setattr("launch.runs.restore_ema", lambda run, folder: params)
+    out = mmdit.folder / "tree"
+    command = ["sample", str(mmdit.study), "--run", "rf", "--geneval", write_metadata(mmdit.folder, QUESTIONS)]
+    command += ["--out", str(out), "--root", str(mmdit.folder)]
+    assert main([*command, "--part", "2/3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"tree": str(out), "images": 12, "drawn": 12}
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert official_walk(out) == {question.prompt: 4 for question in QUESTIONS}
+    assert json.loads((out / "drawn_by.json").read_text())["run"] == "rf"

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from PIL import Image
 
 from mmdit_jax.config import Run
 from mmdit_jax.data.scenes.compositions import compositions
@@ -144,9 +143,3 @@ def judge_match(images: np.ndarray, captions: Sequence[str], judge: Judge) -> fl
         same = np.array([a == b for a, b in zip(captions, others, strict=True)])
         beaten &= (own > judge.similarity(taken, others)) | same
     return float(beaten.mean())
-
-
-def save_png(image: np.ndarray, path: Path) -> None:
-    """One uint8 [H, W, 3] image as a PNG file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
