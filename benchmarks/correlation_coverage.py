@@ -187,7 +187,9 @@ def main() -> None:
     for effect, degree in ((0.0, 1), (0.0, 2), (0.8, 1)):
         of = given_size(args.studies, effect, degree)
         for kind in KINDS:
-            rows.append([f"{-effect:g}", str(degree), kind, percent(of[f"plain {kind}"]), percent(of[f"given {kind}"])])
+            rows.append(
+                [f"{-effect or 0:g}", str(degree), kind, percent(of[f"plain {kind}"]), percent(of[f"given {kind}"])]
+            )
     told("effect given size|degree|coefficient|0 outside: plain|0 outside: given size", rows)
     rows = []
     for better in (0.0, 0.5, 1.0):

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from scaling.correlation import Correlation, correlate
 from scaling.elo import EloTable, rate
 from scaling.envelope import fit_frontier, frontier
 from scaling.errors import TableError
 from scaling.laws import Law, fit_power_law
+from scaling.score_correlations import Score, score_correlations
 from scaling.study import ARCHITECTURE, StudyTables, values
 
 POOLED = "all formulations"
@@ -20,12 +20,14 @@ DRAWS = 1000
 
 @dataclass
 class Analysis:
-    """Everything that is computed once and shown in several sections; ``why`` says what could not be, by name."""
+    """Everything that is computed once and shown in several sections; ``why`` says what could not be, by name,
+    ``uncorrelated`` which scores."""
 
     fits: dict[str, tuple[Law, pd.DataFrame]] = field(default_factory=dict)
     floors: dict[str, Law] = field(default_factory=dict)
     elo: dict[str, EloTable] = field(default_factory=dict)
-    correlations: dict[str, tuple[Correlation, pd.DataFrame, str]] = field(default_factory=dict)
+    correlations: dict[str, Score] = field(default_factory=dict)
+    uncorrelated: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
 
 
@@ -64,15 +66,7 @@ def analyse(tables: StudyTables, *, draws: int = DRAWS, seed: int = 0) -> Analys
                 out.elo = per_judge
         except TableError as error:
             out.why["elo"] = str(error)
-    for name, (points, label) in _score_points(tables, out).items():
-        try:
-            out.correlations[name] = (
-                correlate(points["x"].to_numpy(), points["y"].to_numpy(), seed=seed),
-                points,
-                label,
-            )
-        except TableError as error:
-            out.why[f"correlation {name}"] = str(error)
+    out.correlations, out.uncorrelated = score_correlations(tables, out.elo, seed=seed)
     return out
 
 
@@ -96,29 +90,3 @@ def _fit(rows: pd.DataFrame, floor: bool, draws: int, seed: int) -> Law:
         draws=draws,
         seed=seed,
     )
-
-
-def _score_points(tables: StudyTables, analysis: Analysis) -> dict[str, tuple[pd.DataFrame, str]]:
-    """Per score: a table of runs (depth, formulation, x = loss, y = score, low, high) and the axis label."""
-    if tables.results.empty:
-        return {}
-    base = tables.results[["name", "depth", "formulation"]].assign(x=values(tables.results, "val_loss"))
-    out: dict[str, tuple[pd.DataFrame, str]] = {}
-
-    def add(name: str, scores: pd.DataFrame, label: str) -> None:
-        points = base.merge(scores, on="name").dropna(subset=["x", "y"])
-        if len(points):
-            out[name] = (points, label)
-
-    if len(tables.geneval):
-        overall = tables.geneval[tables.geneval["task"] == "overall"]
-        columns = {"GenEval proxy": ("rate", "low", "high"), "graded score": ("graded", "graded_low", "graded_high")}
-        labels = {"GenEval proxy": "GenEval proxy (share passed)", "graded score": "GenEval proxy, graded (0 to 1)"}
-        for name, source in columns.items():
-            scores = {key: values(overall, column) for key, column in zip(("y", "low", "high"), source, strict=True)}
-            add(name, pd.DataFrame({"name": overall["name"], **scores}), labels[name])
-    if analysis.elo:
-        table = next(iter(analysis.elo.values()))
-        rows = [{"name": r.name, "y": r.elo, "low": r.low, "high": r.high} for r in table.ratings]
-        add("Elo", pd.DataFrame(rows), "Elo (all judges)" if len(analysis.elo) > 1 else "Elo")
-    return out

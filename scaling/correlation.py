@@ -171,7 +171,7 @@ def by_jackknife(
         return (*fisher(kind, r, fewest - control.parameters, level)[:2], "Fisher z of the groups")
     reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     z = float(spread.values[place])
-    what = " × ".join(f"{count} {name}" for name, count in groups.counts.items()) or f"{groups.rows} rows"
+    what = " × ".join(f"{name} ({count})" for name, count in groups.counts.items()) or f"{groups.rows} rows"
     how = f"jackknife over {what}, t with {freedom:.3g} df"
     return min(math.tanh(z - reach), r), max(math.tanh(z + reach), r), how
 

@@ -1,4 +1,4 @@
-"""Figures that a paper could print: losses, laws, scores by task, Elo, correlations; intervals as bands."""
+"""Figures that a paper could print: losses, laws, scores by task, Elo; intervals as bands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scaling.correlation import Correlation
 from scaling.elo import EloTable
 from scaling.laws import Law
 from scaling.look import HUES, MARKERS, SIZE, TALL, Look, drawing, legend_above
@@ -243,23 +242,4 @@ def elo_figure(tables: Mapping[str, EloTable]) -> Figure:
         axes.set_xlabel(f"Elo ({next(iter(tables.values())).scale})")
         if list(tables) != [""]:
             legend_above(figure, handles)
-        return figure
-
-
-def correlation_figure(points: pd.DataFrame, found: Correlation, look: Look, label: str) -> Figure:
-    """Validation loss against a score, a point a run. ``points``: depth, formulation, x, y[, low, high]."""
-    with drawing() as (figure, axes):
-        for _, run in points.iterrows():
-            colour, order = look.colour(run["depth"], run["formulation"]), look.order(run["formulation"])
-            if "low" in points.columns and np.isfinite(run["low"]):
-                axes.plot([run["x"], run["x"]], [run["low"], run["high"]], color=colour, lw=1, alpha=0.7, zorder=order)
-            marker = look.marker(run["formulation"])
-            axes.plot(run["x"], run["y"], marker=marker, color=colour, markersize=6, lw=0, zorder=order)
-        axes.set_xlabel("validation loss (EMA weights, mean of levels)")
-        axes.set_ylabel(label)
-        axes.margins(x=0.08)
-        pearson = found.pearson
-        text = f"Pearson r = {pearson.r:.2f} [{pearson.low:.2f}, {pearson.high:.2f}], n = {found.rows}"
-        axes.set_title(text.replace("-", "−"), fontsize=9)
-        look.legend(figure)
         return figure

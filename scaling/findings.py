@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from scaling.correlation import Correlation
 from scaling.elo import EloTable
 from scaling.laws import Law
 from scaling.study import values
@@ -227,16 +226,3 @@ def elo_finding(table: EloTable) -> str:
         f"{best.name} leads with {best.elo:.0f} ({best.low:.0f} to {best.high:.0f}), expected to score "
         f"{rate * 100:.0f} % against {last.name}; {verdict}."
     )
-
-
-def correlation_finding(found: Correlation, what: str) -> str:
-    """Does lower loss go with more of ``what``?"""
-    pearson, spearman = found.pearson, found.spearman
-    numbers = (
-        f"Pearson {pearson.r:.2f} ({pearson.low:.2f} to {pearson.high:.2f}), "
-        f"Spearman {spearman.r:.2f} ({spearman.low:.2f} to {spearman.high:.2f}), {found.rows} runs"
-    ).replace("-", "−")
-    if pearson.low <= 0 <= pearson.high:
-        return f"Validation loss and {what} are not shown to be related ({numbers}: the interval holds zero)."
-    direction = "higher" if pearson.r < 0 else "lower"
-    return f"Lower validation loss goes with {direction} {what} ({numbers})."

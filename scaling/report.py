@@ -9,6 +9,7 @@ from pathlib import Path
 from scaling import loss_sections, sections
 from scaling.analysis import DRAWS, analyse
 from scaling.architecture_section import architecture_section
+from scaling.correlation_section import correlation_section
 from scaling.goodput_section import goodput_section
 from scaling.look import Look
 from scaling.page import Section, render
@@ -43,7 +44,7 @@ def write_report(
         *efficiency_section(tables, folder_of_figures, draws=draws, seed=seed),
         *removal_section(tables.without_battles, tables.without, tables.without_samples, draws=draws, seed=seed),
         sections.elo_section(tables, analysis, folder_of_figures),
-        sections.correlation_section(analysis, look, folder_of_figures),
+        correlation_section(analysis.correlations, analysis.uncorrelated, look, folder_of_figures),
     ]
     short = Section("In short", [text for part in results for text in part.findings[:1]])
     others = sections.others_section(tables, folder_of_figures)

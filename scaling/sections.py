@@ -139,37 +139,6 @@ def elo_section(tables: StudyTables, analysis: Analysis, folder: Path) -> Sectio
     return part
 
 
-def correlation_section(analysis: Analysis, look: Look, folder: Path) -> Section:
-    """Validation loss against each score."""
-    part = Section("Does loss predict quality?")
-    part.missing += [f"{k.removeprefix('correlation ')}: {v}" for k, v in analysis.why.items() if "correlation" in k]
-    if not analysis.correlations:
-        part.missing.append("scores of at least three runs are needed")
-        return part
-    rows = []
-    for name, (found, points, label) in analysis.correlations.items():
-        part.findings.append(findings.correlation_finding(found, name))
-        stem = f"correlation_{name.lower().replace(' ', '_')}"
-        png = save(figures.correlation_figure(points, found, look, label), folder, stem)
-        part.figures.append((png, f"Validation loss against {name}, a point a run, 95 % intervals of the score"))
-        for kind, c in (("Pearson", found.pearson), ("Spearman", found.spearman)):
-            rows.append(
-                {
-                    "loss against": name,
-                    "coefficient": kind,
-                    "r": f"{c.r:.3f}".replace("-", "−"),
-                    "95 % interval": f"{c.low:.3f} to {c.high:.3f}".replace("-", "−"),
-                    "interval by": c.interval,
-                    "p": f"{c.p:.4f}",
-                    "p by": c.p_method,
-                    "runs": str(found.rows),
-                }
-            )
-    part.tables.append((pd.DataFrame(rows), "Correlations over runs of the main data set"))
-    part.notes.append("Runs that differ in size differ in loss and in score together: this is not yet loss given size.")
-    return part
-
-
 def samples_section(tables: StudyTables) -> Section:
     """The grid of samples, at its natural size."""
     part = Section("Samples")
@@ -240,7 +209,7 @@ def method_section(tables: StudyTables, analysis: Analysis, notes: Sequence[str]
             f"{table.prompts} prompts; a prompt's battles are resampled together, {len(table.samples)} times."
         )
     if analysis.correlations:
-        rows = max(found.rows for found, _, _ in analysis.correlations.values())
+        rows = max(score.found.rows for score in analysis.correlations.values())
         say(f"Correlations are over {rows} runs of one data set; intervals and p-values by the methods in the table.")
     part.findings += list(notes)
     return part

@@ -67,7 +67,7 @@ def test_groups_given_and_bins(tmp_path: Path, capsys: pytest.CaptureFixture[str
     found = json.loads(told(tmp_path, capsys, *options, "--json"))
     assert found["rows"] == 35 and found["left_out"] == 1  # one has no rating
     assert found["groups"] == {"formulation and depth": 6, "seed": 2}
-    assert "6 formulation and depth × 2 seed" in found["pearson"]["interval"]
+    assert "formulation and depth (6) × seed (2)" in found["pearson"]["interval"]
     rows = table.dropna()
     held = np.stack([np.ones(35), np.log(rows["train_flops"]), rows["seed"]], axis=1)
     left = [rows[c] - held @ np.linalg.lstsq(held, rows[c], rcond=None)[0] for c in ("val_loss", "elo")]

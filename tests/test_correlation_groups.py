@@ -81,7 +81,7 @@ def test_unequal_groups_have_p_by_t() -> None:
     assert found.pearson.p_method == "t of the jackknife" and 0 < found.pearson.p <= 1
     holds = found.pearson.low <= 0 <= found.pearson.high
     assert holds == (found.pearson.p > 0.05)
-    assert f"{groups.counts['ladder']} ladder" in found.pearson.interval
+    assert f"ladder ({groups.counts['ladder']})" in found.pearson.interval
 
 
 @pytest.mark.parametrize("seed", [0.0, 0.2])

@@ -110,7 +110,7 @@ def test_page_is_whole_and_loads_nothing(full: tuple[Path, Page]) -> None:
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.loads)
     anchors = {address[1:] for address in page.loads if address.startswith("#")}
     assert anchors <= set(page.texts)
-    assert len([a for a in page.loads if a.startswith("data:")]) == 13
+    assert len([a for a in page.loads if a.startswith("data:")]) == 14
     assert page.missing == 0
     assert "Made & told." in page.texts["how-these-numbers-were-made"]
 
@@ -134,7 +134,7 @@ def test_only_one_data_set_is_compared(full: tuple[Path, Page]) -> None:
         assert "emoji" not in page.texts[section]
     assert "emoji-d2" in page.texts["other-data-sets"]
     found = analyse(tables, draws=40)
-    assert {found.correlations[name][0].rows for name in found.correlations} == {6}
+    assert {found.correlations[name].found.rows for name in found.correlations} == {6}
 
 
 def test_sentences_come_from_the_numbers(full: tuple[Path, Page]) -> None:
