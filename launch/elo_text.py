@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Key = tuple[str, ...]
 """Values of the columns of --by; empty without it."""
 
+DOUBTFUL = 0.05
+"""Anchors that agree with the battles less than this are remarked on."""
+
 
 def label(by: Sequence[str], key: Key) -> str:
     """What tells one table from the others: ``question=typography, judge=ada``."""
@@ -68,6 +71,8 @@ def _ratings_text(table: EloTable) -> str:
     for effect in table.effects:
         bounds = f" [{effect.low:+.1f}, {effect.high:+.1f}]" if math.isfinite(effect.low) else ""
         lines.append(f"{effect.name}: {effect.elo:+.1f} Elo{bounds}".replace("-", "−"))
+    if table.anchors_p < DOUBTFUL:
+        lines.append(f"these battles put the anchors elsewhere than they are given (p = {table.anchors_p:.2g})")
     if table.separated:
         groups = "; ".join(", ".join(group) for group in table.separated)
         lines.append(

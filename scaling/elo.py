@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from scaling.anchors import agreement
 from scaling.battle_counts import Battles, Clusters, cluster_index, count_battles, separated
 from scaling.davidson import ELO, Design, chances, fit
 from scaling.errors import TableError
@@ -79,6 +80,8 @@ class EloTable:
     """ "bootstrap", "sandwich" or "none": what ``low`` and ``high`` are."""
     separated: tuple[tuple[str, ...], ...]
     """Groups whose distance, and its interval, only the prior bounds; see ``battle_counts.separated``."""
+    anchors_p: float
+    """How well several anchors agree with the battles; see ``anchors.agreement``."""
 
     @property
     def scale(self) -> str:
@@ -101,6 +104,7 @@ class EloTable:
             "tie_strength": self.tie_strength,
             "effects": [_finite(vars(effect)) for effect in self.effects],
             "anchors": dict(self.anchors),
+            **_finite({"anchors_p": self.anchors_p}),
             "prompts": self.prompts,
             "battles": self.battles,
             "clusters": dict(self.clusters),
@@ -187,6 +191,7 @@ def rate(
         anchors=given,
         intervals=kind,
         separated=separated(counted) if len(given) < 2 else (),
+        anchors_p=agreement(counted, estimate.clusters, given),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from elo_cases import battles, simulate
-from scipy import optimize
+from scipy import optimize, stats
 
 from scaling.davidson import ELO, PRIOR_SD, Design, fit, hessian
 from scaling.elo import rate
@@ -168,7 +168,7 @@ def test_one_anchor_shifts_the_scale_and_its_interval_is_a_difference() -> None:
 
 def test_several_anchors_are_kept_and_the_others_fitted_given_these() -> None:
     table = simulate(np.array([0.9, 0.1, -0.3, -0.7]), 60, 8, 0.6, seed=2)
-    given = {"m0": 1300.0, "m3": 900.0}
+    given = {"m0": 1200.0, "m3": 920.0}
     found = rate(table, draws=100, anchors=given)
     for rating in found.ratings:
         if rating.name in given:
@@ -178,7 +178,7 @@ def test_several_anchors_are_kept_and_the_others_fitted_given_these() -> None:
     kind = table["outcome"].map(["left", "right", "tie"].index).to_numpy()
 
     def negative(at: np.ndarray) -> float:
-        theta = np.array([200 / ELO, at[0], at[1], -200 / ELO])
+        theta = np.array([140 / ELO, at[0], at[1], -140 / ELO])
         gap = theta[left] - theta[right]
         logits = np.stack([gap / 2, -gap / 2, np.full(len(gap), at[2])])
         chosen = logits[kind, np.arange(len(kind))] - np.log(np.exp(logits).sum(0))
@@ -187,8 +187,15 @@ def test_several_anchors_are_kept_and_the_others_fitted_given_these() -> None:
     best = optimize.minimize(negative, np.zeros(3), method="BFGS", options={"gtol": 1e-8}).x
     by_name = {rating.name: rating for rating in found.ratings}
     for place, name in enumerate(("m1", "m2")):
-        assert by_name[name].elo == pytest.approx(1100 + ELO * best[place], abs=0.01)
+        assert by_name[name].elo == pytest.approx(1060 + ELO * best[place], abs=0.01)
         assert by_name[name].sandwich_low < by_name[name].elo < by_name[name].sandwich_high
+    assert found.anchors_p > 0.05 and np.isnan(rate(table, draws=0, anchors={"m0": 1300.0}).anchors_p)
+    assert rate(table, draws=0, anchors={"m0": 1300.0, "m3": 1250.0}).anchors_p < 1e-4  # some 280 points apart
+    # With two anchors and many clusters the test is that of one difference.
+    free = {rating.name: rating for rating in rate(table, draws=0, anchors={"m3": 920.0}).ratings}["m0"]
+    error = (free.sandwich_high - free.elo) / stats.t.ppf(0.975, 59)
+    size = abs(free.elo - 1200) / error
+    assert found.anchors_p == pytest.approx(2 * stats.t.sf(size, 59), rel=1e-6)
     apart = pd.concat([battles(9, 6, 2, "a", "b"), battles(3, 7, 2, "c", "d")])
     joined = rate(apart, draws=0, anchors={"b": 1000.0, "c": 1000.0})  # known ratings connect what never met
     assert joined.ratings[0].name == "d"
