@@ -26,6 +26,7 @@ def where(folder: Path) -> tuple[str, str]:
     return "--votes", str(folder / "votes.sqlite")
 
 
+@pytest.mark.slow
 def test_two_hundred_voters_at_once_lose_no_vote(tmp_path: Path, processes: Processes) -> None:
     study = make_study(tmp_path / "study", runs=6, prompts=20)
     server = Server(processes, study, *where(tmp_path))

@@ -76,11 +76,10 @@ def test_counts_are_by_who_stood_left_and_open_tickets_wait(database: Sqlite) ->
     database.write(lambda cursor: cursor.change(old, (store.OPEN_SECONDS + 1, gone.ticket))).result()
     counts, flying = database.read(lambda cursor: store.counts(cursor, ["b", "a", "c"]))
     a_left = sum(ticket.left == "a" for ticket in tickets if ticket)
-    expected = np.zeros((3, 3, 3))
+    expected = np.zeros((3, 3, 4))
     expected[1, 0, 0], expected[0, 1, 0] = a_left, 20 - a_left
-    np.testing.assert_array_equal(counts["prompt following"], expected)
-    np.testing.assert_array_equal(counts["typography"], expected[..., [1, 2, 0]])
-    assert "aesthetics" not in counts  # skipped by all
+    for question, where in zip(QUESTIONS, (0, 3, 2), strict=True):  # left won, skipped, tie
+        np.testing.assert_array_equal(counts[question], np.roll(expected, where, axis=-1))
     assert flying.sum() == 1 and flying[["b", "a"].index(waiting.left), ["b", "a"].index(waiting.right)] == 1
     # Whoever was away goes on where they were.
     assert database.read(lambda cursor: store.open_ticket(cursor, "gone")) == gone
@@ -99,6 +98,21 @@ def test_work_that_fails_takes_no_other_with_it(database: Sqlite) -> None:
     assert [future.exception() is None for future in futures] == [True, False] * 50
     names = database.read(lambda cursor: {name for (name,) in cursor.rows("SELECT name FROM arena_settings")})
     assert names == {"version", *(f"fine {number}" for number in range(50))}
+
+
+def test_several_arenas_may_write_to_one_file(tmp_path: Path) -> None:
+    one, two = Sqlite(tmp_path / "votes.sqlite"), Sqlite(tmp_path / "votes.sqlite")
+    for each in (one, two):
+        store.prepare(each)
+    futures = [
+        each.write(lambda cursor, n=number: store.issue(cursor, f"voter {n % 40}", [PAIR], QUESTIONS))
+        for number in range(200)
+        for each in (one, two)
+    ]
+    tickets = {ticket.ticket for future in futures if (ticket := future.result()) is not None}
+    assert len(tickets) == 40  # whoever asks again, anywhere, gets the ticket that is open
+    one.close()
+    two.close()
 
 
 def export(folder: Path, name: str = "votes.csv", place: str = "votes.sqlite") -> Path:
@@ -241,3 +255,19 @@ def test_pairs_without_a_prompt_in_common_are_never_shown(tmp_path: Path, databa
         assert len(candidates) == 3 and all(f"{WORD} 0" not in (one.left, one.right) for one in candidates)
     # What was handed out meanwhile is known: all pairs get their turn though nobody has voted.
     assert len({(one.left, one.right) for one in (pairs.ordered()[0] for _ in range(9))}) == 3
+
+
+def test_a_pair_that_is_skipped_makes_room_for_others(
+    tmp_path: Path, database: Sqlite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.arena.pairs.FRESH_SECONDS", 0.0)
+    pairs = Pairs(open_gallery(make_study(tmp_path / "study", runs=3, prompts=30)), database, QUESTIONS)
+    shown: Counter[frozenset[str]] = Counter()
+    for _ in range(12):
+        candidates = pairs.ordered()
+        ticket = database.write(lambda cursor, c=candidates: store.issue(cursor, "one", c, QUESTIONS)).result()
+        assert ticket is not None
+        shown[frozenset((ticket.left, ticket.right))] += 1
+        for question in QUESTIONS:
+            database.write(lambda cursor, t=ticket, q=question: store.vote(cursor, t, q, "skip")).result()
+    assert set(shown.values()) == {4}

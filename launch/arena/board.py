@@ -19,7 +19,7 @@ from scaling.errors import TableError
 DRAWS = 400
 """Bootstraps over prompts: an interval's ends are good to a twentieth of its width."""
 FEW_PROMPTS = 10
-"""A bootstrap over fewer makes intervals that are too narrow."""
+"""Intervals from fewer are rough, and told to be."""
 SECONDS = 5.0
 """A board is not made anew within so long, nor within as long as it took to make."""
 
@@ -76,7 +76,7 @@ def _rated(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], str]:
     except TableError as error:  # two groups of runs that have not met yet
         return [], f"no ratings yet: {error}"
     prompts = table["prompt"].nunique()
-    note = f"votes on {prompts} prompts only: intervals are too narrow yet" if prompts < FEW_PROMPTS else ""
+    note = f"votes on {prompts} prompts only: the intervals are rough yet" if prompts < FEW_PROMPTS else ""
     finite = lambda value: float(value) if math.isfinite(value) else None  # noqa: E731
     return [
         {

@@ -70,7 +70,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def run_arena(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM, or export or import votes."""
-    from launch.arena.databases import open_database
+    from launch.arena.databases import Unavailable, open_database
     from launch.arena.store import prepare
 
     questions = _questions(args.questions)
@@ -86,12 +86,15 @@ def run_arena(args: argparse.Namespace) -> int:
     serving = args.export is None and args.taken is None
     gallery = _gallery(args.folder) if serving else None
     with contextlib.closing(open_database(place)) as database:
-        prepare(database)
-        if args.export is not None:
-            return _export(database, args)
-        if args.taken is not None:
-            return _import(database, args)
-        return _serve(gallery, database, questions, args)
+        try:
+            prepare(database)
+            if args.export is not None:
+                return _export(database, args)
+            if args.taken is not None:
+                return _import(database, args)
+            return _serve(gallery, database, questions, args)
+        except Unavailable as error:
+            raise UserError(f"votes={error}; try again") from error
 
 
 def _questions(text: str) -> tuple[str, ...]:

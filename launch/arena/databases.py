@@ -20,6 +20,8 @@ BUSY_SECONDS = 10.0
 TOGETHER = 256
 """Writes that share one transaction of SQLite, and so one wait for the disk."""
 CONNECTIONS = 8
+LOCK = 0x61_72_65_6E_61
+"""Of PostgreSQL's advisory locks, the arena's: its name in ASCII."""
 
 
 class Unavailable(RuntimeError):
@@ -33,6 +35,9 @@ class Cursor(Protocol):
 
     def change(self, sql: str, values: Sequence[Any] = ()) -> int:
         """How many rows were changed."""
+
+    def alone(self) -> None:
+        """Until the end of the transaction no other one is past this."""
 
 
 Work = Callable[[Cursor], T]
@@ -62,7 +67,8 @@ def open_database(where: str) -> Database:
     if where.startswith(("postgresql://", "postgres://")):
         return Postgres(where)
     if "://" in where:
-        raise UserError(f"votes={where.split('@')[-1]!r}: expected a path, or postgresql://USER@HOST/DATABASE")
+        scheme = where.split("://")[0]  # more may hold a password
+        raise UserError(f"votes='{scheme}://…': expected a path, or postgresql://USER@HOST/DATABASE")
     return Sqlite(Path(where))
 
 
@@ -75,6 +81,9 @@ class _SqliteCursor:
 
     def change(self, sql: str, values: Sequence[Any] = ()) -> int:
         return self._connection.execute(sql, values).rowcount
+
+    def alone(self) -> None:
+        pass  # who writes is
 
 
 class Sqlite:
@@ -176,6 +185,9 @@ class _PostgresCursor:
         count: int = self._cursor.rowcount
         return count
 
+    def alone(self) -> None:
+        self._cursor.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+
 
 class Postgres:
     """A pool of connections; one that the server has closed is made anew."""
@@ -188,13 +200,13 @@ class Postgres:
         except ImportError:
             raise UserError("votes=postgresql://…: needs psycopg; pip install 'mmdit-jax[arena]'") from None
         self._lost = psycopg.OperationalError
+        self.where = "postgresql://…"
         try:
-            told = conninfo_to_dict(url, connect_timeout=str(int(BUSY_SECONDS)))
-            self.where = "postgresql://{}/{}".format(told.get("host", ""), told.get("dbname", ""))
+            told = conninfo_to_dict(url)
+            self.where = f"postgresql://{told.get('host', '')}:{told.get('port', '5432')}/{told.get('dbname', '')}"
             psycopg.connect(url, connect_timeout=int(BUSY_SECONDS)).close()  # a pool would try again for long
         except psycopg.Error as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"votes={url.split('@')[-1]!r}: can't be reached ({reason})") from None
+            raise UserError(f"votes={self.where!r}: can't be reached ({' '.join(str(error).split())})") from None
         self._pool = ConnectionPool(
             url,
             min_size=1,

@@ -12,7 +12,7 @@ import numpy as np
 from launch.arena import store
 from launch.arena.databases import Database
 from launch.arena.gallery import Gallery
-from launch.arena.store import Candidate
+from launch.arena.store import OUTCOMES, WON, Candidate
 
 FRESH_SECONDS = 1.0
 """How long votes that were counted may be looked at again: what was handed out in between is added."""
@@ -43,7 +43,8 @@ class Pairs:
         """All pairs, the one to be shown first.
 
         By the votes on the question that has fewest, since its ratings are least certain; by chance among equals.
-        Tickets that are being voted on count as votes to come.
+        Tickets that are being voted on count as votes to come, and so do skipped questions: else a pair that nobody
+        can judge would be shown for ever.
 
         Raises:
           Unavailable: the votes can't be read.
@@ -52,17 +53,16 @@ class Pairs:
 
         with self._lock:
             if time.monotonic() - self._at > FRESH_SECONDS:
-                self._counted, self._waiting = self._database.read(
-                    lambda cursor: store.counts(cursor, self._gallery.runs)
-                )
+                runs = self._gallery.runs
+                self._counted, self._waiting = self._database.read(lambda cursor: store.counts(cursor, runs))
                 self._at = time.monotonic()
-            blank = np.zeros((*self._waiting.shape, 3))
+            blank = np.zeros((*self._waiting.shape, len(OUTCOMES)))
             by_question = [self._counted.get(question, blank) for question in self._questions]
-            fewest = min(votes.sum() for votes in by_question)
-            votes = random.choice([votes for votes in by_question if votes.sum() == fewest])
-            every = len(self._waiting) ** 2
-            best = [(i, j) for i, j, _ in next_pairs(votes, k=every, in_flight=self._waiting)]
-            pairs = [pair for pair in ((min(pair), max(pair)) for pair in best) if pair in self._items]
+            fewest = min(counts[..., : len(WON)].sum() for counts in by_question)
+            counts = random.choice([counts for counts in by_question if counts[..., : len(WON)].sum() == fewest])
+            to_come = self._waiting + counts[..., OUTCOMES.index("skip")]
+            best = next_pairs(counts[..., : len(WON)], k=len(to_come) ** 2, in_flight=to_come)
+            pairs = [pair for i, j, _ in best if (pair := (min(i, j), max(i, j))) in self._items]
             self._waiting[pairs[0]] += 1
         runs = self._gallery.runs
         return [Candidate(runs[i], runs[j], self._items[i, j]) for i, j in pairs]

@@ -10,7 +10,7 @@ import json
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,6 @@ OUTCOMES = (*WON, "skip")
 OPEN_SECONDS = 600.0
 """A ticket that nobody has touched for so long no longer counts as being voted on. Its voter may still go on."""
 VERSION = "1"
-LOCK = 0x61_72_65_6E_61
-"""Of PostgreSQL's advisory locks, the one for making tables: "arena"."""
 TABLES = (
     "CREATE TABLE IF NOT EXISTS arena_settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS arena_tickets (
@@ -79,9 +77,6 @@ class Vote:
     """Seconds since 1970."""
 
 
-Work = Callable[[Cursor], object]
-
-
 def prepare(database: Database) -> None:
     """Make the tables where there are none.
 
@@ -90,8 +85,7 @@ def prepare(database: Database) -> None:
     """
 
     def make(cursor: Cursor) -> str:
-        if database.where.startswith("postgresql:"):
-            cursor.rows("SELECT pg_advisory_xact_lock(?)", (LOCK,))  # CREATE … IF NOT EXISTS alone is not safe there
+        cursor.alone()  # IF NOT EXISTS is not enough for two PostgreSQL connections at once
         for sql in TABLES:
             cursor.change(sql)
         return _setting(cursor, "version", VERSION)
@@ -205,19 +199,19 @@ def counts(cursor: Cursor, runs: Sequence[str]) -> tuple[dict[str, np.ndarray], 
     """What ``scaling.next_battle`` chooses by, the runs in that order.
 
     Returns:
-      By question float64 [runs, runs, 3], (left won, right won, tie) with the first run left; and int [runs, runs],
-      tickets that are being voted on.
+      By question float64 [runs, runs, 4], (left won, right won, tie, skipped) with the first run left; and
+      int [runs, runs], tickets that are being voted on.
     """
     index = {run: number for number, run in enumerate(runs)}
     found: dict[str, np.ndarray] = {}
     rows = cursor.rows(
         "SELECT question, left_run, right_run, outcome, COUNT(*) FROM arena_votes JOIN arena_tickets USING (ticket) "
-        "WHERE outcome <> 'skip' GROUP BY question, left_run, right_run, outcome"
+        "GROUP BY question, left_run, right_run, outcome"
     )
     for question, left, right, outcome, count in rows:
         if left in index and right in index:
-            own = found.setdefault(question, np.zeros((len(runs), len(runs), 3)))
-            own[index[left], index[right], WON.index(outcome)] += count
+            own = found.setdefault(question, np.zeros((len(runs), len(runs), len(OUTCOMES))))
+            own[index[left], index[right], OUTCOMES.index(outcome)] += count
     waiting = np.zeros((len(runs), len(runs)), int)
     for left, right, count in cursor.rows(
         "SELECT left_run, right_run, COUNT(*) FROM arena_tickets WHERE closed IS NULL AND touched > ? "

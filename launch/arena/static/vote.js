@@ -137,6 +137,10 @@ document.addEventListener("keydown", (event) => {
 });
 
 async function start() {
+  if (!navigator.cookieEnabled) {
+    say("This page needs cookies, to tell one voter from another.");
+    return;
+  }
   const pending = sessionStorage.getItem(PENDING);
   if (pending) await send(JSON.parse(pending));
   await next();
