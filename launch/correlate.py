@@ -122,6 +122,8 @@ def _lines(found: Correlation) -> list[str]:
     named = (("Pearson", "r", found.pearson), ("Spearman", "r", found.spearman), ("Kendall", "τ", found.kendall))
     return [
         f"{name:8} {letter} = {c.r:+.3f}  [{c.low:+.3f}, {c.high:+.3f}] ({c.interval})  p = {c.p:.3g} ({c.p_method})"
+        if math.isfinite(c.r)
+        else f"{name:8} {c.interval}"
         for name, letter, c in named
     ]
 
@@ -135,7 +137,7 @@ def _bins(bins: Bins, pair: Pair) -> list[str]:
 
     kinds: tuple[Kind, ...] = ("pearson", "spearman")
     lines = []
-    for kind in kinds:
+    for kind in (kind for kind in kinds if kind in bins.rows):
         r, low, high = bins.mean[kind]
         rows = [{"": pair.x, kind.capitalize(): _r(r, low, high), "z beyond it": "", "p": "", "p of the best": ""}]
         for row in bins.rows[kind]:
@@ -167,7 +169,7 @@ def _number(value: float) -> str:
 
 
 def _r(r: float, low: float, high: float) -> str:
-    return f"{r:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{r:+.2f} [{low:+.2f}, {high:+.2f}]" if math.isfinite(r) else "–"
 
 
 def _many(pairs: list[Pair], why: dict[tuple[str, str], str]) -> str:
@@ -195,7 +197,11 @@ def _many(pairs: list[Pair], why: dict[tuple[str, str], str]) -> str:
             left = f"{100 * pair.left_of_x:.2g} %"
             rows.append({**cells(pair, partial, "given "), "left of x": left})
         parts.append(f"{given[0][0].held}:\n{text_table(pd.DataFrame(rows))}")
-    told = [answer(p.bins, "pearson", p.y, p.bins.best("pearson").name) for p in pairs if p.bins is not None]
+    told = [
+        answer(p.bins, "pearson", p.y, p.bins.best("pearson").name)
+        for p in pairs
+        if p.bins and "pearson" in p.bins.rows
+    ]
     parts += ["\n".join(told)] if told else []
     coefficients = [found.pearson for pair in pairs for found in (pair.correlation, pair.partial) if found is not None]
     how = {re.sub(r" with \S+ df", "", c.interval) for c in coefficients}

@@ -81,13 +81,16 @@ def compare_bins(
     difference: this is the difference itself, its standard error by the same jackknife over groups (over rows without
     groups), Student's t, and for the best of all bins the largest t of their joint distribution (``Spread``).
 
-    Raises TableError for a column that never changes, or of which the control leaves nothing.
+    A coefficient that some column hasn't, since the control leaves nothing of it, is left out.
+
+    Raises TableError where that is so of all coefficients.
     """
     names = names or [str(place) for place in range(bins.shape[1])]
     groups = groups or Groups(len(score), {})
     held = control or Control.nothing(len(score))
     columns = [mean, *bins.T]
     rng = np.random.default_rng(seed)
+    which = ""
     means: dict[Kind, tuple[float, float, float]] = {}
     rows: dict[Kind, list[Bin]] = {}
     for kind in kinds:
@@ -95,7 +98,7 @@ def compare_bins(
         r = np.array([coefficient(kind, column, score, everything, held)[0] for column in columns])
         if np.isnan(r).any():
             which = ["the mean", *names][int(np.argmax(np.isnan(r)))]
-            raise TableError(f"{which}: never changes, or not once the others are held fixed")
+            continue
         count = len(columns)
         statistic = _beside(kind, columns, score, held, -1.0 if r[0] < 0 else 1.0)
         both = spread_of(statistic, groups, held)
@@ -118,6 +121,8 @@ def compare_bins(
                 strict=True,
             )
         ]
+    if not rows:
+        raise TableError(f"{which}: never changes, or not once the others are held fixed")
     r2 = {"mean": left_out_r2(mean, score, groups, held)}
     if held.parameters:
         r2["control"] = left_out_r2(None, score, groups, held)

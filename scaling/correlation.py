@@ -12,12 +12,14 @@ from scaling.coefficients import KINDS, Control, Kind, coefficient
 from scaling.dependence import Groups, Spread, Statistic, jackknife
 from scaling.errors import TableError
 from scaling.permutation import orders, permutation_p
+from scaling.resample import group_counts
 
 BOOTSTRAP_ROWS = 20
 """From this many rows on, intervals of rows that stand alone are BCa bootstrap; below, Fisher's z, since few rows
 repeat too often."""
 PERMUTATIONS = 20_000
 NONE = "none: fewer than 4 rows"
+LEFT_NOTHING = "none: nothing left once the others are held fixed"
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,10 @@ def correlate(
     p-values count permutations: of rows, or of whole groups where all have one size; else, and with a control, they
     are of the t of the interval. ``order`` are ``permutation.orders`` of the same groups, where a caller has them.
 
-    Raises TableError for fewer than 3 rows, different lengths, a column that never changes, or one of which the
-    control leaves nothing.
+    A coefficient to which the control leaves nothing is NaN, as those of ranks are where loss falls with every FLOP.
+
+    Raises TableError for fewer than 3 rows, different lengths, a column that never changes, or where the control
+    leaves nothing to any coefficient.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     _check(x, y)
@@ -95,20 +99,22 @@ def correlate(
     held = control or Control.nothing(len(x))
     if len(x) < 3 + held.parameters:
         raise TableError(f"rows={len(x)}: too few with that held fixed; expected {3 + held.parameters} or more")
-    rng = np.random.default_rng(seed)
+    alone = not groups.index and control is None and len(x) >= BOOTSTRAP_ROWS and draws > 0
+    counts = group_counts(draws, len(x), np.random.default_rng(seed)) if alone else None
     found = {}
     for kind in KINDS:
         r = float(coefficient(kind, x, y, np.ones((1, len(x))), held)[0])
         if math.isnan(r):
-            raise TableError("nothing left of a column once the others are held fixed; expected one that still changes")
+            found[kind] = Coefficient(r, -1.0, 1.0, math.nan, LEFT_NOTHING, "none")
+            continue
         p, p_method = math.nan, ""
         if groups.index or control is not None:
             spread = spread_of(_z(kind, x, y, held), groups, held)
             low, high, interval = by_jackknife(kind, r, spread, 0, groups, held, level)
             p = float(spread.p_values()[0])
             p_method = "t of the jackknife" if math.isfinite(p) else "none"
-        elif len(x) >= BOOTSTRAP_ROWS and draws > 0:
-            low, high = _bca(kind, x, y, r, level, draws, rng)
+        elif counts is not None:
+            low, high = _bca(kind, x, y, r, level, counts)
             interval = "BCa bootstrap over rows"
         else:
             low, high, interval = fisher(kind, r, len(x), level)
@@ -116,6 +122,8 @@ def correlate(
             order = orders(groups, permutations, seed) if order is None else order
             p, p_method = permutation_p(kind, x, y, groups, order)
         found[kind] = Coefficient(r, low, high, p, interval, p_method)
+    if all(math.isnan(c.r) for c in found.values()):
+        raise TableError("nothing left of a column once the others are held fixed; expected one that still changes")
     return Correlation(len(x), level, found["pearson"], found["spearman"], found["kendall"], groups.counts)
 
 
@@ -176,12 +184,9 @@ def by_jackknife(
     return min(math.tanh(z - reach), r), max(math.tanh(z + reach), r), how
 
 
-def _bca(
-    kind: Kind, x: np.ndarray, y: np.ndarray, r: float, level: float, draws: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    rows = len(x)
+def _bca(kind: Kind, x: np.ndarray, y: np.ndarray, r: float, level: float, counts: np.ndarray) -> tuple[float, float]:
+    rows, draws = len(x), len(counts)
     nothing = Control.nothing(rows)
-    counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(np.float64)
     samples = coefficient(kind, x, y, counts, nothing)
     samples = samples[np.isfinite(samples)]
     left = coefficient(kind, x, y, 1 - np.eye(rows), nothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def _table(scores: Mapping[str, Score]) -> pd.DataFrame:
 
 
 def _cell(c: Coefficient) -> str:
+    if not math.isfinite(c.r):
+        return "–"
     return f"{c.r:.2f}\n{c.low:.2f} to {c.high:.2f}".replace("-", "−")
 
 
@@ -118,6 +121,7 @@ def size_finding(main: Mapping[str, Score]) -> str:
     if all(one_compute(score.points) for score in main.values()):
         return "All runs have one compute: what loss says here, size doesn't."
     told = {name: score.given.pearson for name, score in main.items() if score.given is not None}
+    told = {name: c for name, c in told.items() if math.isfinite(c.r)}
     if not told:
         return "Whether it is the loss, or just size, can't be told: too little is left once log FLOPs are held fixed."
     left = max(score.left for score in main.values() if score.given is not None)

@@ -118,5 +118,8 @@ def test_a_column_that_is_all_size_is_refused(columns: np.ndarray) -> None:
     x, y, z, _ = columns
     with pytest.raises(TableError, match="nothing left of a column"):
         correlate(2 * z + 1, y, control=Control(z[:, None]))
+    falling = correlate(np.exp(-z), y, control=Control(z[:, None]))  # by rank it is size, by value it isn't
+    assert np.isnan(falling.kendall.r) and np.isfinite(falling.pearson.r)
+    assert falling.to_json()["kendall"]["r"] is None
     with pytest.raises(TableError, match="rows=3: too few"):
         correlate(x[:3], y[:3], control=Control(z[:3, None]))
