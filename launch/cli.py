@@ -37,6 +37,7 @@ COMMANDS = {
     "arena": ("launch.arena.cli", "a local page for blind votes of people on a study's samples, and its board"),
     "fit": ("launch.fit", "scaling laws with intervals, from any table"),
     "predict": ("launch.predict", "losses of runs foretold before they start, and what came of it"),
+    "recommend": ("launch.recommend", "what to spend a budget on, and the regret of being wrong"),
     "geneval": ("launch.geneval", "GenEval itself: prompts of its kind, a scorer by a detector, results to a table"),
     "battles": ("launch.battles", "judges over trees of images, into a table of battles"),
     "elo": ("launch.elo", "ratings with intervals, from any table of battles"),

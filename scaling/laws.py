@@ -122,9 +122,10 @@ class Law:
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
     def draws_of(self, *abscissae: ArrayLike) -> np.ndarray:
-        """Losses of the resampled laws, ``[draws, points]``."""
+        """Losses of the resampled laws, ``[draws, points]``, as far about the law's own as intervals are stretched."""
         u, _ = self._offsets(abscissae)
-        return np.exp(self._problem.form.log_loss(self._samples, u))
+        centre = self._problem.form.log_loss(self._theta[None], u)
+        return np.exp(centre + self._widen * (self._problem.form.log_loss(self._samples, u) - centre))
 
     def sampled(self, name: str) -> np.ndarray:
         """The resampled values ``[draws]`` of one of ``params``."""
