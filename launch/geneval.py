@@ -26,8 +26,7 @@ from mmdit_jax.files import write_atomic
 EXAMPLES = {
     "prompts": "example: mmdit geneval prompts --out mine.jsonl --seed 1; "
     "mmdit sample --checkpoint sd3/ --geneval mine.jsonl --out tree",
-    "score": "example: mmdit geneval score tree --detector mask2former-swin-small-coco-instance "
-    "--clip clip-vit-large-patch14 --out results.jsonl",
+    "score": "example: mmdit geneval score tree --detector models/mask2former --clip models/clip --out results.jsonl",
     "read": "example: mmdit geneval read d18=results18.jsonl d24=results24a.jsonl d24=results24b.jsonl "
     "--out geneval.csv",
 }
@@ -126,9 +125,7 @@ def score(args: argparse.Namespace) -> int:
     names = sorted({clause.name for one in asked for clause in one.question.include + one.question.exclude})
     strange = [name for name in names if name not in OBJECTS]
     if strange:
-        raise UserError(
-            f"tree={args.tree}: asks for {', '.join(strange[:3])}, none of GenEval's {len(OBJECTS)} objects"
-        )
+        raise UserError(f"tree={args.tree}: asks for {', '.join(strange[:3])}: not among GenEval's {len(OBJECTS)}")
     need("geneval", ("torch", "transformers"))
     device = choose_device("geneval", args.device)
     from mmdit_jax.evaluation.official.colours import load_clip

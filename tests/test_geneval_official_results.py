@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mmdit_jax.evaluation.official.classes import TASKS
 from mmdit_jax.evaluation.official.metadata import Clause, Question
 from mmdit_jax.evaluation.official.results import begin_results, line, read_results, table
 from mmdit_jax.evaluation.official.rules import Found, Verdict
-from mmdit_jax.evaluation.official.tree import image_path
+from mmdit_jax.evaluation.official.tree import image_path, write_image
 
 COLUMNS = [
     "run_id", "name", "task", "n", "rate", "low", "high", "graded", "graded_low", "graded_high", "chance",
@@ -152,3 +153,29 @@ def test_lines_of_ours_are_the_official_ones(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"filename": "tree/00000/sam')
     assert begin_results(path) == {"00000/samples/0000.png"}
     assert path.read_text().endswith("}\n") and len(read_results(path)) == 1
+
+
+def small_tree(folder: Path, name: str = "cat") -> Path:
+    question = Question("single_object", (Clause(name),), f"a photo of a {name}")
+    write_image(image_path(folder, 0, 0), np.zeros((4, 4, 3), np.uint8))
+    (folder / "00000" / "metadata.jsonl").write_text(question.to_json())
+    return folder
+
+
+def test_what_the_scorer_refuses_before_it_loads_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, shapes = small_tree(tmp_path / "tree"), small_tree(tmp_path / "shapes", "circle")
+    models = ["--detector", str(tmp_path / "none"), "--clip", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for words, told in (
+        ([str(tmp_path / "nowhere")], "tree=.*nowhere: no folders 00000"),
+        ([str(shapes)], "shapes: asks for circle: not among GenEval's 80"),
+        ([str(tree), "--batch", "0"], "batch=0: expected 1 or more"),
+        ([str(tree), "--threshold", "2"], "threshold=2: expected 0 to 1"),
+        ([str(tree), "--part", "2/1"], "part='2/1'"),
+        ([str(tree)], r"needs torch, transformers; pip install 'mmdit-jax\[judges\]'"),
+    ):
+        assert main(["geneval", "score", *words, *models]) == 2
+        assert re.search(told, capsys.readouterr().err.splitlines()[-1])
+    assert not (tmp_path / "out").exists()
