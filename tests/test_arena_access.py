@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,23 @@ def test_bad_input_is_told_in_a_line(
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("mmdit: ")
     assert line.replace("{taken}", taken) in err and "word@" not in err
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "line"),
+    [
+        ("aiohttp", [], "arena: needs aiohttp; pip install 'mmdit-jax[arena]'"),
+        ("psycopg", ["--votes", "postgresql://h/d"], "needs psycopg; pip install 'mmdit-jax[arena]'"),
+    ],
+)
+def test_what_is_not_installed_is_named(
+    study: Path,
+    package: str,
+    words: list[str],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["arena", str(study), *words]) == 2
+    assert line in capsys.readouterr().err

@@ -133,7 +133,7 @@ def test_votes_go_out_and_in_and_count_once(
     assert set(table["judge"]) == {"human"} and set(table["question"]) == {"prompt following", "typography"}
     assert {(row.left, row.right) for row in table.itertuples()} <= {("a", "b"), ("b", "a")}
     assert rate(table[table["question"] == "typography"], draws=0).battles == 5
-    assert main(["elo", str(path), "--json"]) == 0
+    assert main(["elo", str(path), "--by", "question", "--cluster", "prompt,voter"]) == 0
     capsys.readouterr()
 
     other = ["arena", str(tmp_path), "--votes", str(tmp_path / "other.sqlite"), "--json", "--import"]

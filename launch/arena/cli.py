@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from mmdit_jax.files import write_atomic
 
 if TYPE_CHECKING:
     from launch.arena.databases import Database
+    from launch.arena.gallery import Gallery
     from launch.arena.server import Arena
 
 QUESTIONS = ("prompt following", "aesthetics", "typography")
@@ -38,7 +40,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "a local page for blind votes of people: two images, one prompt, and a board with intervals",
         "mmdit arena studies/quickstart\n"
         "  mmdit arena studies/quickstart --host 0.0.0.0 --votes postgresql://arena@db.example/votes\n"
-        "  mmdit arena studies/quickstart --export votes.csv && mmdit elo votes.csv --where 'question=aesthetics'",
+        "  mmdit arena studies/quickstart --export votes.csv && mmdit elo votes.csv --by question",
     )
     # Not called root: that is what the commands that run models have.
     parser.add_argument(
@@ -83,16 +85,13 @@ def run_arena(args: argparse.Namespace) -> int:
     place = args.votes or str(args.folder / FILE)
     if args.export is not None and "://" not in place and not Path(place).exists():
         raise UserError(f"votes={place!r}: no votes there; expected what `mmdit arena` made")
-    serving = args.export is None and args.taken is None
-    gallery = _gallery(args.folder) if serving else None
+    gallery = _gallery(args.folder) if args.export is None and args.taken is None else None
     with contextlib.closing(open_database(place)) as database:
         try:
             prepare(database)
-            if args.export is not None:
-                return _export(database, args)
-            if args.taken is not None:
-                return _import(database, args)
-            return _serve(gallery, database, questions, args)
+            if gallery is not None:
+                return _serve(gallery, database, questions, args)
+            return _export(database, args) if args.export is not None else _import(database, args)
         except Unavailable as error:
             raise UserError(f"votes={error}; try again") from error
 
@@ -104,7 +103,7 @@ def _questions(text: str) -> tuple[str, ...]:
     return asked
 
 
-def _gallery(folder: Path) -> Any:
+def _gallery(folder: Path) -> Gallery:
     from launch.arena.gallery import open_gallery
 
     try:
@@ -134,7 +133,7 @@ def _import(database: Database, args: argparse.Namespace) -> int:
     return _say(args, {"votes": len(votes), "new": new}, f"{new} new of {len(votes)} votes in {args.taken}")
 
 
-def _serve(gallery: Any, database: Database, questions: tuple[str, ...], args: argparse.Namespace) -> int:
+def _serve(gallery: Gallery, database: Database, questions: tuple[str, ...], args: argparse.Namespace) -> int:
     from launch.arena.access import Access, check_token, is_loopback
     from launch.arena.board import Board
     from launch.arena.pairs import Pairs
@@ -190,7 +189,7 @@ def _listening(host: str, port: int) -> socket.socket:
         raise UserError(f"host={host!r}, port={port}: {reason}; try --port 0 for one that is free") from error
 
 
-async def _until_told(arena: Arena, listener: socket.socket, ready: Any) -> None:
+async def _until_told(arena: Arena, listener: socket.socket, ready: Callable[[], object]) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are answered first."""
     from aiohttp import web
 
