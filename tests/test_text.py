@@ -33,7 +33,7 @@ from mmdit_jax.models.text.tokens import LENGTH, token_ids, word_vector, words
 CAPTIONS = ["a red circle left of two blue squares", "a red circle", "", "piñata, Côte d’Ivoire", "zyxgloop 42"]
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
+@pytest.mark.parametrize("name", ["tower", "words"])
 def test_states_are_what_the_interface_promises(name: str) -> None:
     encoder = text_encoder(name)
     states = encoder.encode(CAPTIONS)
@@ -54,7 +54,7 @@ def test_states_are_what_the_interface_promises(name: str) -> None:
     np.testing.assert_array_equal(repeated.pooled, states.pooled[[3, 1, 3, 0]])
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
+@pytest.mark.parametrize("name", ["tower", "words"])
 def test_a_linear_probe_reads_each_word_at_each_position(name: str) -> None:
     """What a caption says can be read from its states: which of eight colours the first and the last phrase name."""
     prompts = [prompt for prompt in all_prompts("color_attr")]

@@ -58,7 +58,18 @@ def _emoji(data_dir: Path, resolution: int, examples: int, validation_examples: 
     return Emoji(data_dir=str(data_dir), config=EmojiConfig(resolution=resolution))
 
 
-BUILDERS: dict[str, Callable[[Path, int, int, int, int], Builder]] = {"scenes": _scenes, "emoji": _emoji}
+def _signs(data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int) -> Builder:
+    from mmdit_jax.data.signs.builder import Signs, SignsConfig
+
+    config = SignsConfig(resolution=resolution, examples=examples, validation_examples=validation_examples, seed=seed)
+    return Signs(data_dir=str(data_dir), config=config)
+
+
+BUILDERS: dict[str, Callable[[Path, int, int, int, int], Builder]] = {
+    "scenes": _scenes,
+    "emoji": _emoji,
+    "signs": _signs,
+}
 """By name: (data_dir, resolution, examples, validation_examples, seed) to a builder. `emoji` has its own numbers."""
 
 

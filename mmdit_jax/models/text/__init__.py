@@ -1,4 +1,4 @@
-"""Frozen text encoders behind one interface. Two are embedded and need no download: `words` and `tower`.
+"""Frozen text encoders behind one interface. Three are embedded and need no download: `words`, `tower` and `letters`.
 
 SD3's `clip_l`, `clip_g` and `t5` are known by their shapes, which is what a study needs to be planned; with their
 weights from a local folder, `load_text_encoder` makes encoders of them.
@@ -21,6 +21,7 @@ from mmdit_jax.models.text.interface import (
     encoder_order,
     shapes_of,
 )
+from mmdit_jax.models.text.letters import LettersEncoder
 from mmdit_jax.models.text.pre_encoded import PRE_ENCODED
 from mmdit_jax.models.text.pretrained import PretrainedEncoder, load_text_encoder
 from mmdit_jax.models.text.tower import TowerEncoder
@@ -42,7 +43,11 @@ __all__ = [
     "text_encoder",
 ]
 
-ENCODERS: dict[str, Callable[[], TextEncoder]] = {"words": WordsEncoder, "tower": TowerEncoder.load}
+ENCODERS: dict[str, Callable[[], TextEncoder]] = {
+    "words": WordsEncoder,
+    "tower": TowerEncoder.load,
+    "letters": LettersEncoder,
+}
 """Every encoder that can encode, by name; the value makes it (and reads its weights, where it has any)."""
 
 
