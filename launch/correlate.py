@@ -23,7 +23,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "correlate",
         "Pearson, Spearman and Kendall correlations of columns with intervals, partial ones, bins beside their mean",
         "mmdit correlate studies/ladder_small/results.csv --x val_loss --y 'geneval*,elo' \\\n"
-        "    --group formulation,depth --group seed --given train_flops --bins",
+        "    --group formulation,depth --given train_flops --bins",
     )
     parser.add_argument("table", help="CSV or Parquet file")
     parser.add_argument(
