@@ -227,21 +227,16 @@ def _shown(found: Recommendation, rows: Mapping[tuple[str, str], dict[str, Any]]
 def _told(
     found: Recommendation, rows: Mapping[tuple[str, str], dict[str, Any]], doubts: Sequence[str]
 ) -> dict[str, Any]:
-    finite = lambda value: value if math.isfinite(value) else None  # noqa: E731
     told = []
     for choice in found.choices:
         row = rows[choice.option.recipe, choice.option.size]
-        told.append(
-            {
-                "size": choice.option.size,
-                "recipe": choice.option.recipe,
-                **{name: row[name] for name in ("depth", "params", "steps", "batch", "images", "train_flops")},
-                **{name: row[name] for name in ("step_seconds", "hours", "peak_gib", "mfu_bound") if name in row},
-                **{name: finite(vars(choice)[name]) for name in ("loss", "low", "high", "best", "regret")},
-                **{name: finite(vars(choice)[name]) for name in ("regret_high", "waste")},
-                "beyond": list(choice.beyond),
-            }
-        )
+        item: dict[str, Any] = {"size": choice.option.size, "recipe": choice.option.recipe}
+        item |= {name: row[name] for name in ("depth", "params", "steps", "batch", "images", "train_flops")}
+        item |= {name: row[name] for name in ("step_seconds", "hours", "peak_gib", "mfu_bound") if name in row}
+        for name in ("loss", "low", "high", "best", "regret", "regret_high", "waste"):
+            value = float(vars(choice)[name])
+            item[name] = value if math.isfinite(value) else None
+        told.append({**item, "beyond": list(choice.beyond)})
     return {"choices": told, "doubts": list(doubts)}
 
 
