@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from launch.elo_text import elo_text, label, others
+from launch.elo_text import Key, elo_text, label, others
 from launch.tables import EXIT_OK, check_out, command_parser, natural, out_option, resampling_options
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 POOLED = ("question", "judge")
 """Columns whose values are different measurements: said on stderr where several are rated as one."""
-Parts = dict[tuple[str, ...], pd.DataFrame]
-"""Battles by the values of --by; the key is empty without it."""
+Parts = dict[Key, pd.DataFrame]
+"""Battles by the values of --by."""
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,15 +74,16 @@ def run_elo(args: argparse.Namespace) -> int:
     if not args.pool:
         for line in pooled(battles, (*by, *_words(args.cluster))):
             print(line, file=sys.stderr)
+    anchors = _anchors(args.anchor)
     parts = split(battles, by)
-    tables: dict[tuple[str, ...], EloTable] = {}
+    tables: dict[Key, EloTable] = {}
     for key, part in parts.items():
         try:
             tables[key] = rate(
                 part,
                 draws=args.bootstrap,
                 seed=args.seed,
-                anchors=_anchors(args.anchor),
+                anchors=anchors,
                 side_bias=args.side_bias,
                 covariates=args.covariate,
                 cluster=_words(args.cluster),
@@ -147,7 +148,7 @@ def _anchors(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _against(battles: pd.DataFrame, by: Sequence[str], args: argparse.Namespace) -> dict[tuple[str, ...], WinRates]:
+def _against(battles: pd.DataFrame, by: Sequence[str], args: argparse.Namespace) -> dict[Key, WinRates]:
     """Win rates by question, for each value of the other columns of ``by``."""
     from scaling.win_rates import win_rates
 
@@ -172,9 +173,9 @@ def _following(parts: Parts, by: Sequence[str], count: int) -> list[dict[str, An
 
 
 def _object(
-    tables: dict[tuple[str, ...], EloTable],
+    tables: dict[Key, EloTable],
     by: Sequence[str],
-    won: dict[tuple[str, ...], WinRates],
+    won: dict[Key, WinRates],
     following: list[dict[str, Any]],
     args: argparse.Namespace,
 ) -> dict[str, Any]:
@@ -202,9 +203,9 @@ def _finite(row: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _write(
-    tables: dict[tuple[str, ...], EloTable],
+    tables: dict[Key, EloTable],
     by: Sequence[str],
-    won: dict[tuple[str, ...], WinRates],
+    won: dict[Key, WinRates],
     against: str | None,
     folder: Path,
 ) -> None:

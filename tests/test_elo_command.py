@@ -128,6 +128,7 @@ def test_bad_input_is_one_line(votes: Path, capsys: pytest.CaptureFixture[str]) 
         return err
 
     assert "anchor='m0': expected NAME=ELO, as sd3=1000" in complaint("--anchor", "m0")
+    assert complaint("--anchor", "m0", "--by", "question").startswith("mmdit: anchor='m0'")
     assert "'m0' is given twice" in complaint("--anchor", "m0=1", "--anchor", "m0=2")
     assert "anchor='z': no battle of it; expected one of m0, m1, m2, m3" in complaint("--anchor", "z=1000")
     assert "question=prompt following: anchor='z'" in complaint("--anchor", "z=1000", "--by", "question")
