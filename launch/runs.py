@@ -142,6 +142,8 @@ def sample_run(args: argparse.Namespace) -> int:
     """Write PNGs; prints a path a line, or that of the tree."""
     if (args.checkpoint is None) == (args.run_key is None):
         raise UserError("sample: expected STUDY and --run ID, or --checkpoint PATH")
+    if args.count is not None and args.count < 1:
+        raise UserError(f"count={args.count}: expected 1 or more")
     if args.checkpoint is not None:
         if args.overrides:
             raise UserError(f"--set {args.overrides[0]}: expected a run with it; a checkpoint has no such field")
@@ -171,7 +173,9 @@ def sample_run(args: argparse.Namespace) -> int:
         geneval_tree.draw_run(tree, run, ema, latent, args.drop)
         return tree.tell(args)
     make_folder(args.out)
-    images = generate(run, ema, args.prompt, args.count or 1, drop=tuple(args.drop), latent=latent)
+    images = generate(
+        run, ema, args.prompt, 1 if args.count is None else args.count, drop=tuple(args.drop), latent=latent
+    )
     for i, row in enumerate(images):
         for k, image in enumerate(row):
             path = args.out / f"{i:05d}_{k:02d}.png"

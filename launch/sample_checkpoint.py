@@ -88,9 +88,8 @@ def sample_checkpoint(args: argparse.Namespace, tree: Tree | None) -> int:
         **{name: value for name, value in given.items() if value is not None},
     )
     count = 1 if args.count is None else args.count
-    for name, value in (("count", count), ("batch", args.batch)):
-        if value < 1:
-            raise UserError(f"{name}={value}: expected 1 or more")
+    if args.batch < 1:
+        raise UserError(f"batch={args.batch}: expected 1 or more")
     seed = args.seed or 0
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: expected a whole number, 0 to 2**32 - 1")

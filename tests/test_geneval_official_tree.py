@@ -201,6 +201,7 @@ def test_provenance(tmp_path: Path) -> None:
         (["--geneval", "{metadata}", "--part", "3/2"], "part='3/2'"),
         (["--geneval", "{metadata}", "--count", "0"], "count=0"),
         ([], "prompt: none after STUDY="),
+        (["a cat", "--count", "0"], "count=0: expected 1 or more"),
     ],
 )
 def test_bad_input(
