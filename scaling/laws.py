@@ -213,6 +213,8 @@ def fit_law(
     form = Powers(len(kind.abscissae), floor)
     if huber <= 0:
         raise TableError(f"huber={huber}: expected a number above 0 (1e-3 is the usual one)")
+    if starts < 1:
+        raise TableError(f"starts={starts}: expected 1 or more (100 is the usual number)")
     if drop_highest < 0:
         raise TableError(f"drop_highest={drop_highest}: expected 0 or more")
     dropped = np.sort(np.argsort(-loss, kind="stable")[:drop_highest])
