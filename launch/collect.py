@@ -9,19 +9,17 @@ from typing import Any
 
 import pandas as pd
 
+from launch.battle_table import battle_table
 from launch.execute import describe
 from launch.hold import locked
 from launch.places import Places, read_result
 from launch.settings import real_scores, score_table
 from launch.without import write_without_tables
 from mmdit_jax.config import Run, Study
-from mmdit_jax.evaluation.battles import battles, write_battles
 from mmdit_jax.evaluation.geneval import read_geneval_tree
 from mmdit_jax.evaluation.grids import samples_png
-from mmdit_jax.evaluation.judge import packaged_judge
 from mmdit_jax.files import write_atomic
 from mmdit_jax.training.events import read_events
-from scaling.elo import rate
 from scaling.goodput import COUNTS, goodput, goodput_table
 
 
@@ -30,7 +28,7 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
 
     Of runs with ``evaluation.settings`` also scores.csv and, with its bootstrap over prompts, scores.parquet, and
     real.csv, what real images score; of runs with ``evaluation.without`` without.csv and without_battles.csv; of runs
-    with ``evaluation.compbench_prompts`` compbench.csv.
+    with ``evaluation.compbench_prompts`` compbench.csv; of runs on signs typography.csv.
 
     Of all runs that have begun goodput.csv: where their wall time went.
 
@@ -44,15 +42,13 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
     # A run on latents may have been finished without an autoencoder.
     drawn = [(run, result) for run, result in finished if result["judge_match"] is not None]
     trees = {run.name: read_geneval_tree(places.run_dir(run) / "samples") for run, _ in drawn}
-    fought = _battle_table(drawn, trees, folder)
-    if fought is not None:
-        by_name = {row["name"]: row for row in fought}
+    rated = battle_table(drawn, trees, places)
+    for column in dict.fromkeys(column for found in rated.values() for column in found):
         for row in results:
-            rating = by_name.get(row["name"], {})
-            row |= {key: rating.get(key) for key in ("elo", "elo_low", "elo_high")}
+            row[column] = rated.get(row["name"], {}).get(column)
     for name, rows in (("results", results), ("curves", curves), ("geneval", scores)):
         write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False) if rows else "")
-    for name in ("compbench",):  # not every study has these
+    for name in ("compbench", "typography"):  # not every study has these
         if rows := _rows(finished, name):
             write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
     _score_tables(score_table(study, finished, {run.run_id: places.run_dir(run) for run, _ in finished}), folder)
@@ -83,6 +79,11 @@ def _result_row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
             row["geneval_graded"] = item["graded"]
     for item in result.get("compbench", ()):
         row["compbench" if item["task"] == "overall" else f"compbench_{item['task']}"] = item["value"]
+    for item in result.get("typography", ()):
+        name = "typography" if item["reader"] == "template" else f"typography_{item['reader']}"
+        row[name if item["task"] == "overall" else f"{name}_{item['task']}"] = item["graded"]
+        if item["task"] == "overall":
+            row[f"{name}_exact"] = item["rate"]
     return row
 
 
@@ -111,21 +112,6 @@ def _curve_rows(run: Run, result: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for point in result["curve"]
     ]
-
-
-def _battle_table(finished: list[Any], trees: dict[str, Any], folder: Path) -> list[dict[str, Any]] | None:
-    """Battles among the runs on scenes (the set whose prompts both judges understand), and their ratings."""
-    names = [run.name for run, _ in finished if run.data.name == "scenes"]
-    if len(names) < 2:
-        return None
-    prompts = trees[names[0]][1]
-    comparable = [name for name in names if trees[name][1] == prompts]
-    if len(comparable) < 2:
-        return None
-    rows = battles({name: trees[name][0] for name in comparable}, prompts, packaged_judge())
-    write_battles(rows, folder / "battles.csv")
-    ratings = rate(pd.read_csv(folder / "battles.csv"))
-    return [{"name": r.name, "elo": r.elo, "elo_low": r.low, "elo_high": r.high} for r in ratings.ratings]
 
 
 def _score_tables(scores: pd.DataFrame, folder: Path) -> None:

@@ -16,6 +16,8 @@ from scaling.study import ARCHITECTURE, StudyTables, values
 POOLED = "all formulations"
 """Name of the law fitted to every formulation's frontier at once."""
 DRAWS = 1000
+QUESTIONS = ("prompt following", "typography", "aesthetics")
+"""In this order one of them is the report's main rating; the others stand beside it."""
 
 
 @dataclass
@@ -57,17 +59,39 @@ def analyse(tables: StudyTables, *, draws: int = DRAWS, seed: int = 0) -> Analys
                 out.why[f"law {kind}"] = str(error)
     if len(tables.battles):
         try:
-            out.elo["all judges"] = rate(tables.battles, draws=draws, seed=seed)
-            judges = tables.battles.groupby("judge", sort=True) if "judge" in tables.battles.columns else []
-            per_judge = {str(judge): rate(part, draws=draws, seed=seed) for judge, part in judges}
+            main, others = by_question(tables.battles)
+            out.elo["all judges"] = rate(main, draws=draws, seed=seed)
+            per_judge = {judge: rate(part, draws=draws, seed=seed) for judge, part in _by_judge(main).items()}
             if len(per_judge) > 1:
                 out.elo.update(per_judge)
             elif per_judge:
                 out.elo = per_judge
+            for question, battles in others.items():
+                for judge, part in _by_judge(battles).items():
+                    out.elo[f"{question} ({judge})"] = rate(part, draws=draws, seed=seed)
         except TableError as error:
             out.why["elo"] = str(error)
     out.correlations, out.uncorrelated = score_correlations(tables, out.elo, seed=seed)
     return out
+
+
+def by_question(battles: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """The battles of the main question (the first of QUESTIONS that was asked), and those of the others by question.
+
+    Different questions are never pooled: who follows prompts best may draw worst. Without a column of questions there
+    is one.
+    """
+    if "question" not in battles.columns:
+        return battles, {}
+    parts = {str(question): part for question, part in battles.groupby("question", sort=True)}
+    main = next((question for question in QUESTIONS if question in parts), next(iter(parts), None))
+    return (parts.pop(main), parts) if main is not None else (battles, {})
+
+
+def _by_judge(battles: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    if "judge" not in battles.columns:
+        return {}
+    return {str(judge): part for judge, part in battles.groupby("judge", sort=True)}
 
 
 def one_budget(tables: StudyTables) -> bool:

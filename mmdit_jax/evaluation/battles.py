@@ -1,18 +1,21 @@
 """Pairwise battles between runs, on the same prompts and the same noise: what an Elo rating is made of.
 
-Two judges decide every battle. "contrastive": the image more similar to the prompt wins, a tie where the difference is
-within what two equally right images differ by (``Judge.tie``). "scorer": the higher graded score of the analytic
-scorer wins, a tie where they are equal.
+SD3 asked people three questions; here each has judges that need nobody. Prompt following: "contrastive", the image more
+similar to the prompt wins, a tie where the difference is within what two equally right images differ by
+(``Judge.tie``); and on scenes "scorer", the higher graded score of the analytic scorer. Aesthetics: "statistics", the
+image more like real ones (``Aesthetics``), a tie where two real ones differ by as much. Typography, on signs:
+"template" and "ocr", by whom more letters of the prompt's word are read.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,16 @@ import numpy as np
 from mmdit_jax.data.scenes.prompts import Prompt
 from mmdit_jax.data.scenes.scorer import score_all
 from mmdit_jax.errors import UserError
+from mmdit_jax.evaluation.aesthetics import Aesthetics
 from mmdit_jax.evaluation.judge import Judge
 from mmdit_jax.evaluation.latent import for_judge
+from mmdit_jax.evaluation.typography import TASKS as SPELLED
+from mmdit_jax.evaluation.typography import letter_scores, readers
 from mmdit_jax.files import write_atomic
 
 QUESTION = "prompt following"
-"""The one of SD3's three questions to people (prompt following, aesthetics, typography) that both judges can answer."""
+"""The first of SD3's three questions to people, which ``elo`` in a table of results is about."""
+AESTHETICS, TYPOGRAPHY = "aesthetics", "typography"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +48,59 @@ class Battle:
     """Which won: "left", "right" or "tie"."""
     question: str
     judge: str
-    """ "contrastive" or "scorer"."""
+    """ "contrastive", "scorer", "statistics", "template" or "ocr"."""
     seed: int
     """Which of a prompt's images: they share the noise across runs."""
 
 
-def battles(images_by_run: Mapping[str, np.ndarray], prompts: Sequence[Prompt], judge: Judge) -> list[Battle]:
-    """Every pair of runs on every image, decided by both judges.
+@dataclasses.dataclass(frozen=True)
+class Decider:
+    """A judge's answer to one question: scores, and the lead up to which it is a tie."""
 
-    The order of rows, and who stands left, depend on names and prompts only. Prompts that ask for nothing in
-    particular (captions of another set than `scenes`) are decided by the contrastive judge alone.
+    question: str
+    judge: str
+    score: Callable[[np.ndarray], np.ndarray]
+    """From images uint8 [P, K, H, W, 3] to float [P, K]; higher is better."""
+    tie: float = 0.0
+
+
+def deciders(prompts: Sequence[Prompt], judge: Judge, aesthetics: Aesthetics | None = None) -> list[Decider]:
+    """Who decides about images of these prompts, question by question.
+
+    The contrastive judge knows no signs, so that on these nobody says how well a prompt is followed but for its word.
+    The scorer needs prompts that ask for something in particular, the readers some that spell a word, aesthetics real
+    images.
+    """
+    found = []
+    spelled = all(prompt.task in SPELLED for prompt in prompts)
+    if not spelled:
+        found.append(Decider(QUESTION, "contrastive", lambda images: _similarities(images, prompts, judge), judge.tie))
+    if all(prompt.include for prompt in prompts):
+        found.append(Decider(QUESTION, "scorer", lambda images: graded(images, prompts)))
+    if aesthetics is not None:
+        found.append(Decider(AESTHETICS, "statistics", lambda images: _looks(images, aesthetics), aesthetics.tie))
+    if spelled:
+        for name, reader in sorted(readers().items()):
+            score = functools.partial(letter_scores, prompts=prompts, reader=reader)
+            found.append(Decider(TYPOGRAPHY, name, score))
+    return found
+
+
+def battles(
+    images_by_run: Mapping[str, np.ndarray],
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    aesthetics: Aesthetics | None = None,
+) -> list[Battle]:
+    """Every pair of runs on every image, decided by all ``deciders``.
+
+    The order of rows, and who stands left, depend on names and prompts only.
 
     Args:
         images_by_run: by name, uint8 [P, K, H, W, 3], image [p, k] from the same noise in every run.
         prompts: P prompts.
         judge: the contrastive judge.
+        aesthetics: of the set's real images; None: nobody is asked for aesthetics.
 
     Raises:
         UserError: fewer than two runs, or images that do not match the prompts or each other.
@@ -70,19 +115,17 @@ def battles(images_by_run: Mapping[str, np.ndarray], prompts: Sequence[Prompt], 
             raise UserError(
                 f"images of {name!r}={list(found)}: expected [{len(prompts)}, K, H, W, 3], equal in all runs"
             )
-    scores = {"contrastive": {name: _similarities(images_by_run[name], prompts, judge) for name in names}}
-    ties = {"contrastive": judge.tie, "scorer": 0.0}
-    if all(prompt.include for prompt in prompts):
-        scores["scorer"] = {name: graded(images_by_run[name], prompts) for name in names}
-
     rows = []
-    for asked, (first, second) in itertools.product(sorted(scores), itertools.combinations(names, 2)):
-        for number, prompt in enumerate(prompts):
-            for seed in range(shape[1]):
-                left, right = (second, first) if _flip(first, second, prompt.prompt, number, seed) else (first, second)
-                lead = float(scores[asked][left][number, seed] - scores[asked][right][number, seed])
-                outcome = verdict(lead, ties[asked])
-                rows.append(Battle(prompt.prompt, left, right, outcome, QUESTION, asked, seed))
+    for decider in deciders(prompts, judge, aesthetics):
+        scores = {name: decider.score(images_by_run[name]) for name in names}
+        for first, second in itertools.combinations(names, 2):
+            for number, prompt in enumerate(prompts):
+                for seed in range(shape[1]):
+                    flip = _flip(first, second, prompt.prompt, number, seed)
+                    left, right = (second, first) if flip else (first, second)
+                    lead = float(scores[left][number, seed] - scores[right][number, seed])
+                    outcome = verdict(lead, decider.tie)
+                    rows.append(Battle(prompt.prompt, left, right, outcome, decider.question, decider.judge, seed))
     return rows
 
 
@@ -104,6 +147,10 @@ def _similarities(images: np.ndarray, prompts: Sequence[Prompt], judge: Judge) -
     flat = images.reshape(-1, *images.shape[2:])
     texts = [prompt.prompt for prompt in prompts for _ in range(images.shape[1])]
     return judge.similarity(for_judge(flat), texts).reshape(images.shape[:2])
+
+
+def _looks(images: np.ndarray, aesthetics: Aesthetics) -> np.ndarray:
+    return aesthetics.score(images.reshape(-1, *images.shape[2:])).reshape(images.shape[:2])
 
 
 def graded(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:

@@ -19,6 +19,7 @@ from mmdit_jax.evaluation.geneval import geneval, write_geneval_tree
 from mmdit_jax.evaluation.judge import Judge, packaged_judge
 from mmdit_jax.evaluation.latent import Latent, for_judge
 from mmdit_jax.evaluation.sampling import sample_images
+from mmdit_jax.evaluation.typography import sign_prompts, typography
 from mmdit_jax.models.text import TextStates, encode_all, text_encoder
 from mmdit_jax.processes import is_first
 
@@ -27,10 +28,13 @@ DISTRACTORS = 9
 
 
 def evaluation_prompts(run: Run, held_out: Sequence[str]) -> list[Prompt]:
-    """What the run is asked to draw: the six GenEval tasks on scenes, else held-out captions of its data set."""
+    """What the run is asked to draw: the six GenEval tasks on scenes, else held-out captions of its data set (of signs:
+    half of them spell words that training never showed)."""
     count = run.evaluation.prompts_per_task
     if run.data.name == "scenes":
         return prompts(count, seed=run.evaluation.seed)
+    if run.data.name == "signs":
+        return sign_prompts(held_out[: 6 * count])
     return [Prompt(task="caption", include=(), prompt=text) for text in held_out[: 6 * count]]
 
 
@@ -105,8 +109,9 @@ def evaluate(
     """Sample, write the image tree to ``folder``, and score it: all processes that share the weights; one writes.
 
     Returns plain values: ``geneval`` (a list of rows, one a task and one overall; empty for sets without tasks),
-    ``judge_match`` (share of images whose own caption the contrastive judge puts first of ten) and its chance; where
-    the run asks for them, ``compbench`` (such rows, of images in FOLDER_compbench).
+    ``judge_match`` (share of images whose own caption the contrastive judge puts first of ten) and its chance; of
+    signs ``typography`` (rows by reader and task); where the run asks for them, ``compbench`` (rows, of images in
+    FOLDER_compbench).
     """
     asked = evaluation_prompts(run, held_out)
     images = generate(run, params, [item.prompt for item in asked], run.evaluation.images_per_prompt, drop, latent)
@@ -115,6 +120,8 @@ def evaluate(
     rows = geneval(images, asked) if run.data.name == "scenes" else []
     match = judge_match(images, [item.prompt for item in asked], packaged_judge())
     scores: dict[str, Any] = {"geneval": rows, "judge_match": match, "judge_match_chance": 1 / (DISTRACTORS + 1)}
+    if run.data.name == "signs":
+        scores["typography"] = typography(images, asked)
     if run.evaluation.compbench_prompts:
         composed = compositions(run.evaluation.compbench_prompts, run.evaluation.seed)
         captions = [item.prompt for item in composed]
