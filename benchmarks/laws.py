@@ -13,6 +13,7 @@ data/svg_extracted_data.csv; their fit without the five highest losses is printe
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from typing import Any
@@ -44,11 +45,9 @@ def main() -> None:
     if args.chinchilla:
         print(json.dumps(chinchilla(args.chinchilla)), flush=True)
     if args.coverage:
-        for name, design in DESIGNS.items():
-            for noise in NOISES:
-                for huber in (1e-3, 0.1):
-                    found = coverage(design, noise, huber, args.studies, args.bootstrap)
-                    print(json.dumps({"design": name, "noise": noise, "huber": huber, **found}), flush=True)
+        for noise, (name, design), huber in itertools.product(NOISES, DESIGNS.items(), (1e-3, 0.1)):
+            found = coverage(design, noise, huber, args.studies, args.bootstrap)
+            print(json.dumps({"design": name, "noise": noise, "huber": huber, **found}), flush=True)
 
 
 def simulated(design: tuple[int, int, int], rng: np.random.Generator, noise: str, size: float = 0.005) -> Any:

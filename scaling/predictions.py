@@ -18,6 +18,8 @@ from scaling.errors import TableError
 from scaling.laws import Law
 
 FILE = "predictions.jsonl"
+KEY = ("run_id", "law", "floor", "table_sha256")
+"""What there is one prediction of: one from more rows, or by another law, stands beside the first."""
 FIRST = "none"
 """What stands in the first line for the digest of the one before."""
 
@@ -39,6 +41,7 @@ def prediction(law: Law, at: Mapping[str, float]) -> dict[str, Any]:
         "law_high": float(law_high),
         "level": law.level,
         "law": law.kind.name,
+        "floor": law.params[law.kind.floor] > 0,
         "equation": law.kind.equation,
         "params": law.params,
         "rows": law.rows,
@@ -55,17 +58,17 @@ def table_digest(table: pd.DataFrame, columns: Sequence[str]) -> str:
 
 
 def added(text: str, records: Sequence[Mapping[str, Any]]) -> str:
-    """The file's text with a line for each of ``records`` (run_id, law and registered among their keys).
+    """The file's text with a line for each of ``records``; KEY, name and registered are among their keys.
 
-    Raises TableError where a run was foretold by this law before, or the text is not what was written.
+    Raises TableError where a run was foretold by this law from these rows before, or the text is not what was written.
     """
-    known = {(record["run_id"], record["law"]): record["registered"] for record in parse(text)}
+    known = {tuple(record[name] for name in KEY): record["registered"] for record in parse(text)}
     for record in records:
-        key = (record["run_id"], record["law"])
+        key = tuple(record[name] for name in KEY)
         if key in known:
             raise TableError(
-                f"run={record['name']!r}: foretold by the {record['law']} law on {known[key]}; "
-                "expected one that is not (a prediction is never replaced)"
+                f"run={record['name']!r}: foretold by the {record['law']} law from these rows on {known[key]}; "
+                "expected another run, law or table (a prediction is never replaced)"
             )
         known[key] = record["registered"]
         before = _digest(text.splitlines()[-1]) if text else FIRST

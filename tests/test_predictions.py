@@ -112,7 +112,14 @@ def test_a_changed_file_is_seen(begun: tuple[Path, list[Run]], tmp_path: Path) -
     )
     base = prediction(law, {"N": 1e7, "D": 1e5})
     records = [
-        {**base, "run_id": str(k), "name": str(k), "registered": f"day {k}", "loss_column": "val_loss"}
+        {
+            **base,
+            "run_id": str(k),
+            "name": str(k),
+            "registered": f"day {k}",
+            "loss_column": "val_loss",
+            "table_sha256": "",
+        }
         for k in range(3)
     ]
     text = added("", records)
