@@ -28,6 +28,17 @@ class Form:
     """Share of redrawn measurements in which the best form is nearer than this one; NaN for the best itself."""
 
     @property
+    def signed(self) -> float:
+        """Mean of the attempts' signed errors, in percent; NaN unless all of them could be fitted."""
+        return float(np.mean([attempt.signed for attempt in self.attempts]))
+
+    @property
+    def inside(self) -> float:
+        """Share of all predicted runs that lie within an interval of a new run; NaN for forms without one."""
+        shares, counts = ([getattr(attempt, name) for attempt in self.attempts] for name in ("inside", "predicted"))
+        return float(np.average(shares, weights=counts))
+
+    @property
     def told_apart(self) -> bool:
         """Whether this form is worse than the best by more than the noise of the held-out runs."""
         return bool(self.behind >= 0.975)
@@ -58,16 +69,31 @@ class HoldOut:
     level: float
     doubts: tuple[str, ...]
 
+    def table(self) -> list[dict[str, object]]:
+        """A flat row a form, for people: errors in percent, None where undefined."""
+        return [
+            {
+                "form": form.name,
+                "error": _plain(form.error),
+                **{f"error, k = {attempt.k}": _plain(attempt.error) for attempt in form.attempts},
+                "signed": _plain(form.signed),
+                "inside": _plain(form.inside),
+                "rows": min(attempt.fitted for attempt in form.attempts),
+                "best is nearer": _plain(form.behind),
+                "note": "; ".join(form.reasons),
+            }
+            for form in self.rows
+        ]
+
     def to_json(self) -> dict[str, object]:
         """Plain numbers, None where undefined."""
-        plain = lambda value: None if isinstance(value, float) and not np.isfinite(value) else value  # noqa: E731
 
         return {
             "rows": [
                 {
                     **{
-                        name: plain(getattr(form, name))
-                        for name in ("name", "equation", "parameters", "error", "behind")
+                        name: _plain(getattr(form, name))
+                        for name in ("name", "equation", "parameters", "error", "signed", "inside", "behind")
                     },
                     "told_apart": form.told_apart,
                     "reasons": list(form.reasons),
@@ -77,7 +103,7 @@ class HoldOut:
             ],
             "k": list(self.k),
             "configurations": list(self.configurations),
-            "noise": plain(self.noise),
+            "noise": _plain(self.noise),
             "noise_from": self.noise_from,
             "level": self.level,
             "doubts": list(self.doubts),
@@ -204,3 +230,7 @@ def _doubts(rows: Sequence[Form], source: str, total: int, sizes: Sequence[int])
     if max(sizes) > total // 2:
         found.append(f"up to {max(sizes)} of {total} configurations are left out: little is left to fit to")
     return tuple(found)
+
+
+def _plain(value: object) -> object:
+    return None if isinstance(value, float) and not np.isfinite(value) else value

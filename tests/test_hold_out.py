@@ -102,6 +102,10 @@ def test_forms_that_cannot_be_fitted_stay_with_their_reason() -> None:
     assert [np.isnan(row.error) for row in found.rows] == sorted(np.isnan(row.error) for row in found.rows)
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert len(told["rows"]) == 10 and told["rows"][0]["attempts"][0]["k"] == 1
+    flat = found.table()
+    assert [row["form"] for row in flat] == [row.name for row in found.rows]
+    assert flat[0]["error"] == pytest.approx(np.mean([flat[0]["error, k = 1"], flat[0]["error, k = 2"]]))
+    assert flat[-1]["error"] is None and "too few" in str(flat[-1]["note"])
     one = by_name(leave_largest_out(table, k=(4,)))
     assert one[LINE].reasons == ("1 configuration is left; expected 2 or more for a line",)
     assert np.isfinite(one[LAST].error)
