@@ -52,7 +52,13 @@ def add_parsers(commands: Any) -> None:
         "--run", dest="only", action="append", default=[], metavar="RUN", help="of this run; repeatable"
     )
     parser.add_argument("--from", dest="table", metavar="TABLE", help="fit to these rows (default: the study's runs)")
-    parser.add_argument("--where", metavar="COL=VALUE", action="append", default=[], help="only these rows; repeatable")
+    parser.add_argument(
+        "--where",
+        metavar="COL=VALUE",
+        action="append",
+        default=[],
+        help="only these rows (or !=, >=, <, …); repeatable",
+    )
     parser.add_argument("--law", choices=LAWS, default="joint", help="which (%(default)s)")
     column_options(parser)
     parser.add_argument("--drop-highest", metavar="K", type=int, default=0, help="leave out the K highest losses")

@@ -27,7 +27,13 @@ def command_parser(
 
 def table_options(parser: argparse.ArgumentParser) -> None:
     """The options --where and --json."""
-    parser.add_argument("--where", metavar="COL=VALUE", action="append", default=[], help="only these rows; repeatable")
+    parser.add_argument(
+        "--where",
+        metavar="COL=VALUE",
+        action="append",
+        default=[],
+        help="only these rows (or !=, >=, <, …); repeatable",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 

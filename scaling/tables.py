@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import operator
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -72,20 +74,35 @@ def numbers(table: pd.DataFrame, name: str, *, positive: bool = False, allow_mis
     return values
 
 
-def where(table: pd.DataFrame, conditions: Iterable[str]) -> pd.DataFrame:
-    """The rows that meet every ``COLUMN=VALUE``, compared as text or as numbers; rows are numbered anew from 1.
+_CONDITION = re.compile(r"(.+?)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
+_ORDERS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
-    Raises TableError for a condition without ``=``, an unknown column, or no row left.
+
+def where(table: pd.DataFrame, conditions: Iterable[str]) -> pd.DataFrame:
+    """The rows that meet every condition; rows are numbered anew from 1.
+
+    ``COLUMN=VALUE`` and ``COLUMN!=VALUE`` compare as text or as numbers, ``COLUMN>=NUMBER`` (<=, >, <) as numbers.
+
+    Raises TableError for a condition that is none of these, an unknown column, or no row left.
     """
     for condition in conditions:
-        name, separator, value = condition.partition("=")
-        if not separator:
-            raise TableError(f"where={condition!r}: expected COLUMN=VALUE")
+        found = _CONDITION.fullmatch(condition)
+        if found is None:
+            raise TableError(f"where={condition!r}: expected COLUMN=VALUE (or !=, >=, <=, >, <)")
+        name, sign, value = found.groups()
         require(table, [name])
-        same = table[name].astype(str) == value
-        if pd.api.types.is_numeric_dtype(table[name]) and not pd.api.types.is_bool_dtype(table[name]):
-            same |= table[name] == pd.to_numeric(value, errors="coerce")  # 5 is 5.0
-        kept = table[same]
+        if sign in _ORDERS:
+            try:
+                bound = float(value)
+            except ValueError:
+                raise TableError(f"where={condition!r}: {value!r} is no number; expected COLUMN{sign}NUMBER") from None
+            met = pd.Series(_ORDERS[sign](pd.to_numeric(table[name], errors="coerce"), bound), index=table.index)
+        else:
+            met = table[name].astype(str) == value
+            if pd.api.types.is_numeric_dtype(table[name]) and not pd.api.types.is_bool_dtype(table[name]):
+                met |= table[name] == pd.to_numeric(value, errors="coerce")  # 5 is 5.0
+            met = ~met if sign == "!=" else met
+        kept = table[met]
         if kept.empty:
             seen = ", ".join(repr(str(other)) for other in table[name].unique()[:6])
             raise TableError(f"where={condition!r}: no such row; the column holds {seen}")

@@ -159,4 +159,9 @@ def test_bad_tables_are_told_in_one_line(tmp_path) -> None:
     assert "c='0.0' (row 2): expected a finite number above 0" in complaint(lambda: numbers(table, "c", positive=True))
     assert complaint(lambda: where(table, ["name=z"])) == "where='name=z': no such row; the column holds 'NA', 'b', 'c'"
     assert list(where(table, ["name=b"])["c"]) == [0.0]
+    counted = pd.DataFrame({"steps": [1, 5, 10], "name": ["a", "b", "a"]})
+    for condition, kept in {"steps>=5": [5, 10], "steps<5": [1], "steps!=5.0": [1, 10], "name!=a": [5]}.items():
+        assert list(where(counted, [condition])["steps"]) == kept, condition
+    assert list(where(counted, ["steps>1", "name=a"])["steps"]) == [10]
+    assert "is no number" in complaint(lambda: where(counted, ["steps>=many"]))
     assert list(labels(table, "name")) == ["NA", "b", "c"]  # a run may be called NA
