@@ -10,7 +10,7 @@ import pandas as pd
 from scaling.allocation import Allocation, allocation, line
 from scaling.errors import TableError
 from scaling.laws import Law, fit_power_law
-from scaling.resample import group_counts, small_sample_factor
+from scaling.resample import group_counts
 from scaling.tables import labels, numbers, require
 
 BURN_IN = 0.1
@@ -135,8 +135,9 @@ def optimal_sizes(
     budgets (Hoffmann et al. 2022, section 3.1). The smallest and the largest size of all serve compute that is best
     served by sizes that are not there; their rows do not take part where MIN_INNER others are on the frontier.
 
-    Intervals: whole runs are drawn, and the frontier is found anew in each draw; arms are stretched by Student's t for
-    the few sizes. They hold the runs' luck, and not that a grid of few sizes makes a staircase of N_opt.
+    Intervals: whole runs are drawn, and the frontier is found anew in each draw. A draw lacks some sizes, so that the
+    choice of the grid is in them as well as the runs' luck: they are too long rather than too short, and are not
+    stretched for few sizes.
 
     Raises TableError as ``frontier``, and for N or D of a frontier's row that is no positive number.
     """
@@ -173,7 +174,7 @@ def optimal_sizes(
         centre=centre,
         sizes=len(np.unique(size[fitted])),
         level=level,
-        widen=small_sample_factor(len(np.unique(size[fitted])), 2, level),
+        widen=1.0,
         doubts=tuple(doubts),
     )
 
