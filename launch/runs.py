@@ -129,10 +129,16 @@ def evaluate_run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"run_id": run.run_id, "name": run.name, **scores}))
         return 0
-    for row in scores["geneval"]:
+    for row in (*scores["geneval"], *scores.get("typography", ())):
         print(
             f"{row['task']:14} {row['rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  chance {row['chance']:.3f}  "
             f"graded {row['graded']:.3f}  chance {row['chance_graded']:.3f}"
+            + (f"  by {row['reader']}" if "reader" in row else "")
+        )
+    for row in scores.get("compbench", ()):
+        print(
+            f"{row['task']:14} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  chance {row['chance']:.3f}"
+            "  (compbench)"
         )
     print(f"judge_match    {scores['judge_match']:.3f}  chance {scores['judge_match_chance']:.3f}")
     return 0
