@@ -31,6 +31,7 @@ def by_name(found: HoldOut) -> dict:
     return {row.name: row for row in found.rows}
 
 
+@pytest.mark.slow
 def test_the_form_that_made_the_data_wins() -> None:
     found = leave_largest_out(joint(0.001))
     assert found.rows[0].name in ("joint, floor", "joint")
