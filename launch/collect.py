@@ -22,6 +22,15 @@ from mmdit_jax.files import write_atomic
 from mmdit_jax.training.events import read_events
 from scaling.goodput import COUNTS, goodput, goodput_table
 
+PROXIES = {
+    "compbench": ("task", "n", "value", "low", "high", "chance"),
+    "typography": (
+        *("reader", "task", "n", "rate", "low", "high", "chance"),
+        *("graded", "graded_low", "graded_high", "chance_graded"),
+    ),
+}
+"""Tables of scores that some runs have, and their columns beside those that name the run."""
+
 
 def collect(study: Study, places: Places) -> pd.DataFrame:
     """Write results.csv, curves.csv, geneval.csv, battles.csv and figures/samples*.png of the finished runs.
@@ -48,9 +57,9 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
             row[column] = rated.get(row["name"], {}).get(column)
     for name, rows in (("results", results), ("curves", curves), ("geneval", scores)):
         write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False) if rows else "")
-    for name in ("compbench", "typography"):  # not every study has these
+    for name, columns in PROXIES.items():  # not every study has these
         if rows := _rows(finished, name):
-            write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+            write_atomic(folder / f"{name}.csv", pd.DataFrame(rows)[["run_id", "name", *columns]].to_csv(index=False))
     _score_tables(score_table(study, finished, {run.run_id: places.run_dir(run) for run, _ in finished}), folder)
     real = real_scores(study, places.data, places.vae)
     if len(real):

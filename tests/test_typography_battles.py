@@ -33,6 +33,7 @@ from mmdit_jax.evaluation.aesthetics import Aesthetics, texture
 from mmdit_jax.evaluation.battles import Battle, battles
 from mmdit_jax.evaluation.judge import Judge, packaged_judge
 from mmdit_jax.evaluation.typography import readers, sign_prompts
+from mmdit_jax.files import write_json
 from mmdit_jax.models import MMDiTConfig
 from scaling.analysis import by_question
 from scaling.elo import rate
@@ -156,7 +157,7 @@ def test_a_study_of_both_sets_has_all_three_questions(tmp_path: Path, monkeypatc
         monkeypatch.setattr(evaluate_module, "generate", functools.partial(pictures, noise=30 * ("noisy" in run.name)))
         scores = evaluate_module.evaluate(run, None, folder / "samples", held_out)
         known = {"val_loss": 0.5, "val_loss_levels": [0.5] * 8, "curve": []}
-        (folder / "result.json").write_text(json.dumps({**describe(run), **known, **scores}))
+        write_json(folder / "result.json", {**describe(run), **known, **scores})
     collect(Study("questions", tuple(runs)), places)
 
     battled = pd.read_csv(places.study_dir / "battles.csv")
