@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from launch.approaches import APPROACHES, run_approach
 from launch.tables import EXIT_OK, check_out, out_option, resampling_options, text_table
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ EXAMPLES = """examples:
   mmdit fit studies/quickstart/curves.csv --c train_flops --loss val_loss --group run_id --json
   mmdit fit results.csv --law power --floor --loss 'val_loss_*'           a law for every bin of t
   mmdit fit results.csv --law joint --compare                             which form foretells the largest runs best
+  mmdit fit curves.csv --law envelope --group run_id                      best sizes along the frontier (approach 1)
+  mmdit fit results.csv --law isoflop                                     best sizes at equal compute (approach 2)
 """
 LAWS = {
     "power": "L = floor + a·C^(−b), without floor unless --floor",
@@ -42,8 +45,11 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", help="CSV or Parquet file")
-    parser.add_argument("--law", choices=LAWS, default="power", help="which (%(default)s)")
+    parser.add_argument("--law", choices=[*LAWS, *APPROACHES], default="power", help="which (%(default)s)")
     column_options(parser)
+    parser.add_argument(
+        "--tolerance", metavar="T", type=float, help="of log C in a budget (isoflop: 0.1), log D/N on a ladder (0.15)"
+    )
     parser.add_argument("--drop-highest", metavar="K", type=int, default=0, help="leave out the K highest losses")
     parser.add_argument("--group", metavar="COL", help="rows of one value are resampled together (run_id for curves)")
     parser.add_argument("--starts", metavar="N", type=int, default=100, help="starts of every fit (%(default)s)")
@@ -82,7 +88,9 @@ def run_fit(args: argparse.Namespace) -> int:
 
     check_out(args.out)
     table = where(read_table(args.table), args.where)
-    points = [parse_point(text) for text in args.at]
+    args.points = points = [parse_point(text) for text in args.at]
+    if args.law in APPROACHES:
+        return run_approach(table, args, _one(matching(table, args.loss)), units(args))
     told = []
     for loss in matching(table, args.loss):
         law = fit(table, args, args.law, loss)
@@ -255,9 +263,19 @@ def point_text(found: dict[str, Any]) -> str:
 
 def compare_text(found: HoldOut) -> str:
     """The forms, best first."""
-    rows = found.to_json()["rows"]
-    assert isinstance(rows, list)
-    return "the largest runs, foretold from the rest:\n" + text_table(pd.DataFrame(rows).map(_cell))
+    rows = pd.DataFrame(found.table()).map(_cell)
+    noise = f"noise of a run: {100 * found.noise:.2g} % (from {found.noise_from})" if found.noise_from else ""
+    lines = ["the largest runs, foretold from the rest (errors in %):", text_table(rows), noise]
+    return "\n".join([line for line in lines if line] + [f"before you rely on it: {doubt}" for doubt in found.doubts])
+
+
+def _one(losses: list[str]) -> str:
+    """Raises TableError for several columns of losses."""
+    from scaling.errors import TableError
+
+    if len(losses) > 1:
+        raise TableError(f"loss={', '.join(losses)!r}: expected one column for this law")
+    return losses[0]
 
 
 def _cell(value: object) -> str:

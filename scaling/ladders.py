@@ -11,7 +11,6 @@ import pandas as pd
 from scaling.clusters import clusters
 from scaling.errors import TableError
 from scaling.laws import POWER, Law, fit_law
-from scaling.resample import small_sample_factor
 from scaling.tables import labels, numbers, require
 
 FLOOR_FROM = 5
@@ -163,9 +162,7 @@ def compare(found: Sequence[Ladder], compute: float) -> tuple[Predicted, ...]:
         low, high = (float(end[0]) for end in law.profile_band(at))
         least, most = law.compute_range
         beyond = max(compute / most, least / compute, 1.0)
-        parameters = 2 + ("floor" in law.params and law.params["floor"] > 0)
-        stretch = small_sample_factor(law.groups, parameters, law.level)
-        drawn.append(np.log(loss) + stretch * (np.log(law.draws_of(at)[:, 0]) - np.log(loss)))
+        drawn.append(law.draws_of(at)[:, 0])
         rows.append((ladder, loss, low, high, beyond))
     draws = min(len(column) for column in drawn)
     lowest = np.argmin(np.stack([column[:draws] for column in drawn]), axis=0) if draws else np.zeros(0)
