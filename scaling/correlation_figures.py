@@ -7,31 +7,36 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.look import HUES, Look, drawing, panels
+from scaling.look import HUES, Look, drawing, panels, run_mark
 from scaling.score_correlations import Score
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 def correlation_figure(score: Score, look: Look) -> Figure:
     """Validation loss against a score, a point a run."""
-    points = score.points
     with drawing() as (figure, axes):
-        for _, run in points.iterrows():
-            colour, order = look.colour(run["depth"], run["formulation"]), look.order(run["formulation"])
-            if np.isfinite(run["low"]):
-                axes.plot([run["x"], run["x"]], [run["low"], run["high"]], color=colour, lw=1, alpha=0.7, zorder=order)
-            marker = look.marker(run["formulation"])
-            axes.plot(run["x"], run["y"], marker=marker, color=colour, markersize=6, lw=0, zorder=order)
-        axes.set_xlabel("validation loss (EMA weights, mean of levels)")
-        axes.set_ylabel(score.label)
-        axes.margins(x=0.08)
-        pearson = score.found.pearson
-        text = f"Pearson r = {pearson.r:.2f} [{pearson.low:.2f}, {pearson.high:.2f}], n = {score.found.rows}"
-        axes.set_title(text.replace("-", "−"), fontsize=9)
+        draw_correlation(axes, score, look)
         look.legend(figure)
         return figure
+
+
+def draw_correlation(axes: Axes, score: Score, look: Look) -> None:
+    """The same in given axes, each point under its run's mark; r and its interval are the title."""
+    for _, run in score.points.iterrows():
+        colour, order = look.colour(run["depth"], run["formulation"]), look.order(run["formulation"])
+        if np.isfinite(run["low"]):
+            axes.plot([run["x"], run["x"]], [run["low"], run["high"]], color=colour, lw=1, alpha=0.7, zorder=order)
+        style = {"marker": look.marker(run["formulation"]), "color": colour, "markersize": 6, "lw": 0}
+        axes.plot(run["x"], run["y"], zorder=order, gid=run_mark(run["name"]), **style)
+    axes.set_xlabel("validation loss (EMA weights, mean of levels)")
+    axes.set_ylabel(score.label)
+    axes.margins(x=0.08)
+    pearson = score.found.pearson
+    text = f"Pearson r = {pearson.r:.2f} [{pearson.low:.2f}, {pearson.high:.2f}], n = {score.found.rows}"
+    axes.set_title(text.replace("-", "−"), fontsize=9)
 
 
 def bins_figure(scores: Mapping[str, Score]) -> Figure:

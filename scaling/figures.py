@@ -10,7 +10,7 @@ import pandas as pd
 
 from scaling.elo import EloTable
 from scaling.laws import Law
-from scaling.look import HUES, MARKERS, SIZE, TALL, Look, drawing, legend_above
+from scaling.look import HUES, MARKERS, SIZE, TALL, Look, drawing, legend_above, run_mark
 from scaling.study import levels, values
 
 if TYPE_CHECKING:
@@ -50,29 +50,35 @@ def _scientific(value: float) -> str:
 def loss_curves(curves: pd.DataFrame, look: Look, x: str) -> Figure:
     """Validation loss against ``x``, ``step`` or ``train_flops``, a line a run."""
     with drawing() as (figure, axes):
-        for _, run in curves.groupby("run_id", sort=False):
-            run = run.sort_values("step")
-            keep = (values(run, "val_loss") > 0) & (values(run, x) > 0)
-            depth, kind = run["depth"].iloc[0], run["formulation"].iloc[0]
-            axes.plot(
-                values(run, x)[keep],
-                values(run, "val_loss")[keep],
-                color=look.colour(depth, kind),
-                linestyle=look.line(kind),
-                marker=look.marker(kind),
-                markersize=3,
-                lw=1.2,
-                zorder=look.order(kind),
-            )
-        axes.set_yscale("log")
-        loss_axis(axes.yaxis)
-        axes.set_ylabel("validation loss (EMA weights, mean of levels)")
-        if x == "step":
-            axes.set_xlabel("training steps")
-        else:
-            flops_axis(axes)
+        draw_loss_curves(axes, curves, look, x)
         look.legend(figure)
         return figure
+
+
+def draw_loss_curves(axes: Axes, curves: pd.DataFrame, look: Look, x: str) -> None:
+    """The same in given axes, each line under its run's mark."""
+    for _, run in curves.groupby("run_id", sort=False):
+        run = run.sort_values("step")
+        keep = (values(run, "val_loss") > 0) & (values(run, x) > 0)
+        depth, kind = run["depth"].iloc[0], run["formulation"].iloc[0]
+        axes.plot(
+            values(run, x)[keep],
+            values(run, "val_loss")[keep],
+            color=look.colour(depth, kind),
+            linestyle=look.line(kind),
+            marker=look.marker(kind),
+            markersize=3,
+            lw=1.2,
+            zorder=look.order(kind),
+            gid=run_mark(run["name"].iloc[0]),
+        )
+    axes.set_yscale("log")
+    loss_axis(axes.yaxis)
+    axes.set_ylabel("validation loss (EMA weights, mean of levels)")
+    if x == "step":
+        axes.set_xlabel("training steps")
+    else:
+        flops_axis(axes)
 
 
 def law_figure(
@@ -86,51 +92,59 @@ def law_figure(
     ``pooled_name`` is what the law of all formulations together is called; of more than the look tells apart, the
     others are left out.
     """
-    from matplotlib.lines import Line2D
-
     with drawing() as (figure, axes):
-        cost, loss = values(curves, "train_flops"), values(curves, "val_loss")
-        keep = (cost > 0) & (loss > 0)
-        axes.scatter(cost[keep], loss[keep], s=7, color="#c4c4c4", zorder=1, lw=0)
-        handles = [Line2D([], [], color="#c4c4c4", marker="o", lw=0, label="every validation of every run")]
-        drawn = {kind: fit for kind, fit in fits.items() if kind in look.formulations or kind == pooled_name}
-        for kind, (law, rows) in drawn.items():
-            pooled = kind == pooled_name
-            hue = "#555555" if pooled else look.hue(kind)
-            line: Any = ":" if pooled else look.line(kind)
-            low, high = law.compute_range
-            grid = np.geomspace(low / 1.15, high * 2, 100)
-            if not pooled:
-                bottom, top = law.band(grid)
-                axes.fill_between(grid, bottom, top, color=hue, alpha=0.15, lw=0, zorder=2)
-                points = (values(rows, "train_flops"), values(rows, "val_loss"))
-                axes.scatter(*points, s=22, color=hue, marker=look.marker(kind), zorder=4, lw=0)
-            axes.plot(grid, law.predict(grid), color=hue, linestyle=line, lw=1.4, zorder=3)
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    color=hue,
-                    linestyle=line,
-                    marker=None if pooled else look.marker(kind),
-                    label=f"{kind}: {law.equation()}",
-                )
-            )
-        axes.set_yscale("log")
-        ends = [np.concatenate(law.band(np.array(law.compute_range))) for law, _ in drawn.values()]
-        span = np.concatenate([loss[keep], *ends])
-        span = span[np.isfinite(span)]
-        # A law from three runs may have a band of any width; the data keep at least half of the axis.
-        middle = np.median(loss[keep])
-        axes.set_ylim(
-            max(span.min(), loss[keep].min() * loss[keep].min() / middle) / 1.1,
-            min(span.max(), 2 * loss[keep].max()) * 1.05,
-        )
-        loss_axis(axes.yaxis)
-        axes.set_ylabel("validation loss (EMA weights, mean of levels)")
-        flops_axis(axes)
+        handles = draw_laws(axes, curves, fits, look, pooled_name)
         figure.legend(handles=handles, loc="outside upper left", ncols=1)
         return figure
+
+
+def draw_laws(
+    axes: Axes,
+    curves: pd.DataFrame,
+    fits: Mapping[str, tuple[Law, pd.DataFrame]],
+    look: Look,
+    pooled_name: str,
+) -> list[Any]:
+    """The same in given axes; returns what its legend says."""
+    from matplotlib.lines import Line2D
+
+    cost, loss = values(curves, "train_flops"), values(curves, "val_loss")
+    keep = (cost > 0) & (loss > 0)
+    axes.scatter(cost[keep], loss[keep], s=7, color="#c4c4c4", zorder=1, lw=0)
+    handles = [Line2D([], [], color="#c4c4c4", marker="o", lw=0, label="every validation of every run")]
+    drawn = {kind: fit for kind, fit in fits.items() if kind in look.formulations or kind == pooled_name}
+    for kind, (law, rows) in drawn.items():
+        pooled = kind == pooled_name
+        hue = "#555555" if pooled else look.hue(kind)
+        line: Any = ":" if pooled else look.line(kind)
+        low, high = law.compute_range
+        grid = np.geomspace(low / 1.15, high * 2, 100)
+        if not pooled:
+            bottom, top = law.band(grid)
+            axes.fill_between(grid, bottom, top, color=hue, alpha=0.15, lw=0, zorder=2)
+            for name, own in rows.groupby("name", sort=False):
+                points = (values(own, "train_flops"), values(own, "val_loss"))
+                style: Any = {"color": hue, "marker": look.marker(kind), "markersize": 4.7, "mew": 0, "lw": 0}
+                axes.plot(*points, zorder=4, gid=run_mark(str(name)), **style)
+        axes.plot(grid, law.predict(grid), color=hue, linestyle=line, lw=1.4, zorder=3)
+        marker = None if pooled else look.marker(kind)
+        handles.append(
+            Line2D([], [], color=hue, linestyle=line, marker=marker, label=f"{kind}: {law.equation()}"),
+        )
+    axes.set_yscale("log")
+    ends = [np.concatenate(law.band(np.array(law.compute_range))) for law, _ in drawn.values()]
+    span = np.concatenate([loss[keep], *ends])
+    span = span[np.isfinite(span)]
+    # A law from three runs may have a band of any width; the data keep at least half of the axis.
+    middle = np.median(loss[keep])
+    axes.set_ylim(
+        max(span.min(), loss[keep].min() * loss[keep].min() / middle) / 1.1,
+        min(span.max(), 2 * loss[keep].max()) * 1.05,
+    )
+    loss_axis(axes.yaxis)
+    axes.set_ylabel("validation loss (EMA weights, mean of levels)")
+    flops_axis(axes)
+    return handles
 
 
 def level_losses(results: pd.DataFrame, look: Look) -> Figure:

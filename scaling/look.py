@@ -6,7 +6,9 @@ The same figure gives the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+SIGNS = dict(zip(MARKERS, "●■▲◆▼✚✖★◀▶", strict=True))
+"""Of MARKERS, as letters."""
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 SIZE = (5.4, 4.0)
@@ -143,6 +147,14 @@ class Look:
         grey = [Line2D([], [], color=OTHER, label=f"{self.others} others")] if self.others and others else []
         legend_above(figure, [*([] if self._by_kind else shades), *kinds, *grey, *extra])
 
+    def entries(self) -> list[tuple[str, str, str]]:
+        """The legend as (colour, sign, text) for a page: a shade a depth, a sign a formulation."""
+        from matplotlib.colors import to_hex
+
+        shades = [] if self._by_kind else [(to_hex(self.shade(d)), "■", f"depth {d:g}") for d in self.depths]
+        kinds = [(self.hue(f) if self._by_kind else "", SIGNS[self.marker(f)], f) for f in self.formulations]
+        return [*shades, *kinds, *([(OTHER, "●", f"{self.others} others")] if self.others else [])]
+
     @property
     def _by_kind(self) -> bool:
         return len(self.depths) == 1 and len(self.formulations) > 1
@@ -153,6 +165,11 @@ def baseline(formulations: Sequence[str]) -> str:
     apart; else the first of an MMDiT, else the first by name."""
     plain = (PLAIN, f"{FIRST_ARCHITECTURE} {PLAIN}")
     return min(formulations, key=lambda name: (name not in plain, not name.startswith(f"{FIRST_ARCHITECTURE} "), name))
+
+
+def run_mark(name: str) -> str:
+    """What a run's points and lines are called within a figure (``gid``, an id in SVG): letters whatever its name."""
+    return f"run-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 @contextmanager
@@ -192,6 +209,21 @@ def save(figure: Figure, folder: Path, name: str) -> bytes:
         figure.savefig(folder / f"{name}.pdf", format="pdf", metadata=empty)
     (folder / f"{name}.png").write_bytes(buffer.getvalue())
     return buffer.getvalue()
+
+
+def save_svg(figure: Figure) -> str:
+    """The figure as an SVG element that scales with the page: no declaration, no size, no date; ids as ``gid``."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    return re.sub(
+        r' (?:width|height|xmlns(?::xlink)?|version)="[^"]*"', "", text[text.index("<svg") :], count=5
+    ).strip()
 
 
 def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
