@@ -161,7 +161,7 @@ def _report(study: Study, places: Places, only_if_stale: bool = False) -> Path |
     if only_if_stale and report.exists() and note.exists() and note.read_text() == source:
         return report
     collect(study, places)
-    write_report(places.study_dir, title=f"Study: {study.name}", notes=_notes(study, places))
+    write_report(places.study_dir, title=f"Study: {study.name}", study=study.name, notes=_notes(study, places))
     write_atomic(note, source)
     for path in (*places.study_dir.glob("*.csv"), *places.study_dir.glob("*.parquet"), report):
         push(path)

@@ -1,4 +1,4 @@
-"""What the SD3 paper prints about the formulations (Esser et al. 2024, Tables 1 and 2), under this project's names."""
+"""What the SD3 paper prints (Esser et al. 2024, Tables 1, 2, 5 and 6), under this project's names."""
 
 from __future__ import annotations
 
@@ -37,6 +37,27 @@ TABLE_2: dict[str, tuple[float, float, float, float]] = {
     "rf/lognorm(0.00,1.00)": (0.250, 45.78, 0.224, 89.91),
 }
 """CLIP score and FID on ImageNet, then on CC12M, with 25 Euler steps."""
+
+GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+"""GenEval's tasks, in the order of Table 5's columns after the overall score."""
+
+TABLE_5: tuple[tuple[str, int, int, tuple[float, ...]], ...] = (
+    ("depth 18, 512²", 18, 512, (0.58, 0.97, 0.72, 0.52, 0.78, 0.16, 0.34)),
+    ("depth 24, 512²", 24, 512, (0.62, 0.98, 0.74, 0.63, 0.67, 0.34, 0.36)),
+    ("depth 30, 512²", 30, 512, (0.64, 0.96, 0.80, 0.65, 0.73, 0.33, 0.37)),
+    ("depth 38, 512²", 38, 512, (0.68, 0.98, 0.84, 0.66, 0.74, 0.40, 0.43)),
+    ("depth 38, 512², DPO", 38, 512, (0.71, 0.98, 0.89, 0.73, 0.83, 0.34, 0.47)),
+    ("depth 38, 1024², DPO", 38, 1024, (0.74, 0.99, 0.94, 0.72, 0.89, 0.33, 0.60)),
+)
+"""GenEval: model, depth, side of an image in pixels, then the overall score and those of GENEVAL_TASKS."""
+
+TABLE_6: dict[int, tuple[float, float, float, float]] = {
+    15: (4.30, 0.86, 0.21, 191.13),
+    30: (3.59, 0.70, 0.24, 187.96),
+    38: (2.71, 0.14, 0.08, 185.96),
+}
+"""By depth: CLIP score lost in % at 5, 10 and 20 of 50 steps, then the path length Σ‖v dt‖."""
+TABLE_6_STEPS = (5, 10, 20)
 
 REFERENCE = "sd3"
 """What ``rank --reference`` calls Table 1's first column."""

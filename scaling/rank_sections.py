@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +27,54 @@ LEAST_COMMON = 4
 SETTLED = 0.975
 
 
-def rank_section(tables: StudyTables, folder: Path, *, draws: int, seed: int) -> list[Section]:
-    """Names by average front over settings, with figures and the paper's Tables 1 and 2; none without scores."""
+@dataclass(frozen=True)
+class Ranked:
+    """A study's names by average rank, or ``why`` there is none; what was left out of it."""
+
+    table: RankTable | None
+    left_out: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What fewer sampling steps cost by ``group``, in which setting; or ``why`` that isn't known."""
+
+    table: EfficiencyTable | None
+    group: str
+    setting: str
+    left_out: tuple[str, ...] = ()
+    why: str = ""
+
+
+def ranked(tables: StudyTables, *, draws: int, seed: int) -> Ranked | None:
+    """Names by average front over the settings that are complete; None without scores."""
     if tables.scores.empty:
-        return []
-    part = Section("Ranking over sampler settings")
+        return None
     try:
         cut = complete(tables.scores)
         count = cut.table["name"].nunique()
         if count < 2:
             raise TableError(f"{count} name{'s are' if count != 1 else ' is'} complete; expected 2 or more to rank")
-        table = rank(cut.table, bootstrap=draws, seed=seed)
+        return Ranked(rank(cut.table, bootstrap=draws, seed=seed), tuple(cut.left_out))
     except TableError as error:
-        part.missing.append(f"no ranking: {error}")
+        return Ranked(None, why=f"no ranking: {error}")
+
+
+def rank_section(tables: StudyTables, found: Ranked | None, folder: Path, *, seed: int) -> list[Section]:
+    """Names by average front over settings, with figures and all groups of settings; none without scores."""
+    if found is None:
+        return []
+    part = Section("Ranking over sampler settings")
+    table = found.table
+    if table is None:
+        part.missing.append(found.why)
         return [part]
     part.findings.append(lead_finding(table))
     agreement = _agreement(table, seed)
     if agreement is not None:
         part.findings.append(agreement_finding(agreement))
-    part.missing += cut.left_out
+    part.missing += found.left_out
     png = save(ranks_figure(table), folder, "ranks")
     part.figures.append((png, "Average front of each name over the settings, lower is better, with 95 % intervals"))
     png = save(fronts_figure(table), folder, "fronts")
@@ -123,11 +153,11 @@ def agreement_finding(found: Agreement) -> str:
     return f"The order {verdict} {found.source} ({numbers}; {len(found.names)} names in common).".replace("-", "−")
 
 
-def efficiency_section(tables: StudyTables, folder: Path, *, draws: int, seed: int) -> list[Section]:
-    """Score lost with fewer steps and path length (Table 6), by depth or else by name; none where not measured."""
+def measured(tables: StudyTables, *, draws: int, seed: int) -> Measured | None:
+    """Score lost with fewer steps, by depth or else by name; None where there is none, or too many."""
     rows, setting = _euler_rows(tables)
     if rows.empty:
-        return []
+        return None
     group = "name"
     if "depth" in rows.columns and rows["depth"].nunique() > 1:
         group = "depth"
@@ -137,19 +167,29 @@ def efficiency_section(tables: StudyTables, folder: Path, *, draws: int, seed: i
             setting = f"{kind} only, which has most rows; {setting}"
         rows = rows[kinds == kind]
     if rows[group].nunique() > MOST_LINES:
-        return []
-    part = Section("Sampling efficiency")
+        return None
     try:
         cut = complete(rows, name=group, setting="steps")
         if cut.table.empty:
             raise TableError(f"no {group} has every number of steps")
         path = "path_length" if "path_length" in rows.columns else None
         table = efficiency(cut.table, group=group, path=path, bootstrap=draws, seed=seed)
+        return Measured(table, group, setting, tuple(cut.left_out))
     except TableError as error:
-        part.missing.append(f"no losses ({setting}): {error}")
+        return Measured(None, group, setting, why=f"no losses ({setting}): {error}")
+
+
+def efficiency_section(found: Measured | None, folder: Path) -> list[Section]:
+    """Score lost with fewer steps and path length; none where not measured."""
+    if found is None:
+        return []
+    part = Section("Sampling efficiency")
+    table, group, setting = found.table, found.group, found.setting
+    if table is None:
+        part.missing.append(found.why)
         return [part]
     part.findings.append(loss_finding(table, group))
-    part.missing += cut.left_out
+    part.missing += found.left_out
     png = save(efficiency_figure(table, group), folder, "efficiency")
     part.figures.append((png, f"CLIP score lost with fewer steps, against {table.steps[-1]}; {setting}"))
     part.tables.append(

@@ -91,9 +91,9 @@ def scores_text(table: RankTable, show: Show = brackets) -> pd.DataFrame:
     out: dict[str, object] = {"name": table.names}
     for dataset, place in shown_settings(table).items():
         for column, value, ends in _scores(table):
-            digits = _digits(value[:, place], ends[:, :, place])
+            shown = digits(value[:, place], ends[:, :, place])
             out[f"{dataset} {column}"] = [
-                _cell(show, value[i, place], ends[0, i, place], ends[1, i, place], f"{{:.{digits}f}}")
+                _cell(show, value[i, place], ends[0, i, place], ends[1, i, place], f"{{:.{shown}f}}")
                 for i in range(len(value))
             ]
     return pd.DataFrame(out)
@@ -114,7 +114,7 @@ def _scores(table: RankTable) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return [(table.columns[0], table.up, table.up_ends), (table.columns[1], table.down, table.down_ends)]
 
 
-def _digits(values: np.ndarray, ends: np.ndarray) -> int:
+def digits(values: np.ndarray, ends: np.ndarray) -> int:
     """Decimals that show three figures of a usual interval's width; without intervals, four of the smallest value."""
     widths = ends[1] - ends[0]
     widths = widths[np.isfinite(widths) & (widths > 0)]

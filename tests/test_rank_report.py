@@ -15,7 +15,7 @@ from scaling import published
 from scaling.complete import align_seeds, complete
 from scaling.errors import TableError
 from scaling.page import render
-from scaling.rank_sections import efficiency_section, rank_section
+from scaling.rank_sections import efficiency_section, measured, rank_section, ranked
 from scaling.ranking import rank
 from scaling.report import write_report
 from scaling.study import load_study
@@ -40,8 +40,8 @@ def page(folder: Path, table: pd.DataFrame | None) -> Page:
     if table is not None:
         table.to_parquet(folder / "scores.parquet")
     tables, figures = load_study(folder), folder / "figures"
-    ranking = rank_section(tables, figures, draws=40, seed=0)
-    return Page(render("t", "", [*ranking, *efficiency_section(tables, figures, draws=40, seed=0)]))
+    ranking = rank_section(tables, ranked(tables, draws=40, seed=0), figures, seed=0)
+    return Page(render("t", "", [*ranking, *efficiency_section(measured(tables, draws=40, seed=0), figures)]))
 
 
 def test_whole_table(folder: Path) -> None:

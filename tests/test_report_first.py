@@ -1,0 +1,226 @@
+"""The report's first screen on made-up studies of which the truth is known: a winner, a tie, one seed, an edge."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from scaling.analysis import Analysis
+from scaling.contest import by_elo, by_loss, by_rank, recipes
+from scaling.elo import rate
+from scaling.first_screen import FirstScreen, first_screen, seeds_wanted
+from scaling.ranking import rank
+from scaling.study import StudyTables, load_study
+
+KINDS = ("rf", "rf/lognorm(0.00,1.00)")
+
+
+def losses(
+    apart: float,
+    *,
+    noise: float = 0.01,
+    depths: Sequence[int] = (1, 2, 3),
+    seeds: int = 3,
+    kinds: Sequence[str] = KINDS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Results in which each kind's loss is ``apart`` times lower than the one's before it; ``noise`` a run's own."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for depth, number in itertools.product(depths, range(seeds)):
+        luck = 0.05 * rng.normal()  # of data and noise that a seed's runs share
+        for place, kind in enumerate(kinds):
+            log_loss = -0.3 * np.log(depth) + place * np.log1p(-apart) + luck + noise * rng.normal()
+            known = {"run_id": f"{depth} {kind} {number}", "name": f"d{depth} {kind} s{number}", "dataset": "scenes"}
+            size = {"depth": depth, "seed": number, "steps": 400, "train_flops": 1e12 * depth**3}
+            rows.append({**known, **size, "formulation": kind, "val_loss": float(np.exp(log_loss))})
+    return pd.DataFrame(rows)
+
+
+def battles(results: pd.DataFrame, points: dict[str, float], prompts: int = 60) -> pd.DataFrame:
+    """Every pair of runs once a prompt; formulations are ``points`` Elo points apart."""
+    rng = np.random.default_rng(1)
+    strength = dict(zip(results["name"], results["formulation"].map(points), strict=True))
+    rows = []
+    for prompt in range(prompts):
+        for left, right in itertools.combinations(strength, 2):
+            wins = rng.random() < 1 / (1 + 10 ** ((strength[right] - strength[left]) / 400))
+            rows.append({"prompt": prompt, "left": left, "right": right, "outcome": "left" if wins else "right"})
+    return pd.DataFrame(rows)
+
+
+def tables(folder: Path, results: pd.DataFrame, fights: pd.DataFrame | None = None) -> StudyTables:
+    folder.mkdir()
+    results.to_csv(folder / "results.csv", index=False)
+    if fights is not None:
+        fights.to_csv(folder / "battles.csv", index=False)
+    return load_study(folder)
+
+
+def screen(folder: Path, results: pd.DataFrame, fights: pd.DataFrame | None = None) -> FirstScreen:
+    known = tables(folder, results, fights)
+    analysis = Analysis(elo={"all judges": rate(fights, draws=200)} if fights is not None else {})
+    return first_screen(known, analysis, None, "mine")
+
+
+def test_a_clear_winner_at_the_end_of_the_grid(tmp_path: Path) -> None:
+    results = losses(0.2)
+    found = screen(tmp_path / "s", results)
+    assert found.decided and found.headline.startswith("rf/lognorm(0.00,1.00) won, and is best at depth 3")
+    wide = results.pivot_table(index=["depth", "seed"], columns="formulation", values="val_loss")
+    apart = (np.log(wide["rf"]) - np.log(wide["rf/lognorm(0.00,1.00)"])).to_numpy().reshape(3, 3)
+    left = apart - apart.mean(axis=1, keepdims=True)  # a difference has twice a run's variance
+    arm = stats.t.ppf(0.975, 6) * np.sqrt((left**2).sum() / 6 / 9)
+    low, high = (100 * (1 - np.exp(-(apart.mean() + sign * arm))) for sign in (-1, 1))
+    lead = 100 * (1 - np.exp(-apart.mean()))
+    assert found.margin[0] == f"Validation loss: {lead:.1f} % below rf ({low:.1f} to {high:.1f} %)"
+    assert low < 20 < high
+    assert found.surety[0] == "Validation loss: better with probability above 0.99 (3 seeds at 3 sizes)"
+    assert found.steps[0].text.startswith("Deeper than 3")
+    assert (
+        "mmdit recommend studies/mine/results.csv --study mine --flops 2.7e+14 --depths 3-6" in found.steps[0].command
+    )
+    assert "losses do not tell how images look" in found.steps[1].text
+
+
+def test_a_tie_asks_for_as_many_seeds_as_would_tell(tmp_path: Path) -> None:
+    found = screen(tmp_path / "s", losses(0.004, noise=0.02, seed=3))
+    assert not found.decided and found.headline.startswith("Not decided: ") and "not told apart" in found.headline
+    assert all(kind in found.headline for kind in KINDS)
+    contest = by_loss(losses(0.004, noise=0.02, seed=3))
+    assert contest is not None and contest.low < 0 < contest.high and 0.5 < contest.ahead[1] < 0.975
+    wanted = seeds_wanted(contest)
+    if wanted is None:
+        assert "as good as equal" in found.steps[0].text
+    else:
+        assert found.steps[0].text.startswith(f"{wanted[0]} more seed")
+
+
+def test_seeds_that_are_wanted_narrow_the_interval() -> None:
+    """A gap of 1.5 arms of noise: the number is the least whose Student interval is narrower than the gap."""
+    contest = by_loss(losses(0.02, noise=0.02, depths=(1,), seeds=3, seed=5))
+    assert contest is not None
+    wanted = seeds_wanted(contest)
+    gap = -np.log1p(-contest.margin)
+
+    def arm(seeds: int) -> float:
+        return float(stats.t.ppf(0.975, seeds - 1) * contest.noise * np.sqrt(2 / seeds))
+
+    least = next((more for more in range(1, 9) if arm(3 + more) < gap), None)
+    assert (wanted[0] if wanted else None) == least
+
+
+def test_one_run_each_decides_nothing(tmp_path: Path) -> None:
+    found = screen(tmp_path / "s", losses(0.2, depths=(2,), seeds=1))
+    assert not found.decided and "nothing tells that from luck" in found.headline
+    assert found.surety[0] == "Validation loss: not known, nothing was repeated (one seed at 1 size)"
+    assert found.steps[0].text.startswith("Two more seeds") and found.steps[0].command == "mmdit study run mine"
+
+
+def test_one_seed_at_several_sizes_is_said(tmp_path: Path) -> None:
+    found = screen(tmp_path / "s", losses(0.2, depths=(1, 2, 3, 4), seeds=1))
+    assert found.decided and "leads, with one seed" in found.headline and "one seed at 4 sizes" in found.surety[0]
+    assert found.steps[0].text.startswith("One more seed")
+
+
+def test_the_best_depth_within_the_grid_is_not_an_edge(tmp_path: Path) -> None:
+    results = losses(0.2)
+    deep = results["depth"] == 3
+    results.loc[deep, "val_loss"] *= 2.0
+    found = screen(tmp_path / "s", results)
+    assert "best at depth 2" in found.headline and not any("Deeper" in step.text for step in found.steps)
+    assert "mmdit recommend" in found.steps[0].command and "settled" in found.steps[0].text
+
+
+def test_measures_that_disagree_leave_it_open(tmp_path: Path) -> None:
+    results = losses(0.2, depths=(1, 2), seeds=2)
+    fights = battles(results, {KINDS[0]: 100.0, KINDS[1]: 0.0})
+    found = screen(tmp_path / "s", results, fights)
+    assert not found.decided
+    assert found.headline == "Not decided, measures disagree: rf by Elo; rf/lognorm(0.00,1.00) by validation loss."
+    assert "people decide" in found.steps[0].text and found.steps[0].command == "mmdit arena studies/mine"
+    assert found.margin[0].startswith("Elo: rf ")
+
+
+def test_ratings_that_agree_come_first(tmp_path: Path) -> None:
+    results = losses(0.2, depths=(1, 2), seeds=2)
+    fights = battles(results, {KINDS[0]: 0.0, KINDS[1]: 150.0})
+    found = screen(tmp_path / "s", results, fights)
+    assert found.decided and found.margin[0].startswith("Elo: 1") and "60 prompts resampled" in found.surety[0]
+    elo = rate(fights, draws=200)
+    means = {kind: np.mean([r.elo for r in elo.ratings if f" {kind} " in r.name]) for kind in KINDS}
+    contest = by_elo(elo, results)
+    assert contest is not None and contest.margin == pytest.approx(means[KINDS[1]] - means[KINDS[0]])
+    assert contest.low < 150 < contest.high
+
+
+def test_a_single_recipe_is_asked_for_its_depth(tmp_path: Path) -> None:
+    found = screen(tmp_path / "a", losses(0.0, kinds=("rf",)))
+    assert found.headline == "rf, the only recipe, is best at depth 3."
+    assert found.margin[0].startswith("Depth 3 loss") or found.margin[0].startswith("Depth 3: loss")
+    alone = screen(tmp_path / "b", losses(0.0, kinds=("rf",), depths=(2,), seeds=1))
+    assert "nothing to compare" in alone.headline and not alone.decided and alone.steps[0].command
+
+
+def test_nothing_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    curve = losses(0.1).assign(step=100)
+    curve.to_csv(folder / "curves.csv", index=False)
+    found = first_screen(load_study(folder), Analysis(), None, "mine")
+    assert not found.decided and "No run has finished" in found.headline
+    assert found.steps[0].command == "mmdit study run mine"
+
+
+def test_gaps_cost_only_their_cells() -> None:
+    results = losses(0.2, kinds=("rf", "v/cos", "eps/cos"))
+    whole = by_loss(results)
+    cut = by_loss(results[~((results["formulation"] == "v/cos") & (results["depth"] == 3) & (results["seed"] == 2))])
+    rare = by_loss(results[(results["formulation"] != "v/cos") | (results["name"] == "d1 v/cos s0")])
+    assert whole is not None and cut is not None and rare is not None
+    assert whole.names == cut.names == ("eps/cos", "v/cos", "rf") and cut.seeds == 2
+    assert rare.names == ("eps/cos", "rf")  # a recipe with one run does not cost the others theirs
+
+
+def test_learning_rates_are_recipes_where_nothing_else_differs() -> None:
+    results = pd.concat([losses(0.0, kinds=("rf",)).assign(learning_rate=rate) for rate in (0.1, 0.2)])
+    results.loc[results["learning_rate"] == 0.2, "val_loss"] *= 0.9
+    assert set(recipes(results)) == {"rf, learning rate 0.1", "rf, learning rate 0.2"}
+    found = by_loss(results)
+    assert found is not None and found.names[0] == "rf, learning rate 0.2" and found.margin == pytest.approx(0.1)
+    assert found.settled  # to the last digit: no noise is left
+
+
+def test_intervals_and_probabilities_hold_as_often_as_they_say() -> None:
+    """300 studies of 2 recipes × 2 depths × 2 seeds; gaps are drawn widely, as the probability's prior is."""
+    gaps = np.random.default_rng(7).normal(0, 0.08, 300)
+    inside, chances, right = [], [], []
+    for seed, gap in enumerate(gaps):
+        found = by_loss(losses(gap, noise=0.03, depths=(1, 2), seeds=2, seed=seed))
+        assert found is not None
+        ours = found.names[0] == KINDS[1]
+        truth = gap if ours else 1 - 1 / (1 - gap)
+        inside.append(found.low <= truth <= found.high)
+        chances.append(found.ahead[1])
+        right.append(truth > 0)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.035)
+    assert np.mean(right) == pytest.approx(np.mean(chances), abs=0.04)
+
+
+def test_ranks_of_sampler_settings() -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, level in (("good", 0.4), ("fair", 0.3), ("poor", 0.2)):
+        for setting, seed in itertools.product(("a", "b", "c"), (0, 1, 2)):
+            own = {"clip": level + 0.002 * rng.normal(), "fid": 1 - level + 0.002 * rng.normal()}
+            rows.append({"name": name, "setting": setting, "seed": seed, **own})
+    table = rank(pd.DataFrame(rows), bootstrap=200)
+    found = by_rank(table)
+    assert found is not None and found.names == ("good", "fair", "poor") and found.settled
+    assert found.margin == pytest.approx(1.0) and found.best == table.places[0].p_best

@@ -1,0 +1,80 @@
+"""Predictions in the report: truth within and without the interval, not done yet, and a file that was changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scaling.laws import POWER, fit_law
+from scaling.prediction_section import prediction_section
+from scaling.predictions import FILE, added, prediction
+
+RUNS = {"far": 4e14, "near": 2e14, "waiting": 8e14}
+
+
+@pytest.fixture(scope="module")
+def records() -> list[dict[str, object]]:
+    compute = np.repeat(np.logspace(12, 14, 8), 2)
+    loss = 30 * compute**-0.15 * np.exp(np.random.default_rng(0).normal(0, 0.01, 16))
+    law = fit_law(POWER, [compute], loss, floor=False, draws=50)
+    return [
+        {
+            "name": name,
+            "run_id": name,
+            "registered": "2026-01-02",
+            "loss_column": "val_loss",
+            "table_sha256": "0",
+            **prediction(law, {"C": c}),
+        }
+        for name, c in RUNS.items()
+    ]
+
+
+@pytest.fixture
+def study(tmp_path: Path, records: list[dict[str, object]]) -> Path:
+    (tmp_path / FILE).write_text(added("", records))
+    return tmp_path
+
+
+def results(**losses: float) -> pd.DataFrame:
+    return pd.DataFrame({"run_id": list(losses), "val_loss": list(losses.values())})
+
+
+def test_truth_beside_predictions(study: Path, records: list[dict[str, object]]) -> None:
+    far, near = (float(str(record["loss"])) for record in records[:2])
+    (part,) = prediction_section(study, results(far=1.3 * far, near=1.001 * near), study / "figures")
+    assert (
+        "1 of 2 predictions (1 more wait for their run) have the loss that came within their 95 % interval"
+        in part.findings[0]
+    )
+    assert "at worst far's, 23.1 % too low" in part.findings[0]
+    (table, _), *_ = part.tables
+    assert list(table["in the interval"]) == ["no", "yes", "–"] and list(table["came"])[2] == "not done"
+    assert table["came"][0] == f"{1.3 * far:.4f}" and table["predicted over actual"][0] == "−23.1 %"
+    assert (study / "figures" / "predictions.pdf").read_bytes().startswith(b"%PDF") and len(part.broad) == 1
+
+
+def test_one_and_none_yet(study: Path, records: list[dict[str, object]]) -> None:
+    far = float(str(records[0]["loss"]))
+    (part,) = prediction_section(study, results(far=far), study / "figures")
+    assert f"The loss that came, {far:.4f} of far, lies within" in part.findings[0]
+    (part,) = prediction_section(study, pd.DataFrame(), study / "figures")
+    assert part.findings[0] == "3 losses were predicted; no such run is done yet."
+
+
+def test_no_predictions_no_section(tmp_path: Path) -> None:
+    assert prediction_section(tmp_path, results(far=1.0), tmp_path) == []
+
+
+def test_a_changed_file_is_told(study: Path) -> None:
+    lines = (study / FILE).read_text().splitlines()
+    told = json.loads(lines[0])
+    lines[0] = json.dumps({**told, "loss": told["loss"] * 1.3}, sort_keys=True)
+    (study / FILE).write_text("\n".join(lines) + "\n")
+    (part,) = prediction_section(study, results(far=1.0), study / "figures")
+    assert not part.findings and not part.tables
+    assert "not to be relied on" in part.missing[0] and "changed or taken out" in part.missing[0]
