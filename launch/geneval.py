@@ -20,7 +20,7 @@ from mmdit_jax.evaluation.official.prompts import SIZES, generate
 from mmdit_jax.evaluation.official.provenance import claim, fingerprint_of_files, made_by
 from mmdit_jax.evaluation.official.results import begin_results, image_key, line, read_results, table
 from mmdit_jax.evaluation.official.rules import Rules, judge, kept
-from mmdit_jax.evaluation.official.tree import DRAWN_BY, Asked, Part, read_image, walk
+from mmdit_jax.evaluation.official.tree import DRAWN_BY, Asked, Part, gaps, read_image, walk
 from mmdit_jax.files import write_atomic
 
 EXAMPLES = {
@@ -121,7 +121,9 @@ def score(args: argparse.Namespace) -> int:
     rules = Rules(**{field.name: vars(args)[field.name] for field in dataclasses.fields(Rules)})
     if args.batch < 1:
         raise UserError(f"batch={args.batch}: expected 1 or more")
-    asked = walk(args.tree, Part.parse(args.part))
+    part = Part.parse(args.part)
+    asked = walk(args.tree, part)
+    _tell_gaps(str(args.tree), [one.number for one in asked], part)
     names = sorted({clause.name for one in asked for clause in one.question.include + one.question.exclude})
     strange = [name for name in names if name not in OBJECTS]
     if strange:
@@ -140,8 +142,8 @@ def score(args: argparse.Namespace) -> int:
         "detector": [args.detector.name, fingerprint_of_files(args.detector)],
         "clip": [args.clip.name, fingerprint_of_files(args.clip)],
     }
+    claim(args.out.with_suffix(".by.json"), told, "results")  # before the file is touched: it may be another's
     done = begin_results(args.out)
-    claim(args.out.with_suffix(".by.json"), told, "results")
     images = [(one, path) for one in asked for path in one.images]
     left = len(images) - sum(image_key(str(path)) in done for _, path in images)
     with args.out.open("a", encoding="utf-8") as file:
@@ -176,20 +178,45 @@ def _decided(
 
 def read(args: argparse.Namespace) -> int:
     """Print a row a model and, with --out, write a row a model and task."""
-    files: dict[str, list[Path]] = {}
-    for given in args.results:
-        name, equals, path = given.partition("=")
-        if not equals or Path(given).exists():
-            name, path = Path(given).stem, given
-        files.setdefault(name, []).append(Path(path))
-    rows = [
-        row
-        for name, paths in files.items()
-        for row in table((one for path in paths for one in read_results(path)), name)
-    ]
+    rows = []
+    for name, paths in _by_model(args.results).items():
+        results = [one for path in paths for one in read_results(path)]
+        rows += table(results, name)
+        _tell_gaps(name, [int(one.prompt[0]) for one in results if one.prompt[0].isdecimal()], Part())
     if args.out is not None:
         write_atomic(args.out, pd.DataFrame(rows).to_csv(index=False))
     return _show(args, rows)
+
+
+def _by_model(results: Sequence[str]) -> dict[str, list[Path]]:
+    """Files of each model, from words as NAME=FILE or FILE.
+
+    Raises:
+        UserError: no name before "=", or two files without a name whose own names are the same.
+    """
+    files: dict[str, list[Path]] = {}
+    unnamed: dict[str, str] = {}
+    for given in results:
+        name, equals, path = given.partition("=")
+        if not equals or Path(given).exists():
+            name, path = Path(given).stem, given
+            if unnamed.setdefault(name, given) != given:
+                raise UserError(f"results={given}: called {name!r}, as {unnamed[name]} is; give each as NAME={given}")
+        elif not name:
+            raise UserError(f"results={given}: no name before '='; expected NAME={path}")
+        files.setdefault(name, []).append(Path(path))
+    return files
+
+
+def _tell_gaps(what: str, numbers: Sequence[int], part: Part) -> None:
+    """A line where numbers of prompts are left out, as by a host that hasn't begun: a score is of the others alone."""
+    lacking = gaps(numbers, part)
+    if lacking:
+        some = ", ".join([*(f"{number:05d}" for number in lacking[:3]), *(["…"] if len(lacking) > 3 else [])])
+        whole = len(lacking) + len(set(numbers))
+        print(
+            f"{what}: {len(lacking)} of {whole} prompts are not there ({some}), and not in the score", file=sys.stderr
+        )
 
 
 def _show(args: argparse.Namespace, rows: list[dict[str, Any]]) -> int:

@@ -9,7 +9,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,18 +157,20 @@ def _told(
     sampler: SamplerConfig,
     seed: int,
     dtype: str,
-    encoders: Iterable[str],
+    encoders: Container[str],
     autoencoder: Autoencoder,
 ) -> dict[str, Any]:
     """What an image of a tree depends on."""
+    places = _places(args)
     return {
         "checkpoint": args.checkpoint.name,
         "weights": fingerprint_of_files(args.checkpoint),
         "sampler": dataclasses.asdict(sampler),
         "seed": seed,
-        "encoders": list(encoders),
+        "encoders": {name: fingerprint_of_files(place) for name, place in places.items() if place and name in encoders},
+        "tokenizers": None if args.tokenizers is None else fingerprint_of_files(args.tokenizers),
         "autoencoder": autoencoder.fingerprint,
-        **{name: vars(args)[name] for name in ("height", "width", "negative", "t5_length")},
+        **{name: vars(args)[name] for name in ("height", "width", "negative", "t5_length", "tile")},
         "dtype": dtype,
     }
 
@@ -180,7 +182,7 @@ def _encoders(args: argparse.Namespace, dtype: str) -> dict[str, Callable[[], Te
         UserError: none is there, and not all are dropped.
     """
     whole = args.checkpoint if args.text is None else args.text
-    places = {name: vars(args)[name] or find_encoder(name, whole) for name in ENCODERS}
+    places = _places(args)
     if not any(places.values()) and not set(args.drop) >= set(ENCODERS):
         raise UserError(f"text={whole}: no text encoder there; give --text, or --clip-l and so on")
     found: dict[str, Callable[[], TextEncoder]] = {}
@@ -199,6 +201,12 @@ def _encoders(args: argparse.Namespace, dtype: str) -> dict[str, Callable[[], Te
             tokenizer=given_tokenizer(args.tokenizers, name),
         )
     return found
+
+
+def _places(args: argparse.Namespace) -> dict[str, Path | None]:
+    """Where each encoder is; none where it isn't."""
+    whole = args.checkpoint if args.text is None else args.text
+    return {name: vars(args)[name] or find_encoder(name, whole) for name in ENCODERS}
 
 
 def _autoencoder(args: argparse.Namespace) -> Path:

@@ -78,6 +78,16 @@ def test_a_file_that_is_none(text: str, told: str, tmp_path: Path) -> None:
         read_metadata(tmp_path / "nowhere")
 
 
+def test_lines_end_where_json_lines_do(tmp_path: Path) -> None:
+    """Ends of lines of Windows, a mark before the first; U+2028 and U+0085, within a prompt, are no ends."""
+    path = tmp_path / "metadata.jsonl"
+    prompt = 'a photo of a \u2028"teddy\x85bear" – ours'
+    other = json.dumps({**json.loads(LINE), "prompt": prompt}, ensure_ascii=False)
+    path.write_bytes(f"\ufeff{LINE}\r\n{other}\r\n\r\n".encode())
+    assert [question.prompt for question in read_metadata(path)] == [parse(LINE).prompt, prompt]
+    assert parse(read_metadata(path)[1].to_json()).prompt == prompt
+
+
 def test_a_set_has_the_official_shape() -> None:
     found = generate(seed=0)
     assert Counter(question.task for question in found) == dict(zip(TASKS, SIZES, strict=True)) and len(found) == 553

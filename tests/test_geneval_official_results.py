@@ -111,6 +111,25 @@ def test_the_command(passed: dict[str, np.ndarray], tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out.split("\n")[1].startswith("other")
 
 
+def test_names_of_models_and_prompts_that_nobody_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files of one name in two folders are two models, to be told apart; a part that is missing is told."""
+    paths = [tmp_path / folder / "results.jsonl" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        official(path, {"counting": np.ones((4, 1))}, np.random.default_rng(0))
+    assert main(["geneval", "read", *map(str, paths)]) == 2
+    told = f"results={paths[1]}: called 'results', as {paths[0]} is; give each as NAME={paths[1]}"
+    assert told in capsys.readouterr().err
+    assert main(["geneval", "read", f"={paths[0]}"]) == 2
+    assert "no name before '='" in capsys.readouterr().err
+    assert main(["geneval", "read", *(f"{path.parent.name}={path}" for path in paths)]) == 0
+    assert "not there" not in capsys.readouterr().err
+    kept = [text for text in paths[0].read_text().splitlines(keepends=True) if "00001" not in text]
+    paths[0].write_text("".join(kept))
+    assert main(["geneval", "read", str(paths[0])]) == 0
+    assert "results: 1 of 4 prompts are not there (00001), and not in the score" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("broken", "told"),
     [

@@ -26,7 +26,16 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.official.metadata import Question
 from mmdit_jax.evaluation.official.prompts import generate
 from mmdit_jax.evaluation.official.provenance import claim, fingerprint_of_files
-from mmdit_jax.evaluation.official.tree import Part, image_path, noise_indices, walk, wanted, write_image
+from mmdit_jax.evaluation.official.tree import (
+    Part,
+    gaps,
+    image_path,
+    noise_indices,
+    read_image,
+    walk,
+    wanted,
+    write_image,
+)
 from mmdit_jax.models import init_params
 
 QUESTIONS = generate((2, 2, 2, 1, 1, 1), seed=0)
@@ -170,6 +179,33 @@ def test_a_tree_that_lacks_something(tmp_path: Path) -> None:
         walk(folder, Part())
 
 
+def test_a_part_needs_nothing_of_the_others(tmp_path: Path) -> None:
+    """One host scores what it has drawn, while another draws; prompts that nobody drew are found by their numbers."""
+    for number in (0, 2):
+        write_image(image_path(tmp_path, number, 0), np.zeros((4, 4, 3), np.uint8))
+        (tmp_path / f"{number:05d}" / "metadata.jsonl").write_text(QUESTIONS[number].to_json())
+    (tmp_path / "00001" / "samples").mkdir(parents=True)
+    assert [asked.number for asked in walk(tmp_path, Part(1, 2))] == [0, 2]
+    with pytest.raises(UserError, match=r"metadata=.*00001.*can't be read"):
+        walk(tmp_path, Part(2, 2))
+    with pytest.raises(UserError, match=r"part=4/4: .* has no prompt of this part"):
+        walk(tmp_path, Part(4, 4))
+    assert gaps([0, 2, 5], Part()) == [1, 3, 4]
+    assert gaps([1, 7], Part(2, 3)) == [4]
+    assert gaps([], Part()) == []
+
+
+def test_images_are_turned_as_they_say(tmp_path: Path) -> None:
+    """As the official scorer turns them: orientation 6 is a quarter to the left."""
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    write_image(tmp_path / "plain.png", pixels)
+    assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(pixels, -1))
+    assert np.array_equal(read_image(tmp_path / "plain.png"), pixels)
+
+
 def test_provenance(tmp_path: Path) -> None:
     path = tmp_path / "by.json"
     claim(path, {"a": (1, 2), "b": None}, "tree")
@@ -188,7 +224,12 @@ def test_provenance(tmp_path: Path) -> None:
     file.write_bytes(bytes(3 * 2**20))
     before = fingerprint_of_files(file.parent)
     file.write_bytes(bytes(3 * 2**20 - 1) + b"\1")
-    assert fingerprint_of_files(file.parent) != before
+    after = fingerprint_of_files(file.parent)
+    assert after != before
+    notes = file.parent / ".cache" / "model.metadata"  # of a download, another on each host
+    notes.parent.mkdir()
+    notes.write_text("1795790000.1")
+    assert fingerprint_of_files(file.parent) == after
 
 
 @pytest.mark.parametrize(
@@ -248,6 +289,11 @@ def test_a_killed_checkpoint_goes_on(mmdit: Mmdit, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == f"{killed}\n"
     assert main([*command, *places[1], "--guidance", "2"]) == 2
     assert "begun with sampler=" in capsys.readouterr().err
+    assert main([*command, *places[1], "--tile", "64"]) == 2
+    assert "begun with tile=None" in capsys.readouterr().err
+    (checkpoint / "text_encoder" / "notes.txt").write_text("another encoder, for all that can be told")
+    assert main([*command, *places[1]]) == 2
+    assert "begun with encoders=" in capsys.readouterr().err
 
 
 def test_the_command_for_a_run(

@@ -60,11 +60,11 @@ def read_metadata(path: Path) -> list[Question]:
         UserError: there is no such file, no line in it, or one that is not GenEval's: which, and what is wrong with it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark before the first line
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"geneval={path}: can't be read ({error}); expected GenEval's metadata, JSON lines") from error
-    lines = text.rstrip().splitlines()
-    if not lines:
+    lines = text.rstrip().split("\n")  # not splitlines: JSON may hold other ends of lines, as U+2028, as they are
+    if not any(lines):
         raise UserError(f"geneval={path}: empty; expected GenEval's metadata, one JSON object a line")
     found = []
     for number, line in enumerate(lines, start=1):

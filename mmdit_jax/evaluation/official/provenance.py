@@ -49,10 +49,14 @@ def claim(path: Path, told: Mapping[str, Any], what: str) -> None:
 
 
 def fingerprint_of_files(place: Path) -> str:
-    """Of a checkpoint: a hash of its files' names, sizes, and first and last mebibyte."""
+    """Of a checkpoint: a hash of its files' names, sizes, and first and last mebibyte.
+
+    Hidden files and folders are left out: downloaders keep their notes there, with times that no two hosts share.
+    """
     digest = hashlib.sha256()
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
-    for path in files:
+    inside = sorted(path for path in place.rglob("*") if path.is_file())
+    shown = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(place).parts)]
+    for path in [place] if place.is_file() else shown:
         size = path.stat().st_size
         digest.update(f"{'' if path == place else path.relative_to(place)} {size}".encode())
         with path.open("rb") as file:

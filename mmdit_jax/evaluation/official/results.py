@@ -61,7 +61,7 @@ def read_results(path: Path) -> list[Result]:
         UserError: there is none, or a line that is no result: which.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"results={path}: can't be read ({error}); expected GenEval's results, JSON lines") from error
     found = [_result(path, number, text) for number, text in enumerate(lines, start=1) if text.strip()]

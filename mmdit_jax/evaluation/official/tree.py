@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.official.metadata import Question, parse
@@ -116,17 +116,20 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def walk(tree: Path, part: Part) -> list[Asked]:
-    """What a part of a tree holds, in order of its numbers; the images are not opened.
+    """What a part of a tree holds, in order of its numbers; the images are not opened, nor are other parts looked at.
 
     Raises:
-        UserError: there is no tree, or a prompt lacks its metadata or has fewer images than others.
+        UserError: there is no tree, or a prompt of the part lacks its metadata or has fewer images than others.
     """
-    places = [place for place in tree.glob("*") if place.is_dir() and place.name.isdigit()] if tree.is_dir() else []
+    places = [place for place in tree.glob("*") if place.is_dir() and place.name.isdecimal()] if tree.is_dir() else []
     if not places:
         raise UserError(f"tree={tree}: no folders 00000, 00001, …; expected GenEval's image tree")
+    places = [place for place in places if part.holds(int(place.name))]
+    if not places:
+        raise UserError(f"part={part.number}/{part.of}: {tree} has no prompt of this part")
     found = []
     for place in sorted(places, key=lambda place: int(place.name)):
-        images = sorted(path for path in place.glob("samples/*.png") if path.stem.isdigit())
+        images = sorted(path for path in place.glob("samples/*.png") if path.stem.isdecimal())
         found.append(Asked(int(place.name), _question(place / METADATA), tuple(images)))
     most = max(len(asked.images) for asked in found)
     lacking = [asked for asked in found if len(asked.images) < max(most, 1)]
@@ -136,26 +139,32 @@ def walk(tree: Path, part: Part) -> list[Asked]:
             f"tree={tree}: {len(lacking)} of {len(found)} prompts lack images, as {first.number:05d} with "
             f"{len(first.images)} of {max(most, 1)}; draw them first, the same command goes on"
         )
-    return [asked for asked in found if part.holds(asked.number)]
+    return found
+
+
+def gaps(numbers: Iterable[int], part: Part) -> list[int]:
+    """The prompts of a part that are not among ``numbers``, up to the largest of these: drawn or scored by nobody."""
+    there = set(numbers)
+    return [number for number in range(max(there, default=-1) + 1) if part.holds(number) and number not in there]
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image as uint8 [H, W, 3].
+    """An image as uint8 [H, W, 3], turned as its file says.
 
     Raises:
         UserError: it can't be read.
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise UserError(f"image={path}: can't be read ({error}); delete it, and draw it again") from error
 
 
 def _question(path: Path) -> Question:
     try:
-        return parse(path.read_text())
-    except OSError as error:
-        raise UserError(f"metadata={path}: can't be read ({error.strerror})") from error
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"metadata={path}: can't be read ({error})") from error
     except UserError as error:
         raise UserError(f"metadata={path}: {error}") from error
