@@ -108,9 +108,11 @@ def _adjusted(pairs: list[Pair]) -> str | None:
 
 
 def _one(pair: Pair) -> str:
+    from scaling.correlation_pairs import percent
+
     lines = _lines(pair.correlation)
     if pair.partial is not None:
-        left = f"{100 * pair.left_of_x:.2g} % of {pair.x}'s variance is left"
+        left = f"{percent(pair.left_of_x)} of {pair.x}'s variance is left"
         lines += [f"{pair.held} ({left}):", *_lines(pair.partial)]
     if pair.bins is not None:
         lines += ["", *_bins(pair.bins, pair)]
@@ -178,6 +180,7 @@ def _many(pairs: list[Pair], why: dict[tuple[str, str], str]) -> str:
 
     from scaling.bins import answer
     from scaling.coefficients import KINDS
+    from scaling.correlation_pairs import percent
 
     def cells(pair: Pair, found: Correlation, prefix: str) -> dict[str, str]:
         row = {"x": pair.x, "y": pair.y, "rows": str(found.rows)}
@@ -194,8 +197,7 @@ def _many(pairs: list[Pair], why: dict[tuple[str, str], str]) -> str:
     if given:
         rows: list[dict[str, str]] = []
         for pair, partial in given:
-            left = f"{100 * pair.left_of_x:.2g} %"
-            rows.append({**cells(pair, partial, "given "), "left of x": left})
+            rows.append({**cells(pair, partial, "given "), "left of x": percent(pair.left_of_x)})
         parts.append(f"{given[0][0].held}:\n{text_table(pd.DataFrame(rows))}")
     told = [
         answer(p.bins, "pearson", p.y, p.bins.best("pearson").name)

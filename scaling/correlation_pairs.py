@@ -145,12 +145,17 @@ def _pair(table: pd.DataFrame, x: str, y: str, question: Question, known: dict[b
         bins.sort(key=lambda name: int(name[len(x) + 1 :]))
         if not bins:
             raise TableError(f"bins: the table has no {x}_0, {x}_1, …; expected a column a bin beside {x}")
-    columns = {name: numbers(table, name, allow_missing=True) for name in [*names, *bins]}
-    whole = np.all([np.isfinite(column) for column in columns.values()], axis=0)
+    every = {name: numbers(table, name, allow_missing=True) for name in [*names, *bins]}
+    whole = np.all([np.isfinite(column) for column in every.values()], axis=0)
     rows = table[whole].reset_index(drop=True)
-    columns = {name: column[whole] for name, column in columns.items()}
+    columns = {name: column[whole] for name, column in every.items()}
     if len(rows) < 3:
-        raise TableError(f"rows={len(rows)}: too few with both {x} and {y}; expected 3 or more")
+        emptiest = min(columns, key=lambda name: int(np.isfinite(every[name]).sum()))
+        there = int(np.isfinite(every[emptiest]).sum())
+        raise TableError(
+            f"rows={len(rows)}: too few without a blank in {', '.join(columns)}; expected 3 or more "
+            f"({emptiest} has {there} of {len(table)})"
+        )
     for name in (x, y):
         if np.ptp(columns[name]) == 0:
             raise TableError(f"{name}={columns[name][0]:g} in every row: expected a column that changes")
@@ -221,6 +226,11 @@ def left_over(x: np.ndarray, control: Control) -> float:
     design = np.concatenate([np.ones((len(x), 1)), control.design()], axis=1)
     residual = x - design @ np.linalg.lstsq(design, x, rcond=None)[0]
     return float((residual**2).sum() / ((x - x.mean()) ** 2).sum())
+
+
+def percent(share: float) -> str:
+    """Two digits of it: "100 %", "3.2 %", "0.0014 %"."""
+    return f"{float(f'{100 * share:.2g}'):g} %"
 
 
 def _adjusted(pairs: list[Pair]) -> list[Pair]:

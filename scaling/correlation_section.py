@@ -11,6 +11,7 @@ import pandas as pd
 from scaling.bins import answer
 from scaling.correlation import Coefficient
 from scaling.correlation_figures import bins_figure, correlation_figure
+from scaling.correlation_pairs import percent
 from scaling.look import Look, save
 from scaling.page import Section
 from scaling.score_correlations import LEAST_SEEDS, Score, one_compute, seed_share
@@ -93,7 +94,7 @@ def _notes(scores: Mapping[str, Score]) -> list[str]:
     if any(score.given is not None for score in scores.values()):
         notes.append(
             f"Given log FLOPs: correlation of what a line on log FLOPs leaves of loss and of score. It leaves "
-            f"{100 * first.left:.2g} % of the variance of loss: the less, the less can be told."
+            f"{percent(first.left)} of the variance of loss: the less, the less can be told."
         )
     notes.append(
         "A score that is measured with noise correlates less than the score itself would: r is at most the root of its "
@@ -126,7 +127,7 @@ def size_finding(main: Mapping[str, Score]) -> str:
         return "Whether it is the loss, or just size, can't be told: too little is left once log FLOPs are held fixed."
     left = max(score.left for score in main.values() if score.given is not None)
     shown = {name: c for name, c in told.items() if not c.low <= 0 <= c.high}
-    text = f"Is it the loss, or just size? Given log FLOPs, which leave {100 * left:.2g} % of the variance of loss, "
+    text = f"Is it the loss, or just size? Given log FLOPs, which leave {percent(left)} of the variance of loss, "
     parts = []
     for name, c in shown.items():
         parts.append(f"lower loss goes with {'higher' if c.r < 0 else 'lower'} {name} still ({_numbers(c)})")

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from launch.cli import main
+from scaling.correlation_pairs import percent
 from scaling.groups import holm
 
 
@@ -132,3 +133,24 @@ def test_refused(
     assert main(["correlate", str(tmp_path / "t.csv"), *options]) == 2
     out, err = capsys.readouterr()
     assert out == "" and expected in err and len(err.splitlines()) == 1
+
+
+def test_a_bin_that_no_row_has_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: pd.DataFrame
+) -> None:
+    table.assign(val_loss_2=np.nan).to_csv(tmp_path / "t.csv", index=False)
+    assert main(["correlate", str(tmp_path / "t.csv"), "--x", "val_loss", "--y", "elo", "--bins"]) == 2
+    assert "(val_loss_2 has 0 of 36)" in capsys.readouterr().err
+
+
+def test_shares_are_told_in_plain_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: pd.DataFrame
+) -> None:
+    """100 %, where what is held fixed takes nothing away, and not 1e+02 %."""
+    assert [percent(share) for share in (1.0, 0.997, 0.0321, 0.0, 1.234e-5)] == [
+        "100 %", "100 %", "3.2 %", "0 %", "0.0012 %",
+    ]  # fmt: skip
+    rng = np.random.default_rng(1)
+    table.assign(val_loss=rng.normal(size=36)).to_csv(tmp_path / "t.csv", index=False)
+    text = told(tmp_path, capsys, "--x", "val_loss", "--y", "elo", "--given", "seed")
+    assert " % of val_loss's variance is left" in text and "e+" not in text
