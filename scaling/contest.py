@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -10,13 +10,16 @@ from scipy import stats
 
 from scaling.elo import EloTable
 from scaling.ranking import RankTable
+from scaling.reference import bare
 from scaling.resample import interval, small_sample_factor
-from scaling.study import values
+from scaling.study import ARCHITECTURE, values
 
 SETTLED = 0.975
 """Probability of being ahead from which on it counts as shown: the end of a two-sided 95 % interval."""
 DRAWS = 20_000
 """Of the noise, for the probability of being the best of many."""
+ONE_COMPUTE = 1.02
+"""Trainings whose FLOPs differ by no more than this factor have one compute."""
 TOLD_APART = ("parametrization", "learning_rate", "width", "batch")
 """Columns that tell recipes apart where formulation, size and seed are the same."""
 
@@ -134,19 +137,34 @@ def by_elo(elo: EloTable, results: pd.DataFrame) -> Contest | None:
 
 
 def by_rank(table: RankTable) -> Contest | None:
-    """Names by average rank over the sampler settings; None for one."""
-    if len(table.places) < 2:
+    """Recipes by average rank over the sampler settings, of several depths by the mean over these; None for one."""
+    members: dict[str, list[int]] = {}
+    for place, name in enumerate(table.names):
+        members.setdefault(bare(name), []).append(place)
+    if len(members) < 2:
         return None
     ranks = np.array([place.all.rank for place in table.places])
-    order = np.arange(len(ranks))
-    found = _sampled("average rank", table.names, ranks, table.samples, order, sign=1, widen=1.0, how=table.how)
-    ahead = (float("nan"), *(float(p) for p in table.pairs[0, 1:]))
-    return Contest(**{**vars(found), "ahead": ahead, "best": table.places[0].p_best, "seeds": table.seeds})
+    mean = np.array([ranks[own].mean() for own in members.values()])
+    samples = np.stack([table.samples[:, own].mean(axis=1) for own in members.values()], axis=1)
+    order = np.argsort(mean, kind="stable")
+    how = {
+        "none": "nothing was resampled",
+        "settings": "settings resampled, no measurement repeated",
+        "prompts": "prompts resampled, one training each",
+        "seeds": f"{_many(table.seeds, 'seed')} resampled",
+    }.get(table.resampled, f"prompts and {_many(table.seeds, 'seed')} resampled")
+    found = _sampled("average rank", list(members), mean, samples, order, sign=1, widen=1.0, how=how)
+    return replace(found, seeds=table.seeds)
 
 
 def _cells(results: pd.DataFrame) -> pd.DataFrame:
-    """Depth, steps and seed of each run; −1 where it isn't told."""
-    return pd.DataFrame({name: values(results, name).fillna(-1.0) for name in ("depth", "steps", "seed")})
+    """Depth, steps and seed of each run; −1 where it isn't told. Architectures of one compute have one size."""
+    cells = pd.DataFrame({name: values(results, name).fillna(-1.0) for name in ("depth", "steps", "seed")})
+    if ARCHITECTURE in results and results[ARCHITECTURE].nunique() > 1:
+        flops = values(results, "train_flops")
+        if flops.notna().all() and flops.max() <= ONE_COMPUTE * flops.min():
+            cells[["depth", "steps"]] = -1.0
+    return cells
 
 
 def _blocks(frame: pd.DataFrame, column: str) -> pd.DataFrame | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,8 @@ def draw_correlation(axes: Axes, score: Score, look: Look) -> None:
     for _, run in score.points.iterrows():
         colour, order = look.colour(run["depth"], run["formulation"]), look.order(run["formulation"])
         if np.isfinite(run["low"]):
-            axes.plot([run["x"], run["x"]], [run["low"], run["high"]], color=colour, lw=1, alpha=0.7, zorder=order)
+            bar: Any = {"color": colour, "lw": 1, "alpha": 0.7, "gid": f"{run_mark(run['name'])}-bar"}
+            axes.plot([run["x"], run["x"]], [run["low"], run["high"]], zorder=order, **bar)
         style = {"marker": look.marker(run["formulation"]), "color": colour, "markersize": 6, "lw": 0}
         axes.plot(run["x"], run["y"], zorder=order, gid=run_mark(run["name"]), **style)
     axes.set_xlabel("validation loss (EMA weights, mean of levels)")

@@ -56,23 +56,26 @@ def depth_finding(results: pd.DataFrame) -> str:
     best = usable.loc[usable["val_loss"].idxmin()]
     text = f"The lowest final validation loss is {best['val_loss']:.4f}, of {best['name']}"
     ladders = []
-    for kind, part in usable.groupby("formulation"):
-        mean = part.groupby("depth")["val_loss"].mean()
-        if len(mean) > 1:
-            ladders.append((str(kind), mean))
+    # Of several lengths, each is a ladder of its own: a mean over lengths would mix what depths differ in.
+    for kind, part in usable.assign(steps=values(usable, "steps").fillna(-1.0)).groupby("formulation"):
+        for _, own in part.groupby("steps"):
+            mean = own.groupby("depth")["val_loss"].mean()
+            if len(mean) > 1:
+                ladders.append((str(kind), mean))
     if not ladders:
         return text + "; no formulation has runs at two depths yet, so depth cannot be compared."
-    falling = [kind for kind, mean in ladders if (np.diff(mean.to_numpy()) < 0).all()]
+    rising = list(dict.fromkeys(kind for kind, mean in ladders if not (np.diff(mean.to_numpy()) < 0).all()))
+    kinds = list(dict.fromkeys(kind for kind, _ in ladders))
     first = ladders[0][1]
     shallow, deep = min(m.index.min() for _, m in ladders), max(m.index.max() for _, m in ladders)
     ratios = [mean.iloc[-1] / mean.iloc[0] for _, mean in ladders]
     change = percent_range(ratios)
-    if len(falling) == len(ladders):
+    if not rising:
         steps = "at every step of the ladder" if len(first) > 2 else "from the shallower to the deeper"
-        count = len(ladders)
-        whose = f"in {'both' if count == 2 else f'all {count}'} formulations" if count > 1 else f"with {ladders[0][0]}"
+        count = len(kinds)
+        whose = f"in {'both' if count == 2 else f'all {count}'} formulations" if count > 1 else f"with {kinds[0]}"
+        whose += " at every length" if len(ladders) > count else ""
         return f"{text}; loss falls {steps} {whose} (depth {deep:g} against {shallow:g}: {change})."
-    rising = [kind for kind, _ in ladders if kind not in falling]
     return f"{text}; loss does not fall at every step of depth for {listed(rising)} ({change} from end to end)."
 
 

@@ -18,14 +18,14 @@ import pandas as pd
 from scaling.look import run_mark
 from scaling.study import StudyTables, values
 
-MOST_IMAGES = 480
+MOST_IMAGES = 360
 """On the whole page, shared evenly between its runs."""
 MOST_OF_A_RUN = 12
 EACH = 2
 """Images of one task, where there are several tasks."""
 SIDE = 96
 """Pixels; larger images are made smaller."""
-_MARK = re.compile(r'<g id="(run-[0-9a-f]{12})">')
+_MARK = re.compile(r'<g id="(run-[0-9a-f]{12})(-bar)?">')
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def panel_html(panel: Panel, names: Mapping[str, str]) -> str:
 
     def marked(found: re.Match[str]) -> str:
         nonlocal first
+        if found[2]:
+            return f'<g class="bar" data-run="{found[1]}">'
         name = html.escape(names.get(found[1], ""), quote=True)
         reach, first = (0 if first else -1), False
         return f'<g class="run" data-run="{found[1]}" tabindex="{reach}" role="button" aria-label="{name}">'

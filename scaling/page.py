@@ -123,7 +123,7 @@ def _section(part: Section, names: Mapping[str, str]) -> str:
         lines += [_legend(part.legend), '<div class="panels">']
         lines += [panel_html(panel, names) for panel in part.panels]
         lines.append("</div>")
-        if names:
+        if names and any(panel.svg for panel in part.panels):
             lines.append(
                 '<p class="note">Point at a run for its numbers; click it, or press Enter, for its samples.</p>'
             )

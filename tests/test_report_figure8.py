@@ -110,7 +110,7 @@ def test_every_run_can_be_reached_in_every_panel(whole: tuple[Path, StudyTables,
         found = re.findall(r'<g class="run" data-run="([^"]+)" tabindex="(-?\d)" role="button"', svg)
         assert {mark for mark, _ in found} <= marks and len(found) >= 3
         assert [reach for _, reach in found] == ["0"] + ["-1"] * (len(found) - 1)  # one stop of the tab key
-    assert len(re.findall(r'data-run="' + run_mark("d1-rf"), text)) == 5
+    assert len(re.findall(r'class="run" data-run="' + run_mark("d1-rf"), text)) == 5
     assert 'id="run-' not in text  # ids are unique in a page
 
 
@@ -165,7 +165,7 @@ def test_a_page_of_forty_runs_stays_small(tmp_path: Path) -> None:
     tree(tmp_path, prompts=24, size=32)
     one = sum(len(address) for _, address in samples(tmp_path / "samples", MOST_OF_A_RUN))
     per_image = one / len(samples(tmp_path / "samples", MOST_OF_A_RUN))
-    assert MOST_IMAGES * per_image < 2.5e6
+    assert MOST_IMAGES * per_image < 2e6
 
 
 def test_without_facts_there_is_no_script() -> None:

@@ -14,7 +14,9 @@ from scipy import stats
 from scaling.analysis import Analysis
 from scaling.contest import by_elo, by_loss, by_rank, recipes
 from scaling.elo import rate
-from scaling.first_screen import FirstScreen, first_screen, seeds_wanted
+from scaling.findings import depth_finding
+from scaling.first_screen import FirstScreen, first_screen
+from scaling.next_steps import seeds_wanted
 from scaling.ranking import rank
 from scaling.study import StudyTables, load_study
 
@@ -84,7 +86,7 @@ def test_a_clear_winner_at_the_end_of_the_grid(tmp_path: Path) -> None:
     assert found.surety[0] == "Validation loss: better with probability above 0.99 (3 seeds at 3 sizes)"
     assert found.steps[0].text.startswith("Deeper than 3")
     assert (
-        "mmdit recommend studies/mine/results.csv --study mine --flops 2.7e+14 --depths 3-6" in found.steps[0].command
+        "mmdit recommend studies/mine/results.csv --study mine --flops 2.7e+14 --depths 1-6" in found.steps[0].command
     )
     assert "losses do not tell how images look" in found.steps[1].text
 
@@ -148,6 +150,26 @@ def test_measures_that_disagree_leave_it_open(tmp_path: Path) -> None:
     assert found.margin[0].startswith("Elo: rf ")
 
 
+def test_a_measure_that_knows_better_is_not_overruled(tmp_path: Path) -> None:
+    """Ratings don't settle their own first place, but they do say that the winner by loss is not it."""
+    kinds = ("rf", "v/cos", "eps/cos")
+    results = losses(0.2, depths=(1, 2), seeds=2, kinds=kinds)
+    fights = battles(results, {"rf": 200.0, "v/cos": 200.0, "eps/cos": 0.0}, prompts=20)
+    elo = by_elo(rate(fights, draws=200), results)
+    assert elo is not None and not elo.settled and len(elo.tied) == 2
+    found = screen(tmp_path / "s", results, fights)
+    assert not found.decided and "measures disagree" in found.headline
+    assert "eps/cos by validation loss" in found.headline and f"{elo.names[0]} by Elo" in found.headline
+
+
+def test_architectures_of_one_compute_meet_though_depths_differ() -> None:
+    results = losses(0.1, depths=(3,), kinds=("mmdit rf", "uvit rf")).assign(train_flops=1e13)
+    results["architecture"] = results["formulation"].str.split().str[0]
+    results.loc[results["architecture"] == "uvit", ["depth", "steps"]] = (2, 380)
+    found = by_loss(results)
+    assert found is not None and found.names == ("uvit rf", "mmdit rf") and found.sizes == 1 and found.seeds == 3
+
+
 def test_ratings_that_agree_come_first(tmp_path: Path) -> None:
     results = losses(0.2, depths=(1, 2), seeds=2)
     fights = battles(results, {KINDS[0]: 0.0, KINDS[1]: 150.0})
@@ -163,9 +185,21 @@ def test_ratings_that_agree_come_first(tmp_path: Path) -> None:
 def test_a_single_recipe_is_asked_for_its_depth(tmp_path: Path) -> None:
     found = screen(tmp_path / "a", losses(0.0, kinds=("rf",)))
     assert found.headline == "rf, the only recipe, is best at depth 3."
-    assert found.margin[0].startswith("Depth 3 loss") or found.margin[0].startswith("Depth 3: loss")
+    assert found.margin[0].startswith("Depth 3: loss")
     alone = screen(tmp_path / "b", losses(0.0, kinds=("rf",), depths=(2,), seeds=1))
     assert "nothing to compare" in alone.headline and not alone.decided and alone.steps[0].command
+
+
+def test_of_several_lengths_the_longest_is_told(tmp_path: Path) -> None:
+    short = losses(0.0, kinds=("rf",))
+    long = losses(0.0, kinds=("rf",), depths=(1, 2), seed=1).assign(steps=900)
+    long["run_id"], long["name"] = "long " + long["run_id"], "long " + long["name"]
+    long["val_loss"] *= 0.5
+    both = pd.concat([short, long], ignore_index=True)
+    found = screen(tmp_path / "s", both)
+    assert "best at depth 3 after 400 steps" in found.headline  # most depths were trained for so long
+    text = depth_finding(both)
+    assert "loss falls at every step of the ladder with rf at every length" in text
 
 
 def test_nothing_finished(tmp_path: Path) -> None:
@@ -224,3 +258,20 @@ def test_ranks_of_sampler_settings() -> None:
     found = by_rank(table)
     assert found is not None and found.names == ("good", "fair", "poor") and found.settled
     assert found.margin == pytest.approx(1.0) and found.best == table.places[0].p_best
+    assert found.ahead[1:] == pytest.approx(table.pairs[0, 1:]) and found.how == "3 seeds resampled"
+
+
+def test_ranks_over_depths_are_a_recipes_mean() -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for depth, (kind, level) in itertools.product((1, 2), {"rf": 0.2, "v/cos": 0.4}.items()):
+        for setting, seed in itertools.product(("a", "b"), (0, 1, 2)):
+            own = {"clip": level + 0.05 * depth + 0.001 * rng.normal(), "fid": 1 - level - 0.05 * depth}
+            rows.append({"name": f"d{depth} {kind}", "setting": setting, "seed": seed, **own})
+    table = rank(pd.DataFrame(rows), bootstrap=100)
+    found = by_rank(table)
+    assert found is not None and found.names == ("v/cos", "rf")
+    ranks = {place.name: place.all.rank for place in table.places}
+    assert found.scores[0] == pytest.approx((ranks["d1 v/cos"] + ranks["d2 v/cos"]) / 2) and found.settled
+    only = rank(pd.DataFrame([row for row in rows if row["name"].endswith("rf")]), bootstrap=100)
+    assert by_rank(only) is None  # one recipe at two depths

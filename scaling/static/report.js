@@ -42,7 +42,7 @@
 
   const light = (mark) => {
     document.body.classList.toggle("lit", mark !== null);
-    for (const run of document.querySelectorAll(".run")) run.classList.toggle("on", run.dataset.run === mark);
+    for (const run of document.querySelectorAll(".run, .bar")) run.classList.toggle("on", run.dataset.run === mark);
   };
 
   const show = (mark, i, left, top, curve) => {

@@ -15,6 +15,7 @@ import aiohttp
 
 PATIENCE = 60.0
 KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, " ": 32, "1": 49, "2": 50, "0": 48, "Tab": 9}
+KEYS |= {"Enter": 13, "Escape": 27}
 SETTLED = 0.4
 """Seconds after which the page takes an answer to a new question."""
 
@@ -117,6 +118,9 @@ class Page:
         for number in range(1, times + 1):
             for kind in ("mousePressed", "mouseReleased"):
                 await self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=number, **at)
+
+    async def point(self, x: float, y: float) -> None:
+        await self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     async def tap(self, selector: str) -> None:
         at = await self.middle(selector)

@@ -1,0 +1,143 @@
+"""What to run next, from what a study has and has not shown: seeds, votes, battles, sizes; the most useful first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from scaling.analysis import Analysis
+from scaling.contest import SETTLED, Contest
+from scaling.errors import TableError
+from scaling.findings import scientific
+from scaling.next_battle import next_battles
+from scaling.reference import bare
+from scaling.study import StudyTables, values
+
+MOST_SEEDS = 8
+"""More than this to tell two recipes apart is too dear to be told: they are as good as equal."""
+MOST_STEPS = 2
+LEAST_SIZES = 3
+"""Sizes from which on ``mmdit recommend`` can fit a law."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to run next: why, and a command where there is one."""
+
+    text: str
+    command: str = ""
+
+
+def seeds_wanted(contest: Contest) -> tuple[int, float] | None:
+    """How many more seeds of the first two would tell a difference as large as is seen, and the arm of the interval
+    (a share) then; None for more than MOST_SEEDS, or where noise is not known."""
+    if not np.isfinite(contest.noise) or not contest.sizes:
+        return None
+    gap = abs(np.log1p(-contest.margin))
+    for more in range(1, MOST_SEEDS + 1):
+        seeds = contest.seeds + more
+        freedom = contest.sizes * (seeds - 1)
+        arm = float(stats.t.ppf(SETTLED, freedom) * contest.noise * np.sqrt(2 / (contest.sizes * seeds)))
+        if arm < gap:
+            return more, arm
+    return None
+
+
+def next_steps(
+    tables: StudyTables,
+    analysis: Analysis,
+    contests: Sequence[Contest],
+    size: Contest | None,
+    winner: str | None,
+    decided: bool,
+    study: str,
+) -> tuple[Step, ...]:
+    """The most useful first."""
+    found: list[Step] = []
+    run = f"mmdit study run {study}"
+    loss = next((c for c in [*contests, *([size] if size else [])] if c.measure == "validation loss"), None)
+    if contests and winner is None:
+        found.append(Step("Let people decide between them, blind.", f"mmdit arena studies/{study}"))
+    if loss is not None and not loss.settled:
+        found.append(_seeds(loss, run))
+    elif loss is not None and loss.seeds == 1:
+        first, second = (bare(name) for name in loss.names[:2])
+        found.append(Step(f"One more seed of {first} and {second}: one seed each does not tell luck.", run))
+    battle = _battle(tables, analysis, contests, study)
+    found += [battle] if battle is not None else []
+    edge = _edge(tables.results, size, study)
+    found += [edge] if edge is not None else []
+    if decided and not found:
+        found.append(_larger(tables.results, study))
+    seen = analysis.elo or any(contest.measure == "average rank" for contest in contests)
+    if contests and not seen and len(found) < MOST_STEPS:
+        found.append(Step("Battles: losses do not tell how images look.", f"mmdit arena studies/{study}"))
+    return tuple(found[:MOST_STEPS])
+
+
+def _seeds(contest: Contest, run: str) -> Step:
+    first, second = (bare(name) for name in contest.names[:2])
+    if not contest.known:
+        return Step(
+            f"Two more seeds of {first} and {second}: from one run each, nothing tells their difference from luck.", run
+        )
+    wanted = seeds_wanted(contest)
+    if wanted is None:
+        return Step(
+            f"{first} and {second} are as good as equal here: {MOST_SEEDS} more seeds each would not tell "
+            f"{100 * contest.margin:.1f} % from none. Take the cheaper."
+        )
+    more, arm = wanted
+    before = (contest.high - contest.low) / 2
+    seeds = f"{more} more seed{'s' * (more != 1)}"
+    return Step(f"{seeds} of {first} and {second}: ±{100 * before:.1f} % would become ±{100 * arm:.1f} %.", run)
+
+
+def _battle(tables: StudyTables, analysis: Analysis, contests: Sequence[Contest], study: str) -> Step | None:
+    """The pair whose battle narrows ratings most, where ratings are not settled."""
+    elo = next((contest for contest in contests if contest.measure == "Elo"), None)
+    if elo is None or elo.settled or tables.battles.empty:
+        return None
+    try:
+        left, right, _ = next_battles(tables.battles)[0]
+    except TableError:
+        return None
+    return Step(
+        f"More battles, {left} against {right} first: they narrow the ratings most.", f"mmdit arena studies/{study}"
+    )
+
+
+def _edge(results: pd.DataFrame, size: Contest | None, study: str) -> Step | None:
+    """A larger or smaller depth, where the best one is at an end of the grid."""
+    if size is None:
+        return None
+    depths = sorted(set(values(results, "depth").dropna()))
+    best = float(size.names[0].removeprefix("depth "))
+    if best not in (depths[0], depths[-1]) or len(depths) < 2:
+        return None
+    if best == depths[0]:
+        return Step(f"Train longer, or below depth {best:g}: the smallest model tried is the best at this length.")
+    return Step(
+        f"Deeper than {best:g}: the largest model tried is the best, so the best may lie beyond.",
+        _larger(results, study).command,
+    )
+
+
+def _larger(results: pd.DataFrame, study: str) -> Step:
+    """What ten times the largest compute should be spent on."""
+    flops = values(results, "train_flops").max()
+    depths = sorted(set(values(results, "depth").dropna()))
+    if not np.isfinite(flops) or len(depths) < LEAST_SIZES:
+        return Step(
+            "Other depths, before a larger budget is spent: a law over compute needs three.",
+            f"mmdit study plan {study}",
+        )
+    low, high = int(depths[0]), int(np.ceil(2 * depths[-1]))
+    return Step(
+        f"This grid is settled. Ask its law what {scientific(10 * flops)} FLOPs should be spent on.",
+        f"mmdit recommend studies/{study}/results.csv --study {study} --flops {10 * flops:.1e} --depths {low}-{high}",
+    )
