@@ -82,9 +82,11 @@ def test_only_links_with_the_token_open_it(tmp_path: Path, study: Path, processe
 
 
 def test_other_sites_can_neither_read_nor_vote(tmp_path: Path, study: Path, processes: Processes) -> None:
-    server = Server(processes, study, "--votes", str(tmp_path / "votes.sqlite"), "--allow-host", "Arena.example")
+    votes = ("--votes", str(tmp_path / "votes.sqlite"))
+    server = Server(processes, study, *votes, "--allow-host", "Arena.example", "--token", "long-enough")
     port = server.port
-    ours = {"Host": f"127.0.0.1:{port}"}
+    authorised = {"Authorization": "Bearer long-enough"}
+    ours = {"Host": f"127.0.0.1:{port}"} | authorised
     found = statuses(
         server,
         ("GET", "/", {"Host": f"evil.example:{port}"}),
@@ -96,14 +98,24 @@ def test_other_sites_can_neither_read_nor_vote(tmp_path: Path, study: Path, proc
         ("POST", "/api/ticket", ours | {"Content-Type": "text/plain"}),
         ("POST", "/api/vote", ours | {"Content-Type": "application/x-www-form-urlencoded"}),
         ("PUT", "/api/vote", ours | JSON),
-        ("GET", "/", {"Host": "localhost:1"}),  # as by a tunnel
-        ("GET", "/", {"Host": f"[::1]:{port}"}),
-        ("GET", "/", {"Host": "arena.example"}),
-        ("POST", "/api/ticket", {"Host": "arena.example"} | JSON | {"Origin": "https://arena.example"}),
+        ("GET", "/", authorised | {"Host": "localhost:1"}),  # as by a tunnel
+        ("GET", "/", authorised | {"Host": f"[::1]:{port}"}),
+        ("GET", "/", authorised | {"Host": "arena.example"}),
+        ("POST", "/api/ticket", authorised | {"Host": "arena.example"} | JSON | {"Origin": "https://arena.example"}),
         ("POST", "/api/ticket", ours | JSON | {"Origin": f"http://127.0.0.1:{port}", "Sec-Fetch-Site": "same-origin"}),
     )
     assert found == [421, 421, 421, 403, 403, 403, 415, 415, 405, 200, 200, 200, 200, 200]
     assert votes_in(tmp_path / "votes.sqlite") == {}
+
+
+def test_behind_a_proxy_only_links_open_it(tmp_path: Path, study: Path, processes: Processes) -> None:
+    """The proxy reaches 127.0.0.1 for whoever reaches the proxy: by that name nobody is the owner unasked."""
+    server = Server(processes, study, "--votes", str(tmp_path / "votes.sqlite"), "--allow-host", "arena.example")
+    assert "token=" in server.told["url"] and "token=" in server.told["board"]
+    host = {"Host": "arena.example"}
+    owner = host | {"Authorization": f"Bearer {server.told['board'].split('token=')[1]}"}
+    asked = [("GET", "/", host), ("GET", "/votes.csv", host), ("POST", "/api/ticket", host | JSON)]
+    assert statuses(server, *asked, ("GET", "/votes.csv", owner)) == [401, 401, 401, 200]
 
 
 def test_too_much_is_refused(tmp_path: Path, study: Path, processes: Processes) -> None:
@@ -121,6 +133,7 @@ def test_too_much_is_refused(tmp_path: Path, study: Path, processes: Processes) 
     ("words", "line"),
     [
         (["missing"], "root='missing': no such folder; expected a study's folder, as studies/quickstart"),
+        (["quickstart"], "root='quickstart': no such folder; did you mean studies/quickstart?"),
         (["s3://bucket/studies"], "root="),
         (["empty"], "root='empty': expected two or more runs with samples, found none"),
         (["study", "--questions", "beauty"], "questions='beauty': expected some of prompt following, aesthetics"),
@@ -149,6 +162,7 @@ def test_bad_input_is_told_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "studies" / "quickstart").mkdir(parents=True)
     (tmp_path / "study").symlink_to(study)
     (tmp_path / "noise").write_bytes(b"noise" * 1000)
     monkeypatch.chdir(tmp_path)

@@ -1,10 +1,10 @@
-"""Votes in and out as CSV, what is found in a folder, PNG files, and the choice of what is shown."""
+"""Votes in and out as CSV, PNG files, and the choice of what is shown."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from launch.arena import store
 from launch.arena.databases import Cursor, Sqlite
-from launch.arena.gallery import AGAIN, Item, open_gallery
+from launch.arena.gallery import Item, open_gallery
 from launch.arena.pairs import Pairs
 from launch.arena.png import stripped
 from launch.arena.store import Candidate
@@ -150,6 +150,24 @@ def test_votes_go_out_and_in_and_count_once(
     assert export(tmp_path, "again.csv", "other.sqlite").read_bytes() == path.read_bytes()
 
 
+def test_votes_that_come_back_end_a_ticket_that_was_open(tmp_path: Path, database: Sqlite) -> None:
+    """A copy of the votes from before the last answers, and a CSV file from after them: nobody is asked for ever."""
+    ticket = database.write(lambda cursor: store.issue(cursor, "one", [PAIR], QUESTIONS)).result()
+    assert ticket is not None
+    with sqlite3.connect(tmp_path / "votes.sqlite") as now, sqlite3.connect(tmp_path / "older.sqlite") as older:
+        now.backup(older)
+    for question in QUESTIONS:
+        database.write(lambda cursor, q=question: store.vote(cursor, ticket, q, "tie")).result()
+    older_votes = Sqlite(tmp_path / "older.sqlite")
+    assert older_votes.read(lambda cursor: store.open_ticket(cursor, "one")) == ticket
+    votes = database.read(store.votes)
+    assert older_votes.write(lambda cursor: store.add(cursor, votes[:2])).result() == 2
+    assert older_votes.read(lambda cursor: store.open_ticket(cursor, "one")) == ticket
+    assert older_votes.write(lambda cursor: store.add(cursor, votes)).result() == 1
+    assert older_votes.read(lambda cursor: store.open_ticket(cursor, "one")) is None
+    older_votes.close()
+
+
 def test_battles_without_tickets_count_once_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = "a cat,r1,007,left,aesthetics,human,0\n"
     path = tmp_path / "theirs.csv"
@@ -169,59 +187,13 @@ def test_battles_without_tickets_count_once_too(tmp_path: Path, capsys: pytest.C
         (row.replace(",0\n", ",-1\n"), "seed=-1 (row 1)"),
         (row.replace(",left", ",both"), "outcome='both' (row 1)"),
         (row.replace("a cat", ""), "prompt=blank (row 1)"),
+        (row.replace("0\n", "0,=1+1,v\n"), "ticket='=1+1' (row 1): expected an id of 64 or fewer letters"),
+        (row.replace("0\n", "0,t,@SUM(A1)\n"), "voter='@SUM(A1)' (row 1): expected an id of 64 or fewer letters"),
     ):
-        path.write_text("prompt,left,right,outcome,question,judge,seed\n" + wrong)
+        named = "prompt,left,right,outcome,question,judge,seed" + ",ticket,voter" * (wrong.count(",") > row.count(","))
+        path.write_text(f"{named}\n{wrong}")
         assert main(words) == 2
         assert told in capsys.readouterr().err
-
-
-def test_only_what_lies_in_the_samples_is_in_the_gallery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    study = make_study(tmp_path / "study", runs=3, prompts=2)
-    first, second, third = sorted(study.iterdir())
-    outside = tmp_path / "outside.png"
-    outside.write_bytes(next(first.rglob("*.png")).read_bytes())
-    (first / "samples" / "00000" / "samples" / "0001.png").symlink_to(outside)
-    (second / "samples" / "00000" / "samples" / "0001.png").symlink_to(second / "samples/00000/samples/0000.png")
-    (third / "result.json").unlink()  # still being drawn
-    elsewhere = make_study(tmp_path / "elsewhere", runs=1)
-    (study / "linked").symlink_to(next(elsewhere.iterdir()))
-    gallery = open_gallery(study)
-    assert gallery.runs == (f"{WORD} 0", f"{WORD} 1")
-    assert sorted(gallery.images[f"{WORD} 0"]) == [Item("prompt 0", 0), Item("prompt 1", 0)]
-    assert Item("prompt 0", 1) in gallery.images[f"{WORD} 1"]  # a link within is as good as a file
-    assert gallery.common(*gallery.runs) == [Item("prompt 0", 0), Item("prompt 1", 0)]
-    assert sum("leads out" in message for message in caplog.messages) == 2
-    assert sum("not done" in message for message in caplog.messages) == 1
-    shown = first / "samples" / "00001" / "samples" / "0000.png"
-    shown.unlink()
-    shown.symlink_to(outside)  # since the start
-    with pytest.raises(OSError, match="leads out"):
-        gallery.png(f"{WORD} 0", Item("prompt 1", 0))
-
-
-def test_roots_of_studies_and_bare_trees(tmp_path: Path) -> None:
-    """Studies are told apart, runs of one name too, prompts that come twice as well; only common ones are paired."""
-    for study in ("one", "two"):
-        make_study(tmp_path / "root" / study, runs=2, prompts=2)
-    twin = tmp_path / "root" / "two" / "twin"
-    os.rename(tmp_path / "root" / "two" / f"{WORD}-1-0123abcd", twin)
-    (twin / "config.json").write_text(json.dumps({"config": {"name": f"{WORD} 0"}}))
-    assert open_gallery(tmp_path / "root").runs == (
-        *(f"one/{WORD} 0", f"one/{WORD} 1"),
-        *(f"two/{WORD} 0 ({WORD}-0-0123abcd)", f"two/{WORD} 0 (twin)"),
-    )
-    for name, prompts in {"a": ("x", "y", "x"), "b": ("x", "z", "x"), "c": ("w",)}.items():
-        for number, prompt in enumerate(prompts):
-            place = tmp_path / "trees" / name / f"{number:05d}"
-            (place / "samples").mkdir(parents=True)
-            (place / "metadata.jsonl").write_text(json.dumps({"prompt": prompt}))
-            Image.new("RGB", (2, 2)).save(place / "samples" / "0000.png")
-    gallery = open_gallery(tmp_path / "trees")
-    assert gallery.runs == ("a", "b", "c")
-    assert gallery.common("a", "b") == [Item("x", 0), Item("x", AGAIN)] and gallery.common("a", "c") == []
-    (tmp_path / "trees" / "a" / "00000" / "metadata.jsonl").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        open_gallery(tmp_path / "trees")
 
 
 def test_png_files_lose_their_texts_and_keep_their_pixels() -> None:

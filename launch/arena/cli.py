@@ -81,7 +81,9 @@ def run_arena(args: argparse.Namespace) -> int:
     if args.export is not None and args.taken is not None:
         raise UserError("export, import: expected one of them")
     if "://" not in str(args.folder) and not args.folder.is_dir():
-        raise UserError(f"root={str(args.folder)!r}: no such folder; expected a study's folder, as studies/quickstart")
+        near = Path("studies") / args.folder  # the commands that run models take a study's name
+        told = f"did you mean {near}?" if near.is_dir() else "expected a study's folder, as studies/quickstart"
+        raise UserError(f"root={str(args.folder)!r}: no such folder; {told}")
     place = args.votes or str(args.folder / FILE)
     if args.export is not None and "://" not in place and not Path(place).exists():
         raise UserError(f"votes={place!r}: no votes there; expected what `mmdit arena` made")
@@ -144,7 +146,8 @@ def _serve(gallery: Gallery, database: Database, questions: tuple[str, ...], arg
     for name, given in (("token", token), ("owner-token", owner)):
         if given is not None:
             check_token(name, given)
-    if not is_loopback(args.host) and token is None:
+    # By another name it is a proxy that asks, for whoever reaches that.
+    if not all(map(is_loopback, (args.host, *args.allow_host))) and token is None:
         token = kept_token(database, "voter")
     if owner is None and (token is not None or args.hide_board):
         owner = kept_token(database, "owner")

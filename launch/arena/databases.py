@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import sqlite3
@@ -14,18 +15,32 @@ from typing import Any, Protocol, TypeVar
 
 from mmdit_jax.errors import UserError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 BUSY_SECONDS = 10.0
 """How long one writer waits for another, and a request for a connection."""
 TOGETHER = 256
 """Writes that share one transaction of SQLite, and so one wait for the disk."""
 CONNECTIONS = 8
+SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "9p", "fuse.", "weka", "panfs")
+"""Beginnings of the names of file systems on which SQLite's log is not shared between hosts, as it has to be."""
 LOCK = 0x61_72_65_6E_61
 """Of PostgreSQL's advisory locks, the arena's: its name in ASCII."""
 
 
 class Unavailable(RuntimeError):
     """The database can't be reached, is busy or full. What was asked may be asked again."""
+
+
+def shared_kind(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
+    """The kind of network file system that a path lies on; None for others, and where nothing tells."""
+    try:
+        lines = [line.split() for line in mounts.read_text(errors="replace").splitlines()]
+    except OSError:
+        return None
+    over = [(len(place), kind) for _, place, kind, *_ in lines if path.is_relative_to(place)]
+    kind = max(over, key=lambda found: found[0], default=(0, ""))[1]
+    return kind if kind.startswith(SHARED) else None
 
 
 class Cursor(Protocol):
@@ -100,6 +115,12 @@ class Sqlite:
             raise UserError(f"votes={self.where!r}: {error.strerror}; choose another place") from error
         except sqlite3.Error as error:
             raise UserError(f"votes={self.where!r}: not an SQLite file that can be used ({error})") from error
+        if (kind := shared_kind(path.resolve())) is not None:
+            log.warning(
+                "%s: on %s, which hosts share; one arena at a time may write there, and none of another host",
+                path,
+                kind,
+            )
         if mode != "wal":
             raise UserError(f"votes={self.where!r}: its file system can't share memory; choose one of this machine")
         self._waiting: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
@@ -199,7 +220,7 @@ class Postgres:
             from psycopg_pool import ConnectionPool
         except ImportError:
             raise UserError("votes=postgresql://…: needs psycopg; pip install 'mmdit-jax[arena]'") from None
-        self._lost = psycopg.OperationalError
+        self._lost, self._refused = psycopg.OperationalError, psycopg.Error
         self.where = "postgresql://…"
         try:
             told = conninfo_to_dict(url)
@@ -234,3 +255,5 @@ class Postgres:
             yield
         except self._lost as error:  # the pool's timeout is one, too
             raise Unavailable(f"{self.where}: {error}") from error
+        except self._refused as error:  # no right to make tables, say, which new versions give to few
+            raise UserError(f"votes={self.where!r}: refused ({' '.join(str(error).split())})") from error

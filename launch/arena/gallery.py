@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.arena.png import stripped
@@ -33,13 +35,33 @@ class Gallery:
     """The runs by name, sorted, and where each image lies."""
 
     runs: tuple[str, ...]
-    images: Mapping[str, Mapping[Item, Path]]
+    images: Mapping[str, Mapping[Item, str]]
     places: Mapping[str, Path]
     """Of each run the folder that its images must lie in, without links on the way."""
+    _drawn: dict[str, frozenset[Item]] = field(init=False, repr=False)
+    _common: dict[frozenset[frozenset[Item]], list[Item]] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sets: dict[frozenset[Item], frozenset[Item]] = {}
+        drawn = {run: frozenset(images) for run, images in self.images.items()}
+        object.__setattr__(self, "_drawn", {run: sets.setdefault(own, own) for run, own in drawn.items()})
 
     def common(self, first: str, second: str) -> list[Item]:
-        """What both have drawn, sorted; nothing of a run that is not here."""
-        return sorted(self.images.get(first, {}).keys() & self.images.get(second, {}).keys())
+        """What both have drawn, sorted; nothing of a run that is not here.
+
+        Kept by what they have drawn, which of most runs is the same: pairs are many thousand, and their images more.
+        """
+        if first not in self._drawn or second not in self._drawn:
+            return []
+        one, two = self._drawn[first], self._drawn[second]
+        key = frozenset((one, two))
+        if key not in self._common:
+            self._common[key] = sorted(one & two)
+        return self._common[key]
+
+    def both(self, first: str, second: str, item: Item) -> bool:
+        """Whether both have drawn it."""
+        return all(item in self.images.get(run, ()) for run in (first, second))
 
     def png(self, run: str, item: Item) -> bytes:
         """The image as PNG, without anything that tells where it is from.
@@ -48,7 +70,7 @@ class Gallery:
           OSError: it has gone, or is a link to elsewhere now.
           ValueError: it is no PNG file.
         """
-        path = self.images[run][item]
+        path = Path(self.images[run][item])
         if not _within(path, self.places[run]):
             raise OSError(f"{path}: leads out of {self.places[run]}")
         return stripped(path.read_bytes())
@@ -77,7 +99,11 @@ def open_gallery(root: Path) -> Gallery:
     for name, places in named.items():
         for folder, tree in places:
             trees[name if len(places) == 1 else f"{name} ({folder})"] = tree
-    images = {name: dict(_images(tree)) for name, tree in sorted(trees.items())}
+    items: dict[Item, Item] = {}  # one object for the same image of all runs
+    images = {
+        name: {items.setdefault(item, item): path for item, path in _images(tree)}
+        for name, tree in sorted(trees.items())
+    }
     gallery = Gallery(tuple(images), images, {name: tree.resolve() for name, tree in trees.items()})
     if len(images) < 2:
         told = ", ".join(images) or "none"
@@ -125,26 +151,52 @@ def _name(run: Path) -> str:
         raise UserError(f"config={path}: damaged ({error}); expected a run's config.json") from error
 
 
-def _images(tree: Path) -> Iterator[tuple[Item, Path]]:
+def _images(tree: Path) -> Iterator[tuple[Item, str]]:
     inside, came = tree.resolve(), defaultdict[str, int](int)
-    for place in sorted(path.parent for path in tree.glob(f"[0-9]*/{METADATA}")):
-        prompt = _prompt(place / METADATA, inside)
-        if prompt is None:
+    for place in _entries(tree, inside):
+        metadata = Path(place.path) / METADATA
+        if not place.name[0].isdigit() or not metadata.exists():
             continue
-        for path in sorted((place / SAMPLES).glob("[0-9]*.png")):
-            if path.stem.isascii() and path.stem.isdigit() and _within(path, inside):
-                yield Item(prompt, came[prompt] * AGAIN + int(path.stem)), path
+        if metadata.is_symlink() and not _within(metadata, inside):
+            continue
+        prompt = _prompt(metadata)
+        for entry in _entries(Path(place.path) / SAMPLES, inside):
+            stem, _, suffix = entry.name.rpartition(".")
+            if suffix != "png" or not (stem.isascii() and stem.isdigit()):
+                continue
+            if int(stem) >= AGAIN:
+                log.warning("%s: left out, samples are numbered below %d", entry.path, AGAIN)
+                continue
+            yield Item(prompt, came[prompt] * AGAIN + int(stem)), entry.path
         came[prompt] += 1
 
 
-def _prompt(path: Path, inside: Path) -> str | None:
-    if not _within(path, inside):
-        return None
+def _entries(folder: Path, inside: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name, without links that lead out of ``inside``: only links are followed, since a
+    study has half a million files."""
+    if folder.is_symlink() and not _within(folder, inside):
+        return []
     try:
-        prompt = json.loads(path.read_text())["prompt"]
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [entry for entry in entries if not entry.is_symlink() or _within(Path(entry.path), inside)]
+
+
+def _prompt(path: Path) -> str:
+    """Raises UserError where there is none, or one that neither a database nor a line of CSV can hold."""
+    try:
+        prompt = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])["prompt"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'metadata={path}: damaged ({error}); expected a JSON object with "prompt"') from error
-    return str(prompt)
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"metadata={path}: prompt={prompt!r}; expected some words")
+    if strange := [
+        letter for letter in prompt if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t"
+    ]:
+        raise UserError(f"metadata={path}: prompt={prompt!r}; expected no {strange[0]!r} in it")
+    return prompt
 
 
 def _within(path: Path, folder: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +18,12 @@ from launch.arena.databases import Cursor, Database, Unavailable
 from launch.arena.gallery import Gallery
 from launch.arena.pairs import Pairs
 from launch.arena.store import OUTCOMES, Ticket
-from launch.arena.votes_csv import to_csv
+from launch.arena.votes_csv import ID, to_csv
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 STATIC = Path(__file__).parent / "static"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-TICKET = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LARGEST = 4096
 """Bytes of a request."""
 HEADERS = {
@@ -152,7 +150,7 @@ class Arena:
     def _open(self, cursor: Cursor, voter: str) -> Ticket | None:
         """The open ticket, unless its images are not here any more."""
         ticket = store.open_ticket(cursor, voter)
-        if ticket is not None and ticket.item not in self.gallery.common(ticket.left, ticket.right):
+        if ticket is not None and not self.gallery.both(ticket.left, ticket.right, ticket.item):
             store.drop(cursor, ticket)
             return None
         return ticket
@@ -192,7 +190,7 @@ class Arena:
 
     async def _own(self, request: web.Request, ticket_id: object) -> Ticket:
         """The ticket of that id, if it is of who asks; raises web.HTTPNotFound."""
-        if isinstance(ticket_id, str) and TICKET.fullmatch(ticket_id):
+        if isinstance(ticket_id, str) and ID.fullmatch(ticket_id):
             ticket = await self._read(lambda cursor: store.find_ticket(cursor, ticket_id))
             if ticket is not None and ticket.voter == voter_of(request)[0]:
                 return ticket

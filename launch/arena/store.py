@@ -10,7 +10,7 @@ import json
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,9 +178,13 @@ def vote(cursor: Cursor, ticket: Ticket, question: str, outcome: str) -> dict[st
         (ticket.ticket, question, outcome, now),
     )
     found = answers(cursor, ticket.ticket)
+    _close_answered(cursor, ticket, found, now)
+    return found
+
+
+def _close_answered(cursor: Cursor, ticket: Ticket, found: Mapping[str, str], now: float) -> None:
     if set(ticket.questions) <= found.keys():
         cursor.change("UPDATE arena_tickets SET closed = ? WHERE ticket = ? AND closed IS NULL", (now, ticket.ticket))
-    return found
 
 
 def judged(cursor: Cursor, voter: str) -> int:
@@ -258,12 +262,13 @@ def add(cursor: Cursor, new: Sequence[Vote]) -> int:
             "INSERT INTO arena_votes (ticket, question, outcome, voted) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (one.ticket, one.question, one.outcome, one.voted),
         )
-        is_now = answers(cursor, one.ticket)[one.question]
-        if is_now != one.outcome:
+        found = answers(cursor, one.ticket)
+        if (is_now := found[one.question]) != one.outcome:
             raise UserError(
                 f"ticket={one.ticket!r}, question={one.question!r}: {one.outcome!r} there, {is_now!r} here; "
                 "nothing was taken in"
             )
+        _close_answered(cursor, kept, found, one.voted)  # it may be open here: the file is older than the votes
     return count
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,10 @@ from mmdit_jax.errors import UserError
 from scaling.tables import labels, require
 
 JUDGE = "human"
+ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""A ticket."""
+NAME = re.compile(r"[^\x00-\x20=+@-][^\x00-\x1f]{0,63}")
+"""A voter; nothing that a spreadsheet would compute."""
 COLUMNS = ("prompt", "left", "right", "outcome", "question", "judge", "seed", "ticket", "voter", "voted")
 
 
@@ -70,6 +75,9 @@ def from_table(table: pd.DataFrame, questions: Sequence[str]) -> list[Vote]:
         _check(cells, seed, questions, row)
         content = (*cells.values(), str(int(seed)), given["voter"][row] or "", given["voted"][row] or "")
         ticket = given["ticket"][row]
+        for name, valid in (("ticket", ID), ("voter", NAME)):
+            if (cell := given[name][row]) is not None and not valid.fullmatch(cell):
+                raise UserError(f"{name}={cell!r} (row {row + 1}): expected an id of 64 or fewer letters and digits")
         if ticket is None:
             ticket = "csv-" + hashlib.sha256("\0".join((*content, str(came[content]))).encode()).hexdigest()[:20]
             came[content] += 1

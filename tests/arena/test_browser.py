@@ -190,3 +190,23 @@ def test_names_and_prompts_are_text(chromium: Chromium, processes: Processes, tm
             assert page.complaints == []
 
     asyncio.run(run())
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(lab: Lab) -> None:
+    """The server has counted, and the connection ends within what it says of it; or a proxy says something else."""
+
+    async def run() -> None:
+        async with lab.page() as page:
+            ticket = await page.ready()
+            await page.value(
+                "{ const whole = window.fetch; let broken = 0; window.fetch = async (...asked) => {"
+                " const response = await whole(...asked);"
+                " if (broken++ > 1) return response;"
+                " return new Response((await response.text()).slice(0, 5), { status: 200 }); }; }"
+            )
+            await page.press("ArrowLeft")
+            await page.asked(QUESTIONS[1])
+            assert lab.outcomes(ticket) == {QUESTIONS[0]: "left"}
+            assert page.complaints == []
+
+    asyncio.run(run())

@@ -168,3 +168,16 @@ def test_a_killed_arena_leaves_its_votes(
     again = Server(processes, study, "--votes", postgres.url)
     assert again.told["votes"] == len(found)
     assert json.dumps(again.told).count("arena@") == 0  # where the votes are, without who asks for them
+
+
+def test_a_user_without_the_right_to_make_tables_is_told_in_a_line(
+    postgres: Postgres, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE guest LOGIN")
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    assert main(["arena", str(study), "--votes", postgres.url.replace("arena@", "guest@")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "permission denied for schema public" in err

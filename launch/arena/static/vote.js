@@ -24,6 +24,7 @@ function say(text) {
   $("status").textContent = text;
 }
 
+// What the server said: whether it is fine, and JSON, or a line that tells what is wrong.
 async function post(path, body) {
   for (let tries = 0; ; tries += 1) {
     try {
@@ -34,11 +35,12 @@ async function post(path, body) {
         signal: AbortSignal.timeout(20000),
       });
       if (response.status < 500) {
+        const told = response.ok ? await response.json() : await response.text();
         if (tries) say("");
-        return response;
+        return { ok: response.ok, told };
       }
     } catch {
-      // no connection, or none within the time: what was asked is asked again
+      // no connection, none within the time, or one that broke off: what was asked is asked again
     }
     say("No connection just now. Your answer is kept, and sent again.");
     await new Promise((done) => setTimeout(done, WAITS[Math.min(tries, WAITS.length - 1)]));
@@ -88,10 +90,10 @@ async function next() {
   const response = await post("/api/ticket", {});
   if (!response.ok) {
     $("ballot").hidden = true;
-    say(await response.text());
+    say(response.told);
     return;
   }
-  pair = await response.json();
+  pair = response.told;
   $("to-board").hidden = !pair.board;
   if (pair.ticket === null) {
     $("ballot").hidden = true;
@@ -112,7 +114,7 @@ async function vote(outcome) {
   for (const button of document.querySelectorAll(`[data-outcome="${outcome}"]`)) button.classList.add("chosen");
   const response = await send({ ticket: pair.ticket, question, outcome });
   if (response.ok) {
-    pair.answers = (await response.json()).answers;
+    pair.answers = response.told.answers;
     ask();
   } else {
     await next(); // the ticket is not ours any more: another one
