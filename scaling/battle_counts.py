@@ -108,6 +108,8 @@ def encoded(battles: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     Raises TableError for a missing column or cell, another outcome, or a player that fights itself.
     """
     require(battles, ["prompt", "left", "right", "outcome"])
+    if battles.empty:
+        raise TableError("battles=0: expected one row or more")
     ended = outcomes(battles)
     left, right = labels(battles, "left"), labels(battles, "right")
     itself = left == right

@@ -30,7 +30,8 @@ class Rating:
     """One player: ``elo`` and its interval, battles fought, rank (1 is best) and its interval.
 
     ``low`` and ``high`` are the bootstrap's, or the sandwich's where there is no bootstrap; all intervals are NaN
-    (of ranks: all ranks) with one cluster.
+    with one cluster, or where battles ended alike in all: there is no spread to judge by. Ranks are then all possible,
+    or by a sign test; see ``_ranks``.
     """
 
     name: str
@@ -163,15 +164,16 @@ def rate(
     value, spread = shift + matrix @ estimate.theta, matrix @ estimate.covariance @ matrix.T
 
     few, kind = estimate.clusters.count, "none"
+    alike = len(estimate.clusters.times) == 1
     rng = np.random.default_rng(seed)
     samples = np.zeros((0, len(value)))
-    if few > 1:
+    if not alike:
         kind = "bootstrap" if draws > 0 and len(cluster) == 1 else "sandwich"
         if kind == "bootstrap":
             samples = shift + _bootstrap(counted.design, estimate, draws, rng) @ matrix.T
         else:
             samples = rng.multivariate_normal(value, spread, size=draws or NORMAL_DRAWS, method="eigh")
-    ends = _ends(value, spread, samples, few, level)
+    ends = _ends(value, spread, samples, 1 if alike else few, level)
     shown = ends[kind] if kind != "none" else ends["sandwich"]
     rows = np.concatenate([value[None], shown, ends["sandwich"]])
     count = len(counted.names)
@@ -221,9 +223,17 @@ def _ratings(
 
 
 def _ranks(elo: np.ndarray, samples: np.ndarray, clusters: int, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rank intervals; with one cluster any rank is possible."""
-    if clusters < 2:
-        return np.ones(len(elo), dtype=np.int64), np.full(len(elo), len(elo))
+    """Rank intervals. Without ``samples`` all clusters are alike, and a sign test decides whether any rank is possible.
+
+    Of two that are equal at most every second cluster favours the first, so that n are alike in this by a chance of
+    2^(1 − n), whoever it is; of all pairs together (Bonferroni) by no more than as many times that.
+    """
+    if not len(samples):
+        pairs = len(elo) * (len(elo) - 1) / 2
+        if pairs * 2.0 ** (1 - clusters) > 1 - level:
+            return np.ones(len(elo), dtype=np.int64), np.full(len(elo), len(elo))
+        apart = elo[:, None] - elo > 1e-6
+        return 1 + apart.sum(0), len(elo) - apart.sum(1)
     return rank_intervals(elo, samples - elo, level, widen=small_sample_factor(clusters, 1, level))
 
 

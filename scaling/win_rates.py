@@ -82,7 +82,9 @@ def win_rates(
         raise TableError(f"bootstrap={draws}: expected 0 or more")
     met = (left == against) != (right == against)
     if not met.any():
-        raise TableError(f"against={against!r}: no battle with it; expected one of {', '.join(sorted(set(right)))}")
+        raise TableError(
+            f"against={against!r}: no battle with it; expected one of {', '.join(sorted({*left, *right}))}"
+        )
     name = np.where(left == against, right, left)
     score = np.where(outcome == "tie", 0.5, (outcome == "left") == (right == against))
     table = pd.DataFrame({"name": name, "score": score, "prompt": labels(battles, "prompt").astype(str)})

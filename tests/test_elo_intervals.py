@@ -8,6 +8,7 @@ import pytest
 from elo_cases import battles, simulate
 
 from benchmarks.elo import WORLDS, coverage
+from launch.elo_text import elo_text
 from scaling import elo
 from scaling.battle_counts import cluster_index, count_battles
 from scaling.davidson import fit
@@ -148,3 +149,16 @@ def test_a_table_is_rated_the_same_with_the_same_seed_whatever_the_order_of_rows
     mixed = table.sample(frac=1, random_state=0)
     assert rate(table, draws=100, seed=3).to_json() == rate(mixed, draws=100, seed=3).to_json()
     assert isinstance(pd.DataFrame([vars(rating) for rating in rate(table, draws=0).ratings]), pd.DataFrame)
+
+
+@pytest.mark.parametrize("prompts", [1, 3, 40])
+def test_no_spread_no_interval(prompts: int) -> None:
+    """Battles that end alike on every prompt: nothing is known of spread, and of ranks what a sign test says."""
+    rows = [(f"p{i}", *pair, "left") for i in range(prompts) for pair in (("a", "b"), ("b", "a"), ("a", "b"))]
+    table = rate(pd.DataFrame(rows, columns=["prompt", "left", "right", "outcome"]), draws=50)
+    assert table.intervals == "none" and [rating.name for rating in table.ratings] == ["a", "b"]
+    for rating in table.ratings:
+        assert np.isnan([rating.low, rating.high, rating.sandwich_low, rating.sandwich_high]).all()
+    ranks = [(rating.rank_low, rating.rank_high) for rating in table.ratings]
+    assert ranks == ([(1, 1), (2, 2)] if prompts == 40 else [(1, 2), (1, 2)])  # 2^(1 − 3) is above 0.05
+    assert ("alike" in elo_text({(): table}, (), {}, (), None)) == (prompts > 1)
