@@ -19,7 +19,7 @@ from mmdit_jax.evaluation.battles import QUESTION, Battle, battles, write_battle
 from mmdit_jax.evaluation.judge import packaged_judge
 from scaling.elo import rate
 
-SETS = ("scenes", "signs")
+SETS = ("scenes", "signs", "signs_fixed")
 """Those whose prompts a judge understands."""
 
 
