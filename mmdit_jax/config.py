@@ -23,7 +23,8 @@ class DataConfig:
     """Which images and captions, and how their text is encoded."""
 
     name: str = "scenes"
-    """A built-in set (``scenes``, ``signs``, ``emoji``), or the folder of an encoded one, by ``mmdit data encode``."""
+    """A built-in set (``scenes``, ``signs``, ``signs_fixed``, ``emoji``), or the folder of an encoded one, by
+    ``mmdit data encode``."""
     resolution: int = 32
     """Height and width in pixels; of an encoded set those of a square latent. Buckets of other shapes have its area."""
     examples: int = 32_768

@@ -7,9 +7,14 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 import mmdit_jax.data.pipeline as pipeline
-from mmdit_jax.data.signs import HELD_OUT, TRAINED, WORDS, example, examples, render, word_of
-from mmdit_jax.data.signs.renderer import INKS, PAIRS, letters
+from experiments import signs_small
+from launch.battle_table import SETS
+from mmdit_jax.data.signs import HELD_OUT, SIGNS, TRAINED, WORDS, example, examples, render, word_of
+from mmdit_jax.data.signs.renderer import INKS, PAIRS, PITCH, letters
+from mmdit_jax.data.store import BUILDERS
 from mmdit_jax.errors import UserError
+from mmdit_jax.evaluation.evaluate import evaluation_prompts
+from mmdit_jax.evaluation.typography_template import read_templates
 from mmdit_jax.models.text import assemble, context_shape, shapes_of, text_encoder
 
 
@@ -74,6 +79,34 @@ def test_the_set_is_built_and_read(tmp_path) -> None:
     assert len(data.split("validation")) == 6
     with pytest.raises(UserError, match="resolution=16"):
         pipeline.prepare("signs", tmp_path, resolution=16, examples=20)
+
+
+def test_fixed_signs_are_the_same_words_in_one_place(tmp_path) -> None:
+    """Two with one caption are one image; both readers' own sizes and places have them."""
+    for split in ("train", "validation"):
+        captions = [example(5, split, i)[0] for i in range(30)]
+        assert [example(5, split, i, fixed=True)[0] for i in range(30)] == captions
+    sign = example(5, "train", 0, fixed=True)[1]
+    assert PITCH[0] <= sign.pitch <= PITCH[1] and (sign.x, sign.y) == (0.5, 0.5)
+    signs = [example(0, "train", i, fixed=True) for i in range(3000)]
+    by_caption: dict[str, set] = {}
+    for text, sign in signs:
+        by_caption.setdefault(text, set()).add(sign)
+    assert len(by_caption) > 1500 and all(len(found) == 1 for found in by_caption.values())
+    pipeline.prepare("signs_fixed", tmp_path, resolution=32, examples=20, validation_examples=6)
+    data = pipeline.load("signs_fixed", tmp_path, resolution=32, examples=20, validation_examples=6)
+    images, captions = examples(0, "train", 0, 20, 32, fixed=True)
+    assert data.split("train").captions == captions and np.array_equal(data.split("train").images, images)
+    assert not np.array_equal(images, examples(0, "train", 0, 20, 32)[0])
+    assert read_templates(images) == [word_of(text) for text in captions]
+
+
+def test_fixed_signs_are_judged_as_signs_are() -> None:
+    run = signs_small.study().runs[0]
+    assert run.data.name == "signs_fixed"
+    asked = evaluation_prompts(run, [example(0, "validation", i)[0] for i in range(4)])
+    assert [prompt.task for prompt in asked] == ["seen", "unseen", "seen", "unseen"]
+    assert set(SIGNS) <= set(SETS) and set(SIGNS) <= set(BUILDERS)
 
 
 def test_letters_spell() -> None:

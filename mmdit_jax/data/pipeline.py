@@ -32,7 +32,7 @@ def prepare(
     A killed build starts again cleanly; of two at once, one builds and the other waits.
 
     Args:
-        name: "scenes", "signs" or "emoji".
+        name: "scenes", "signs", "signs_fixed" or "emoji".
         data_dir: where data sets live; made if need be.
         resolution: height and width in pixels.
         examples: of split "train"; `emoji` has its own number, as of the two arguments below.

@@ -65,10 +65,18 @@ def _signs(data_dir: Path, resolution: int, examples: int, validation_examples: 
     return Signs(data_dir=str(data_dir), config=config)
 
 
+def _signs_fixed(data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int) -> Builder:
+    from mmdit_jax.data.signs.builder import SignsConfig, SignsFixed
+
+    config = SignsConfig(resolution=resolution, examples=examples, validation_examples=validation_examples, seed=seed)
+    return SignsFixed(data_dir=str(data_dir), config=config)
+
+
 BUILDERS: dict[str, Callable[[Path, int, int, int, int], Builder]] = {
     "scenes": _scenes,
     "emoji": _emoji,
     "signs": _signs,
+    "signs_fixed": _signs_fixed,
 }
 """By name: (data_dir, resolution, examples, validation_examples, seed) to a builder. `emoji` has its own numbers."""
 

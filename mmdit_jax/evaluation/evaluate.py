@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from mmdit_jax.config import Run
 from mmdit_jax.data.scenes.compositions import compositions
 from mmdit_jax.data.scenes.prompts import Prompt, prompts
+from mmdit_jax.data.signs import SIGNS
 from mmdit_jax.diffusion import SamplerConfig, formulation
 from mmdit_jax.evaluation.compbench import compbench
 from mmdit_jax.evaluation.geneval import geneval, write_geneval_tree
@@ -33,7 +34,7 @@ def evaluation_prompts(run: Run, held_out: Sequence[str]) -> list[Prompt]:
     count = run.evaluation.prompts_per_task
     if run.data.name == "scenes":
         return prompts(count, seed=run.evaluation.seed)
-    if run.data.name == "signs":
+    if run.data.name in SIGNS:
         return sign_prompts(held_out[: 6 * count])
     return [Prompt(task="caption", include=(), prompt=text) for text in held_out[: 6 * count]]
 
@@ -120,7 +121,7 @@ def evaluate(
     rows = geneval(images, asked) if run.data.name == "scenes" else []
     match = judge_match(images, [item.prompt for item in asked], packaged_judge())
     scores: dict[str, Any] = {"geneval": rows, "judge_match": match, "judge_match_chance": 1 / (DISTRACTORS + 1)}
-    if run.data.name == "signs":
+    if run.data.name in SIGNS:
         scores["typography"] = typography(images, asked)
     if run.evaluation.compbench_prompts:
         composed = compositions(run.evaluation.compbench_prompts, run.evaluation.seed)

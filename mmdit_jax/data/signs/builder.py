@@ -1,4 +1,7 @@
-"""TFDS builder ``signs``: procedural images of a word with true captions, written and read without TensorFlow."""
+"""TFDS builders ``signs`` and ``signs_fixed``: procedural images of a word with true captions.
+
+They are written and read without TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,8 @@ class Signs(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "359 words, 51 of them held out; DejaVu Sans Mono Bold."}
+    FIXED: ClassVar[bool] = False
+    """Whether all words have one size and place."""
 
     def __init__(self, *, config: SignsConfig | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("file_format", "array_record")
@@ -80,6 +85,16 @@ class Signs(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
         for start in range(0, count, _CHUNK):
-            images, captions = examples(config.seed, split, start, min(start + _CHUNK, count), config.resolution)
+            stop = min(start + _CHUNK, count)
+            images, captions = examples(config.seed, split, start, stop, config.resolution, fixed=self.FIXED)
             for offset, (image, caption) in enumerate(zip(images, captions, strict=True)):
                 yield start + offset, {"image": image, "caption": caption}
+
+
+class SignsFixed(Signs):
+    """Signs whose word is of one size, in the middle, in plain colours: number i has the caption of number i of Signs.
+
+    Features as of Signs.
+    """
+
+    FIXED: ClassVar[bool] = True

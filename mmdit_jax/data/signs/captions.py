@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Final
 
@@ -15,6 +16,8 @@ from mmdit_jax.errors import unknown
 SPLITS: Final[dict[str, int]] = {"train": 0, "validation": 1}
 SHADE: Final = 0.03  # each channel of letters and plate wanders by this much
 BACKGROUNDS: Final = (0.25, 0.75)
+FIXED_PITCH: Final = 0.1875
+"""Of `signs_fixed`: 6 of 32 pixels, within what `signs` have."""
 _QUOTED = re.compile(r'"([^"]*)"')
 
 
@@ -29,11 +32,11 @@ def word_of(text: str) -> str:
     return found.group(1) if found else ""
 
 
-def example(seed: int, split: str, index: int) -> tuple[str, Sign]:
+def example(seed: int, split: str, index: int, *, fixed: bool = False) -> tuple[str, Sign]:
     """Caption and sign number ``index`` of a split.
 
     Training shows words of ``TRAINED``. Of validation every other example, from the second on, shows one of
-    ``HELD_OUT``, the rest as in training.
+    ``HELD_OUT``, the rest as in training. ``fixed``: the same caption, the word and its plate in one size and place.
 
     Raises:
         UserError: an unknown split.
@@ -42,7 +45,14 @@ def example(seed: int, split: str, index: int) -> tuple[str, Sign]:
         unknown("split", split, SPLITS)
     draws = Draws(np.random.default_rng((seed, 10 + SPLITS[split], index)))
     word = draws.choice(HELD_OUT if split == "validation" and index % 2 else TRAINED)
-    return caption_and_sign(draws, word)
+    text, sign = caption_and_sign(draws, word)
+    return text, stilled(sign) if fixed else sign
+
+
+def stilled(sign: Sign) -> Sign:
+    """The same word in the same colours; size, place, shades and background are those of all."""
+    plain = (0.0, 0.0, 0.0)
+    return dataclasses.replace(sign, pitch=FIXED_PITCH, x=0.5, y=0.5, background=0.5, shades=(plain, plain))
 
 
 def caption_and_sign(draws: Draws, word: str) -> tuple[str, Sign]:
@@ -65,7 +75,9 @@ def _shade(draws: Draws) -> tuple[float, float, float]:
     return (draws.uniform(-SHADE, SHADE), draws.uniform(-SHADE, SHADE), draws.uniform(-SHADE, SHADE))
 
 
-def examples(seed: int, split: str, start: int, stop: int, resolution: int = 32) -> tuple[Array, list[str]]:
+def examples(
+    seed: int, split: str, start: int, stop: int, resolution: int = 32, *, fixed: bool = False
+) -> tuple[Array, list[str]]:
     """Examples ``start`` to ``stop`` - 1: images uint8 [N, resolution, resolution, 3] and their N captions."""
-    made = [example(seed, split, index) for index in range(start, stop)]
+    made = [example(seed, split, index, fixed=fixed) for index in range(start, stop)]
     return render([sign for _, sign in made], resolution), [text for text, _ in made]
