@@ -1,6 +1,6 @@
 """How often 95 % intervals of correlations hold the truth, where runs share a ladder and a seed: docs/correlations.md.
 
-    python -m benchmarks.correlation_coverage                # 12 minutes on one core
+    python -m benchmarks.correlation_coverage                # 2 minutes on one core
 
 Simulated studies of known correlation: loss and score are sums of what a ladder shares, what a seed shares and what is
 each run's own, all normal. Three intervals of each coefficient: of runs that stand alone (what a table without groups
@@ -166,7 +166,7 @@ def told(columns: str, rows: Sequence[Sequence[str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=1000, help="simulated of each design (%(default)s)")
+    parser.add_argument("--studies", type=int, default=500, help="simulated of each design (%(default)s)")
     args = parser.parse_args()
     rows = []
     for design in DESIGNS:
