@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.aesthetics import Aesthetics
 from mmdit_jax.evaluation.battles import QUESTION, Battle, battles, write_battles
 from mmdit_jax.evaluation.judge import packaged_judge
+from mmdit_jax.evaluation.meetings import MOST
 from scaling.elo import rate
 
 SETS = ("scenes", "signs", "signs_fixed")
@@ -40,6 +42,7 @@ def battle_table(
         if len(comparable) > 1:
             images = {run.name: trees[run.name][0] for run in comparable}
             prompts = trees[comparable[0].name][1]
+            _tell(name, len(comparable), images[comparable[0].name].shape)
             own = battles(images, prompts, packaged_judge(), _aesthetics(comparable[0].data, places.data))
             for run_name, found in _ratings(own).items():
                 rated.setdefault(run_name, {}).update(found)
@@ -47,6 +50,16 @@ def battle_table(
     if rows:
         write_battles(rows, places.study_dir / "battles.csv")
     return rated
+
+
+def _tell(name: str, runs: int, shape: tuple[int, ...]) -> None:
+    """A line on stderr where not all runs meet on all images ``[P, K, …]``."""
+    if (every := runs * (runs - 1) // 2 * shape[0] * shape[1]) > MOST:
+        print(
+            f"battles.csv, {name}: {every:,} battles a judge if all {runs} runs met on all images; each meets some "
+            f"others on each image, by chance, {MOST:,} battles or the fewest that connect all",
+            file=sys.stderr,
+        )
 
 
 def _ratings(rows: Sequence[Battle]) -> dict[str, dict[str, float]]:

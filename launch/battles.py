@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.tables import EXIT_OK, command_parser
 from mmdit_jax.errors import UserError
+from mmdit_jax.evaluation.meetings import MOST, every_pair
 
 if TYPE_CHECKING:
     from mmdit_jax.evaluation.battles import Battle
@@ -70,6 +71,13 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "(%(default)s); the others have ties of their own",
     )
     parser.add_argument(
+        "--most",
+        metavar="N",
+        type=int,
+        default=MOST,
+        help="battles a judge (%(default)s): of more, each tree meets some others on each image, by chance",
+    )
+    parser.add_argument(
         "--out", metavar="FILE", type=Path, required=True, help="CSV; scores go to FILE's name + _scores.csv"
     )
     parser.add_argument(
@@ -99,13 +107,15 @@ def run_battles(args: argparse.Namespace) -> int:
         probability_margin,
         read_tree,
         score_pictures,
+        shown,
         tie_lead,
     )
     from mmdit_jax.host import sigterm_noted
 
     probability_margin(args.tie)
-    if args.batch < 1:
-        raise UserError(f"batch={args.batch}: expected 1 or more")
+    for name in ("batch", "most"):
+        if (number := getattr(args, name)) < 1:
+            raise UserError(f"{name}={number}: expected 1 or more")
     fields, kept = _earlier(args.out, args.append)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch may want the same GPU as the small judge
     names = None if args.names is None else [name.strip() for name in args.names.split(",")]
@@ -129,9 +139,10 @@ def run_battles(args: argparse.Namespace) -> int:
             tell = _progress(judge.name, args.quiet)
             scores, counts = score_pictures(judge, pictures, hashes, file, stop=stop, tell=tell)
             question = args.question or judge.question
-            found = pair(scores, judge=judge.name, question=question, tie=tie_lead(judge, args.tie))
+            found = pair(scores, judge=judge.name, question=question, tie=tie_lead(judge, args.tie), most=args.most)
             rows += found
-            told.append(_summary(judge, question, found, tie_lead(judge, args.tie), dataclasses.asdict(counts)))
+            own = {"pairings": every_pair(shown(scores)), **dataclasses.asdict(counts)}
+            told.append(_summary(judge, question, found, tie_lead(judge, args.tie), own))
     if not rows:
         raise UserError(
             f"judge={', '.join(judge.name for judge in judges)}: can't judge any prompt that two trees share"
@@ -204,8 +215,9 @@ def _text(result: dict[str, Any]) -> str:
     lines = []
     for item in result["judges"]:
         ties = 100 * item["ties"] / max(item["battles"], 1)
+        of = f" of {item['pairings']:,} by chance" if item["battles"] < item["pairings"] else ""
         lines.append(
-            f"{item['judge']}, {item['question']}: {item['battles']:,} battles, {ties:.1f} % ties (a lead of "
+            f"{item['judge']}, {item['question']}: {item['battles']:,} battles{of}, {ties:.1f} % ties (a lead of "
             f"{item['tie_lead']:.3g} or less); {item['scored']:,} images scored, {item['known']:,} known"
             + (f", {item['unseen']:,} with prompts it can't judge" if item["unseen"] else "")
         )

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.aesthetics import Aesthetics
 from mmdit_jax.evaluation.judge import Judge
 from mmdit_jax.evaluation.latent import for_judge
+from mmdit_jax.evaluation.meetings import MOST, meetings
 from mmdit_jax.evaluation.typography import TASKS as SPELLED
 from mmdit_jax.evaluation.typography import letter_scores, readers
 from mmdit_jax.files import write_atomic
@@ -91,8 +91,9 @@ def battles(
     prompts: Sequence[Prompt],
     judge: Judge,
     aesthetics: Aesthetics | None = None,
+    most: int = MOST,
 ) -> list[Battle]:
-    """Every pair of runs on every image, decided by all ``deciders``.
+    """Every pair of runs on every image, or those that ``meetings`` chooses, decided by all ``deciders``.
 
     The order of rows, and who stands left, depend on names and prompts only.
 
@@ -101,6 +102,7 @@ def battles(
         prompts: P prompts.
         judge: the contrastive judge.
         aesthetics: of the set's real images; None: nobody is asked for aesthetics.
+        most: battles a judge; see ``meetings``.
 
     Raises:
         UserError: fewer than two runs, or images that do not match the prompts or each other.
@@ -115,17 +117,18 @@ def battles(
             raise UserError(
                 f"images of {name!r}={list(found)}: expected [{len(prompts)}, K, H, W, 3], equal in all runs"
             )
+    shown = {(prompt.prompt, p, k): names for p, prompt in enumerate(prompts) for k in range(shape[1])}
+    fought = [
+        (second, first, image) if _flip(first, second, *image) else (first, second, image)
+        for (first, second), images in meetings(shown, most).items()
+        for image in images
+    ]
     rows = []
     for decider in deciders(prompts, judge, aesthetics):
-        scores = {name: decider.score(images_by_run[name]) for name in names}
-        for first, second in itertools.combinations(names, 2):
-            for number, prompt in enumerate(prompts):
-                for seed in range(shape[1]):
-                    flip = _flip(first, second, prompt.prompt, number, seed)
-                    left, right = (second, first) if flip else (first, second)
-                    lead = float(scores[left][number, seed] - scores[right][number, seed])
-                    outcome = verdict(lead, decider.tie)
-                    rows.append(Battle(prompt.prompt, left, right, outcome, decider.question, decider.judge, seed))
+        scores = {name: decider.score(images_by_run[name]).tolist() for name in names}
+        for left, right, (prompt, p, k) in fought:
+            outcome = verdict(scores[left][p][k] - scores[right][p][k], decider.tie)
+            rows.append(Battle(prompt, left, right, outcome, decider.question, decider.judge, k))
     return rows
 
 
@@ -139,7 +142,7 @@ def write_battles(rows: Sequence[Any], path: Path, kind: type = Battle) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([field.name for field in dataclasses.fields(kind)])
-    writer.writerows(dataclasses.astuple(row) for row in rows)
+    writer.writerows(vars(row).values() for row in rows)  # astuple would copy every cell
     write_atomic(path, text.getvalue())
 
 

@@ -2,7 +2,7 @@
 
 from mmdit_jax.evaluation.rewards.cache import Score, ScoreFile, image_hash
 from mmdit_jax.evaluation.rewards.interface import JUDGES, Judge, Options, open_judge, probability_margin, tie_lead
-from mmdit_jax.evaluation.rewards.pairing import pair
+from mmdit_jax.evaluation.rewards.pairing import pair, shown
 from mmdit_jax.evaluation.rewards.scoring import Counts, score_pictures
 from mmdit_jax.evaluation.rewards.trees import Picture, Tree, find_trees, read_image, read_tree
 
@@ -23,5 +23,6 @@ __all__ = [
     "read_image",
     "read_tree",
     "score_pictures",
+    "shown",
     "tie_lead",
 ]

@@ -1,19 +1,21 @@
-"""Scores of single images to battles: every pair of players on every image they share."""
+"""Scores of single images to battles: pairs of players on the images that they share."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Mapping
 
 from mmdit_jax.evaluation.battles import Battle, verdict
+from mmdit_jax.evaluation.meetings import MOST, meetings
 
 Key = tuple[str, int]
 """(prompt, sample)."""
 
 
-def pair(scores: Mapping[str, Mapping[Key, float]], *, judge: str, question: str, tie: float) -> list[Battle]:
-    """Battles of every pair of players on every (prompt, sample) that both have a score of.
+def pair(
+    scores: Mapping[str, Mapping[Key, float]], *, judge: str, question: str, tie: float, most: int = MOST
+) -> list[Battle]:
+    """Battles of pairs of players on the (prompt, sample) that both have a score of: all, or those of ``meetings``.
 
     Who stands left is a coin that depends on the names, prompt and sample alone. Rows are in the order of the names,
     then of the first player's scores.
@@ -22,18 +24,25 @@ def pair(scores: Mapping[str, Mapping[Key, float]], *, judge: str, question: str
         scores: by player, by (prompt, sample).
         judge, question: what the rows say.
         tie: a lead of at most this is a tie.
+        most: battles.
     """
     rows = []
-    for first, second in itertools.combinations(sorted(scores), 2):
-        for (prompt, sample), score in scores[first].items():
-            other = scores[second].get((prompt, sample))
-            if other is None:
-                continue
-            lead, left, right = score - other, first, second
+    for (first, second), keys in meetings(shown(scores), most).items():
+        for prompt, sample in keys:
+            lead, left, right = scores[first][prompt, sample] - scores[second][prompt, sample], first, second
             if _flip(first, second, prompt, sample):
                 lead, left, right = -lead, second, first
             rows.append(Battle(prompt, left, right, verdict(lead, tie), question, judge, sample))
     return rows
+
+
+def shown(scores: Mapping[str, Mapping[Key, float]]) -> dict[Key, list[str]]:
+    """By image the players that have a score of it."""
+    found: dict[Key, list[str]] = {}
+    for name in sorted(scores):
+        for key in scores[name]:
+            found.setdefault(key, []).append(name)
+    return found
 
 
 def _flip(first: str, second: str, prompt: str, sample: int) -> bool:
