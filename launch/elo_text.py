@@ -84,7 +84,7 @@ def _ratings_text(table: EloTable) -> str:
         drawn = f"intervals over {clusters}; ranks are simultaneous"
     elif table.intervals == "none":
         drawn = f"no intervals from {clusters}"
-        if max(table.clusters.values()) > 1:
+        if min(table.clusters.values()) > 1:
             drawn += ", whose battles all ended alike"
     lines.append(
         f"{table.battles:,} battles on {table.prompts} prompt{'s' * (table.prompts != 1)}, {drawn}; {table.scale}"

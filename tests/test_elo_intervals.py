@@ -162,3 +162,10 @@ def test_no_spread_no_interval(prompts: int) -> None:
     ranks = [(rating.rank_low, rating.rank_high) for rating in table.ratings]
     assert ranks == ([(1, 1), (2, 2)] if prompts == 40 else [(1, 2), (1, 2)])  # 2^(1 − 3) is above 0.05
     assert ("alike" in elo_text({(): table}, (), {}, (), None)) == (prompts > 1)
+
+
+def test_one_judge_is_told_as_one_and_not_as_alike() -> None:
+    table = simulate(np.array([0.5, -0.5, 0.0]), 20, 3, 0.5, seed=0).assign(judge="ada")
+    assert "no intervals from 20 prompts and 1 judge;" in elo_text(
+        {(): rate(table, draws=10, cluster=("prompt", "judge"))}, (), {}, (), None
+    )
