@@ -66,7 +66,9 @@ def next_steps(
         found.append(_seeds(loss, run))
     elif loss is not None and loss.seeds == 1:
         first, second = (bare(name) for name in loss.names[:2])
-        found.append(Step(f"One more seed of {first} and {second}: one seed each does not tell luck.", run))
+        found.append(
+            Step(f"One more seed of {first} and {second} in the study file: one each does not tell luck.", run)
+        )
     battle = _battle(tables, analysis, contests, study)
     found += [battle] if battle is not None else []
     edge = _edge(tables.results, size, study)
@@ -83,7 +85,8 @@ def _seeds(contest: Contest, run: str) -> Step:
     first, second = (bare(name) for name in contest.names[:2])
     if not contest.known:
         return Step(
-            f"Two more seeds of {first} and {second}: from one run each, nothing tells their difference from luck.", run
+            f"Two more seeds of {first} and {second} in the study file: from one run each, nothing tells them apart.",
+            run,
         )
     wanted = seeds_wanted(contest)
     if wanted is None:
@@ -94,7 +97,10 @@ def _seeds(contest: Contest, run: str) -> Step:
     more, arm = wanted
     before = (contest.high - contest.low) / 2
     seeds = f"{more} more seed{'s' * (more != 1)}"
-    return Step(f"{seeds} of {first} and {second}: ±{100 * before:.1f} % would become ±{100 * arm:.1f} %.", run)
+    return Step(
+        f"{seeds} of {first} and {second} in the study file: ±{100 * before:.1f} % would become ±{100 * arm:.1f} %.",
+        run,
+    )
 
 
 def _battle(tables: StudyTables, analysis: Analysis, contests: Sequence[Contest], study: str) -> Step | None:
