@@ -26,12 +26,12 @@ def add_parsers(commands: Any) -> None:
     data = commands.add_parser("data", help="build, encode and look at data sets", epilog=EXAMPLE)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, run, text, names in (
-        ("build", build, "build a data set, where it is not there yet", "scenes or emoji"),
+        ("build", build, "build a data set, where it is not there yet", "scenes, signs, signs_fixed or emoji"),
         (
             "inspect",
             inspect,
             "what is in a data set, and a picture of some examples",
-            "scenes, emoji or an encoded set",
+            "scenes, signs, signs_fixed, emoji or an encoded set",
         ),
     ):
         action = actions.add_parser(name, help=text, description=text, epilog=EXAMPLE)
