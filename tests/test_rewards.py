@@ -97,7 +97,7 @@ def test_who_stands_left_is_a_fair_coin_and_knows_nothing_of_scores() -> None:
     assert abs(sum(row.left == "x" for row in one) - 300) < 4 * math.sqrt(600 / 4)
 
 
-def test_what_is_in_a_tree(tmp_path: Path) -> None:
+def test_what_is_in_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(tmp_path, [[10, 20], [30], [40, 50]], ["same", "other", "same"])
     (tmp_path / "grid.png").write_bytes(b"")
     Image.new("L", (3, 5), 7).save(tmp_path / "00001" / "samples" / "0007.jpg")
@@ -105,13 +105,17 @@ def test_what_is_in_a_tree(tmp_path: Path) -> None:
     keys = [(picture.prompt, picture.sample) for picture in found]
     assert keys == [("same", 0), ("same", 1), ("other", 0), ("other", 7), ("same", 2), ("same", 3)]
     assert read_image(found[3].path).shape == (5, 3, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr("PIL.Image.MAX_IMAGE_PIXELS", 7)  # twice that is refused
+        with pytest.raises(UserError, match="can't be read"):
+            read_image(found[3].path)
     for line in ('{"prompt": " "}', '{"prompt": 3}', '{"tag": "colors"}', "{"):
         (tmp_path / "00001" / "metadata.jsonl").write_text(line)
         with pytest.raises(UserError, match=r"metadata=.*00001/metadata.jsonl: .*expected"):
             read_tree(Tree("me", tmp_path))
 
 
-def test_which_trees_there_are(tmp_path: Path) -> None:
+def test_which_trees_there_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number, name in enumerate(("one", "two", "three")):
         run = tmp_path / "study" / f"{name}-{number}"
         write_tree(run / "samples", [[1]], ["p"])
@@ -121,6 +125,7 @@ def test_which_trees_there_are(tmp_path: Path) -> None:
     study = tmp_path / "study"
     plain = write_tree(tmp_path / "plain", [[1]], ["p"])
     assert {tree.name for tree in find_trees([study])} == {"one", "two"}  # finished
+    assert caplog.messages == [f"{study}: 1 of 3 runs are not done, or have drawn nothing: left out"]
     found = find_trees([study / "three-2", study / "one-0" / "samples", plain])
     assert [tree.name for tree in found] == ["three", "one", "plain"]
     assert [tree.name for tree in find_trees([study, plain], ["x", "y", "z"])] == ["x", "y", "z"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 from mmdit_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _CONFIG, _RESULT, _SAMPLES = "config.json", "result.json", "samples"
@@ -73,11 +76,16 @@ def _trees(path: Path) -> list[Tree]:
         return [Tree(_run_name(home) or home.resolve().name, path)]
     if _is_tree(path / _SAMPLES):
         return [Tree(_run_name(path) or path.resolve().name, path / _SAMPLES)]
+    begun = [folder for folder in sorted(path.iterdir()) if (folder / _CONFIG).is_file()]
     runs = [
         Tree(_run_name(folder) or folder.name, folder / _SAMPLES)
-        for folder in sorted(path.iterdir())
-        if (folder / _CONFIG).is_file() and (folder / _RESULT).is_file() and _is_tree(folder / _SAMPLES)
+        for folder in begun
+        if (folder / _RESULT).is_file() and _is_tree(folder / _SAMPLES)
     ]
+    if runs and len(runs) < len(begun):
+        log.warning(
+            "%s: %d of %d runs are not done, or have drawn nothing: left out", path, len(begun) - len(runs), len(begun)
+        )
     if not runs:
         raise UserError(
             f"tree={path}: neither images (NNNNN/metadata.jsonl, NNNNN/samples/NNNN.png), nor a run's directory, nor a "
@@ -145,5 +153,5 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"image={path}: can't be read ({error}); draw it again") from None
