@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from launch.approaches import APPROACHES, run_approach
-from launch.tables import EXIT_OK, check_out, out_option, resampling_options, text_table
+from launch.tables import EXIT_OK, check_out, ends, on_host, out_option, resampling_options, text_table
 
 if TYPE_CHECKING:
     from scaling.hold_out import HoldOut
@@ -87,6 +88,7 @@ def run_fit(args: argparse.Namespace) -> int:
     from scaling.units import matching
 
     check_out(args.out)
+    on_host()
     table = where(read_table(args.table), args.where)
     args.points = points = [parse_point(text) for text in args.at]
     if args.law in APPROACHES:
@@ -95,6 +97,7 @@ def run_fit(args: argparse.Namespace) -> int:
     for loss in matching(table, args.loss):
         law = fit(table, args, args.law, loss)
         told.append((loss, law, [at_point(law, point) for point in points]))
+    twice = repeated(table, args, [loss for loss, _, _ in told])
     compared = compare(table, args) if args.compare else None
     if args.out is not None:
         from scaling.law_figures import write_laws
@@ -102,7 +105,13 @@ def run_fit(args: argparse.Namespace) -> int:
         write_laws({loss: (law, law_rows(table, args, law, loss)) for loss, law, _ in told}, args.out, units(args))
     if args.json:
         objects = [
-            {**law.to_json(), "loss": loss, "columns": told_columns(args, law, loss), **({"at": at} if at else {})}
+            {
+                **law.to_json(),
+                "loss": loss,
+                "columns": told_columns(args, law, loss),
+                "doubts": twice,
+                **({"at": at} if at else {}),
+            }
             for loss, law, at in told
         ]
         whole: dict[str, Any] = objects[0] if len(objects) == 1 else {"laws": objects}
@@ -112,7 +121,7 @@ def run_fit(args: argparse.Namespace) -> int:
         print(law_text(args, law, loss))
         for found in at:
             print(point_text(found))
-        print()
+        print("".join(f"before you rely on it: {doubt}\n" for doubt in twice))
     if compared is not None:
         print(compare_text(compared))
     return EXIT_OK
@@ -120,10 +129,18 @@ def run_fit(args: argparse.Namespace) -> int:
 
 def fit(table: pd.DataFrame, args: argparse.Namespace, name: str, loss: str) -> Law:
     """The law ``name`` of ``loss`` by the options of ``column_options`` and ``add_parsers``."""
+    from scaling.errors import TableError
     from scaling.laws import KINDS, fit_law
-    from scaling.tables import labels, numbers
+    from scaling.tables import labels, numbers, require
 
     kind = KINDS[name]
+    require(table, [loss])
+    blank = table[loss].isna().to_numpy()
+    if blank.any():
+        raise TableError(
+            f"{loss}=blank in {int(blank.sum())} of {len(table)} rows (the first is row {int(blank.argmax()) + 1}), as "
+            f"of runs that are not done: expected a loss in each; leave them out with --where '{loss}>0'"
+        )
     return fit_law(
         kind,
         [abscissa(table, args, x) for x in kind.abscissae],
@@ -176,6 +193,15 @@ def law_rows(table: pd.DataFrame, args: argparse.Namespace, law: Law, loss: str)
     return frame
 
 
+def repeated(table: pd.DataFrame, args: argparse.Namespace, losses: list[str]) -> list[str]:
+    """A sentence where rows are the same to the last digit: tables that were put together may hold a run twice."""
+    columns = [name for name in dict.fromkeys((args.c, args.n, args.d, *losses)) if name in table.columns]
+    count = int(table.duplicated(subset=columns).sum())
+    if not count:
+        return []
+    return [f"{count} rows repeat another's {', '.join(columns)}: a run that counts twice makes intervals too short"]
+
+
 def parse_point(text: str) -> dict[str, float]:
     """``N=1e9,D=1e12`` as numbers. Raises TableError where it is not such."""
     from scaling.errors import TableError
@@ -214,8 +240,8 @@ def at_point(law: Law, point: dict[str, float]) -> dict[str, Any]:
     return {
         **{x: value for x, value in zip(law.kind.abscissae, at, strict=True)},
         "loss": float(law.predict(*at)),
-        "law": [float(low), float(high)],
-        "new_run": [float(new_low), float(new_high)],
+        "law": [_finite(low), _finite(high)],
+        "new_run": [_finite(new_low), _finite(new_high)],
         "beyond": outside,
     }
 
@@ -240,7 +266,7 @@ def law_text(args: argparse.Namespace, law: Law, loss: str) -> str:
     lines += [f"  {x}: {counted[x]['unit']}" for x in law.kind.abscissae]
     for name, value in law.params.items():
         low, high = law.intervals[name]
-        lines.append(f"{name:>6} = {value:<12.6g} {100 * law.level:g} % interval [{low:.6g}, {high:.6g}]")
+        lines.append(f"{name:>6} = {value:<12.6g} {100 * law.level:g} % interval {ends(low, high)}")
     lines.append(
         f"intervals by {law.interval}; {law.draws} bootstraps of {law.bootstrap}; Huber delta {law.huber:g}; "
         f"objective {law.objective:.6g}; condition {law.identification.condition:.3g}; "
@@ -254,11 +280,9 @@ def law_text(args: argparse.Namespace, law: Law, loss: str) -> str:
 def point_text(found: dict[str, Any]) -> str:
     """One line a point of ``--at``."""
     at = ", ".join(f"{x} = {found[x]:.4g}" for x in COLUMNS if x in found)
-    (low, high), (new_low, new_high) = found["law"], found["new_run"]
+    law, run = (ends(*found[name], digits=5) for name in ("law", "new_run"))
     beyond = f"; {'; '.join(found['beyond'])}" if found["beyond"] else ""
-    return (
-        f"at {at}: {found['loss']:.5g}, law [{low:.5g}, {high:.5g}], a new run [{new_low:.5g}, {new_high:.5g}]{beyond}"
-    )
+    return f"at {at}: {found['loss']:.5g}, law {law}, a new run {run}{beyond}"
 
 
 def compare_text(found: HoldOut) -> str:
@@ -276,6 +300,11 @@ def _one(losses: list[str]) -> str:
     if len(losses) > 1:
         raise TableError(f"loss={', '.join(losses)!r}: expected one column for this law")
     return losses[0]
+
+
+def _finite(value: float) -> float | None:
+    """A number for JSON: none where an interval is open."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _cell(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -55,6 +56,22 @@ def check_out(folder: Path | None) -> None:
     """Raises TableError where figures and tables can't go to ``folder``."""
     if folder is not None and folder.exists() and not folder.is_dir():
         raise TableError(f"out={str(folder)!r}: is a file; expected a folder, or a path to make one at")
+
+
+def on_host() -> None:
+    """Statistics need no accelerator: JAX must not take one, nor most of its memory, from a run that is under way.
+
+    For commands that do nothing else, before JAX is used.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def ends(low: float | None, high: float | None, *, digits: int = 6) -> str:
+    """An interval as text: ``[0.1, 0.3]``, and ``open`` where an end is infinite (in JSON: None)."""
+    shown = (f"{end:.{digits}g}" if end is not None and math.isfinite(end) else "open" for end in (low, high))
+    return f"[{', '.join(shown)}]"
 
 
 def natural(text: str) -> int:

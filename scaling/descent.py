@@ -43,7 +43,7 @@ def descend(
     """Minimise Σ weight · huber(log L(theta) − target) for P problems at once, from ``start [P, size]``.
 
     Args: ``u [n, K]``, ``target`` and ``weight`` ``[P or 1, n]``, ``lower``, ``upper`` ``[size]`` the box. ``fixed``
-    (direction ``[size]``, ``value [P]``) holds direction · theta at value, for profiles.
+    (direction ``[size]``, ``value [P]``) holds direction · theta at value, for profiles; the box must have it.
     Returns (theta ``[P, size]``, objective ``[P]``), float64.
 
     With delta far below the residuals the objective is nearly a sum of absolute values, on which a plain reweighted
@@ -63,10 +63,10 @@ def descend(
     weight = np.pad(np.broadcast_to(weight, (len(weight), rows)), ((0, 0), (0, padded_rows - rows)))
     direction = np.zeros(form.size) if fixed is None else np.asarray(fixed[0], dtype=np.float64)
     if fixed is not None:
-        start = start + np.outer((fixed[1] - start @ direction) / (direction @ direction), direction)
+        start = _held(np.clip(start, lower, upper), direction, fixed[1], lower, upper)
     theta, objective = np.empty((problems, form.size)), np.empty(problems)
-    # Nothing else in the process may be of 32 bits less: only what is traced in here has 64.
-    with jax.enable_x64(True):
+    # What else the process does keeps its 32 bits and its accelerator: only what is in here has 64, on the host.
+    with jax.enable_x64(True), jax.default_device(_host()):
         for first in range(0, problems, chunk):
             part = slice(first, min(first + chunk, problems))
             index = np.minimum(np.arange(first, first + chunk), problems - 1)
@@ -86,9 +86,31 @@ def descend(
     return theta, objective
 
 
+def _held(
+    start: np.ndarray, direction: np.ndarray, value: np.ndarray, lower: np.ndarray, upper: np.ndarray
+) -> np.ndarray:
+    """``start`` moved in the box to where direction · theta is value: one parameter after another, as far as it can."""
+    found = start.copy()
+    for j in np.flatnonzero(direction):
+        moved = found[:, j] + (value - found @ direction) / direction[j]
+        found[:, j] = np.clip(moved, lower[j], upper[j])
+    return found
+
+
 def _columns(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """``[rows, problems]``, or ``[rows, 1]`` where all problems share a row of values."""
-    return values.T if len(values) == 1 else np.ascontiguousarray(values[index].T)
+    """``[rows, problems]``, or ``[rows, 1]`` where many problems share a row; few problems have one program for all."""
+    if len(values) > 1:
+        return np.ascontiguousarray(values[index].T)
+    return values.T if len(index) > _BATCHES[0] else np.tile(values.T, len(index))
+
+
+@functools.cache
+def _host() -> Any:
+    """The processor; None, whatever JAX takes, where the process has been told to do without it."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 @functools.cache
@@ -110,13 +132,11 @@ def _descend(
 ) -> tuple[Any, Any]:
     """Everything has the problems last: theta ``[size, P]``, target and weight ``[n, P or 1]``."""
     lower, upper = lower[:, None], upper[:, None]
-    norm = direction @ direction
-    held = norm > 0
-    theta = jnp.where(held, theta, jnp.clip(theta, lower, upper))
+    theta = jnp.clip(theta, lower, upper)
 
     def one_stage(carry: tuple[Any, Any], stage: tuple[Any, Any]) -> tuple[tuple[Any, Any], None]:
         (theta, _), (delta, budget) = carry, stage
-        return _stage(form, u, theta, target, weight, delta, lower, upper, direction, norm, budget), None
+        return _stage(form, u, theta, target, weight, delta, lower, upper, direction, budget), None
 
     last = len(stages) - 1
     budgets = jnp.where(jnp.arange(len(stages)) == last, iterations, 12)
@@ -134,7 +154,6 @@ def _stage(
     lower: Any,
     upper: Any,
     direction: Any,
-    norm: Any,
     budget: Any,
 ) -> tuple[Any, Any]:
     size = form.size
@@ -153,26 +172,29 @@ def _stage(
     def objective_of(at: Any) -> Any:
         return (weight * huber(residuals(at)[0], delta)).sum(0)
 
-    def step(theta: Any, damping: Any) -> list[Any]:
+    def step(theta: Any, damping: Any) -> Any:
+        """Where the two steps lead ``[2, size, P]``."""
         residual, slopes = residuals(theta)
         absolute = jnp.abs(residual)
         shrink = jnp.minimum(1.0, delta / jnp.maximum(absolute, 1e-300)) * weight
         inside = (absolute <= delta) * weight
-        gradient = [(slope * shrink * residual).sum(0) for slope in slopes]
-        diagonal = [(slope * slope * shrink).sum(0) + 1e-12 for slope in slopes]
-        trials = []
-        for kind, curvature in enumerate((shrink, inside)):
+        gradient = jnp.stack([(slope * shrink * residual).sum(0) for slope in slopes])
+        diagonal = jnp.stack([(slope * slope * shrink).sum(0) + 1e-12 for slope in slopes])
+
+        def one(kind: tuple[Any, Any]) -> Any:
+            curvature, damped = kind
             # Damping is relative to the larger of the two curvatures' diagonals, so that an empty inside still moves.
-            hessian = [[None] * size for _ in range(size)]
-            for a in range(size):
-                for b in range(a + 1):
-                    entry = (slopes[a] * slopes[b] * curvature).sum(0)
-                    hessian[a][b] = entry + damping[kind] * diagonal[a] if a == b else entry
-            trials.append(theta - jnp.stack(_solve(hessian, gradient, direction, norm, diagonal)))
-        return [
-            jnp.where(norm > 0, jnp.where(_within(t, lower, upper), t, theta), jnp.clip(t, lower, upper))
-            for t in trials
-        ]
+            hessian = [
+                [
+                    (slopes[a] * slopes[b] * curvature).sum(0) + (damped * diagonal[a] if a == b else 0.0)
+                    for b in range(a + 1)
+                ]
+                for a in range(size)
+            ]
+            return _bounded(theta, hessian, gradient, diagonal, direction, lower, upper)
+
+        trials: Any = jax.lax.map(one, (jnp.stack([shrink, inside]), damping))
+        return trials
 
     def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
         theta, objective, damping, still, count = state
@@ -196,34 +218,54 @@ def _stage(
     return theta, objective
 
 
-def _within(theta: Any, lower: Any, upper: Any) -> Any:
-    return ((theta >= lower) & (theta <= upper)).all(0)
+def _bounded(
+    theta: Any, hessian: list[list[Any]], gradient: Any, diagonal: Any, direction: Any, lower: Any, upper: Any
+) -> Any:
+    """Where a step leads within the box ``[size, P]``: what is at an end of it and would leave stays there.
+
+    Others then step as if it were given, which is why a step is solved for more than once. Where a direction is held a
+    step ends at the first side that it meets, as going on along the side would let go of the direction.
+    """
+    margin = 1e-9 * (upper - lower)
+
+    def again(_: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        free, _ = state
+        move = -_solve(hessian, gradient, direction, diagonal, free)
+        leaves = ((theta <= lower + margin) & (move < 0)) | ((theta >= upper - margin) & (move > 0))
+        return jnp.where(leaves, 0.0, free), move
+
+    free, _ = jax.lax.fori_loop(0, 3, again, (jnp.ones_like(theta), jnp.zeros_like(theta)))
+    move = -_solve(hessian, gradient, direction, diagonal, free) * free
+    room = jnp.where(move > 0, upper - theta, lower - theta) / jnp.where(move == 0, 1.0, move)
+    share = jnp.where(move == 0, 1.0, jnp.clip(room, 0.0, 1.0)).min(0)
+    held = direction @ direction > 0
+    return jnp.clip(theta + jnp.where(held, share, 1.0) * move, lower, upper)
 
 
-def _solve(hessian: list[list[Any]], gradient: list[Any], direction: Any, norm: Any, diagonal: list[Any]) -> list[Any]:
-    """hessian⁻¹·gradient by Cholesky, written out; where a direction is held, the step along it is taken out.
+def _solve(hessian: list[list[Any]], gradient: Any, direction: Any, diagonal: Any, free: Any) -> Any:
+    """hessian⁻¹·gradient of the ``free [size, P]`` (1, else 0) by Cholesky, written out, ``[size, P]``.
 
-    With H⁻¹g = s and H⁻¹d = q the constrained step is s − q (d·s)/(d·q).
+    Where a direction is held, the step along it is taken out: with H⁻¹g = s and H⁻¹d = q it is s − q (d·s)/(d·q).
     """
     size = len(gradient)
     lower: list[list[Any]] = [[None] * size for _ in range(size)]
     for a in range(size):
         for b in range(a + 1):
-            left = hessian[a][b] - sum(lower[a][k] * lower[b][k] for k in range(b))
+            entry = hessian[a][b] * free[a] * free[b] + ((1.0 - free[a]) * diagonal[a] if a == b else 0.0)
+            left = entry - sum(lower[a][k] * lower[b][k] for k in range(b))
             lower[a][b] = jnp.sqrt(jnp.maximum(left, 1e-14 * diagonal[a])) if a == b else left / lower[b][b]
 
-    def solved(right: list[Any]) -> list[Any]:
+    def solved(right: Any) -> Any:
         forward: list[Any] = []
         for a in range(size):
             forward.append((right[a] - sum(lower[a][k] * forward[k] for k in range(a))) / lower[a][a])
         back: list[Any] = [None] * size
         for a in reversed(range(size)):
             back[a] = (forward[a] - sum(lower[k][a] * back[k] for k in range(a + 1, size))) / lower[a][a]
-        return back
+        return jnp.stack(back)
 
-    free = solved(gradient)
-    towards = solved([jnp.broadcast_to(direction[a], gradient[0].shape) for a in range(size)])
-    along = sum(direction[a] * free[a] for a in range(size))
-    reach = sum(direction[a] * towards[a] for a in range(size))
-    ratio = jnp.where(norm > 0, along / jnp.where(norm > 0, reach, 1.0), 0.0)
-    return [free[a] - towards[a] * ratio for a in range(size)]
+    along = direction[:, None] * free
+    step, towards = solved(gradient * free), solved(along)
+    reach = (along * towards).sum(0)
+    ratio = jnp.where(reach > 0, (along * step).sum(0) / jnp.where(reach > 0, reach, 1.0), 0.0)
+    return step - towards * ratio

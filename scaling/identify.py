@@ -85,9 +85,8 @@ def _open(kind: Kind, problem: Problem, intervals: Mapping[str, tuple[float, flo
         if np.isnan(low) or np.isnan(high):  # no bootstrap was asked for
             return []
         if low <= 0 <= high or not np.isfinite(low):
-            shown = f"the interval [{low:.3g}, {high:.3g}] of {name}" if kind.name != "power" else (
-                f"the exponent's interval [{low:.3g}, {high:.3g}]"
-            )  # fmt: skip
+            of = f"the interval [{low:.3g}, {_end(high)}] of {name}"
+            shown = f"the exponent's interval [{_end(low)}, {_end(high)}]" if kind.name == "power" else of
             found.append(f"{shown} holds zero: no trend is shown")
         elif not np.isfinite(high):
             found.append(f"{name} is open above {low:.3g}: no larger value costs enough to be excluded")
@@ -95,10 +94,14 @@ def _open(kind: Kind, problem: Problem, intervals: Mapping[str, tuple[float, flo
         low, high = intervals[kind.floor]
         called = "the floor" if kind.name == "power" else kind.floor
         if low < 0.01 * smallest:
-            found.append(f"{called}'s interval [{low:.3g}, {high:.3g}] reaches zero: the data do not show a floor")
+            found.append(f"{called}'s interval [{low:.3g}, {_end(high)}] reaches zero: the data do not show a floor")
         elif high - low > 0.5 * smallest:
-            found.append(f"{called}'s interval [{low:.3g}, {high:.3g}] is wider than half the smallest loss")
+            found.append(f"{called}'s interval [{low:.3g}, {_end(high)}] is wider than half the smallest loss")
     return found
+
+
+def _end(value: float) -> str:
+    return f"{value:.3g}" if np.isfinite(value) else "open"
 
 
 def _several(

@@ -103,9 +103,12 @@ class Law:
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
     def profile_band(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """As ``band``, by profiles: the losses that the law can be forced to have there at no significant cost."""
+        """As ``band``, by profiles: the losses that the law can be forced to have there at no significant cost.
+
+        Where rows share groups it is ``band``, as ``intervals`` are the bootstrap's then, if there is a bootstrap.
+        """
         u, shape = self._offsets(abscissae)
-        low, high = band(self._problem, self._theta, u, self.level)
+        low, high = self._ends(u)
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
     def new_run(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +118,7 @@ class Law:
         """
         u, shape = self._offsets(abscissae)
         centre = self._problem.form.log_loss(self._theta[None], u)[0]
-        ends = band(self._problem, self._theta, u, self.level)
+        ends = self._ends(u)
         freedom = max(self.groups - self._problem.form.size, 1)
         noise = float(stats.t.ppf((1 + self.level) / 2, freedom)) * self.run_noise
         low, high = (centre + sign * np.hypot(end - centre, noise) for sign, end in zip((-1, 1), ends, strict=True))
@@ -170,6 +173,16 @@ class Law:
             "dropped": list(self.dropped),
         }
 
+    def _ends(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) ``[points]`` of the law's log loss."""
+        if self.groups == self.rows or not len(self._samples):
+            return band(self._problem, self._theta, u, self.level)
+        centre = self._problem.form.log_loss(self._theta[None], u)[0]
+        low, high = interval(
+            self._problem.form.log_loss(self._samples, u), self.level, centre=centre, widen=self._widen
+        )
+        return low, high
+
     def _offsets(self, abscissae: Sequence[ArrayLike]) -> tuple[np.ndarray, tuple[int, ...]]:
         if len(abscissae) != len(self.kind.abscissae):
             raise ValueError(f"{len(abscissae)} abscissae: expected {', '.join(self.kind.abscissae)}")
@@ -206,7 +219,8 @@ def fit_law(
     Intervals are profile likelihood's where every row is a group of its own, else the bootstrap's percentiles,
     stretched for the few degrees of freedom.
 
-    Raises TableError for fewer usable rows than parameters plus one, a single value of an abscissa, or a bad option.
+    Raises TableError for fewer usable rows than parameters plus one, a single value of an abscissa, a value that is not
+    a finite number above 0, or a bad option.
     """
     columns = [np.asarray(x, dtype=np.float64) for x in abscissae]
     loss = np.asarray(loss, dtype=np.float64)
@@ -217,6 +231,11 @@ def fit_law(
         raise TableError(f"starts={starts}: expected 1 or more (100 is the usual number)")
     if drop_highest < 0:
         raise TableError(f"drop_highest={drop_highest}: expected 0 or more")
+    for name, values in zip((*kind.abscissae, "loss"), (*columns, loss), strict=True):
+        bad = ~(np.isfinite(values) & (values > 0))
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise TableError(f"{name}={values[row]:g} (row {row + 1}): expected a finite number above 0")
     dropped = np.sort(np.argsort(-loss, kind="stable")[:drop_highest])
     keep = np.setdiff1d(np.arange(len(loss)), dropped)
     membership = np.arange(len(loss)) if groups is None else np.asarray(groups)
@@ -239,7 +258,7 @@ def fit_law(
     widen = small_sample_factor(group_total, spent, level)
     params = _values(kind, problem, theta)
     percentiles = _percentiles(kind, problem, theta, samples, level, widen)
-    profiled = _profiled(kind, problem, theta, level) if group_total == len(loss) else None
+    profiled = _profiled(kind, problem, theta, ends[:, 1:], level) if group_total == len(loss) else None
     intervals = percentiles if profiled is None else profiled
     out = left_out_residuals(problem, theta)
     return Law(
@@ -327,11 +346,16 @@ def _percentiles(
     return _with_floor(kind, found, (0.0, 0.0))
 
 
-def _profiled(kind: Kind, problem: Problem, theta: np.ndarray, level: float) -> dict[str, tuple[float, float]]:
+def _profiled(
+    kind: Kind, problem: Problem, theta: np.ndarray, ends: np.ndarray, level: float
+) -> dict[str, tuple[float, float]]:
+    """An exponent that has no sign but + is 0 at least."""
     directions = _named(kind, problem, np.eye(problem.form.size))
-    ends = profiles(problem, theta, np.stack(list(directions.values())), level)
+    intervals = profiles(problem, theta, np.stack(list(directions.values())), level, ends)
     found = {}
     with np.errstate(over="ignore"):
-        for name, (low, high) in zip(directions, ends, strict=True):
+        for name, (low, high) in zip(directions, intervals, strict=True):
+            if name in kind.exponents and problem.lower[problem.form.exponents].min() >= 0:
+                low = max(low, 0.0)
             found[name] = (low, high) if name in kind.exponents else (float(np.exp(low)), float(np.exp(high)))
     return _with_floor(kind, found, (0.0, 0.0))

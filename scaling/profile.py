@@ -7,7 +7,9 @@ follow a bent valley, and are open at the end where the objective never rises en
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -16,28 +18,64 @@ from scaling.descent import descend, huber
 from scaling.law_bootstrap import Problem
 
 STEPS = np.concatenate([np.linspace(0.25, 3.0, 12), [3.5, 4.0, 5.0, 6.0, 8.0, 11.0, 16.0, 24.0, 40.0]])
-"""Where a profile is looked at, on either side, in standard errors of the linearised fit."""
+"""Where a profile is looked at, on either side, in standard errors of the linearised fit; beyond, to the box's end."""
+_BEYOND = 11
+"""Further places from the last of STEPS to the end of the box, each as many times farther."""
+_NEAR = 0.3
+"""Of the way to a crossing: a longer gap between the two places about it is looked at again."""
+_FAR = 5.0
+"""How far from the fit a band is looked for, on the log of the loss."""
+_REGULAR = 1.5
+"""How many times longer or shorter than in theory an arm may be, before other starts are tried."""
+_ITERATIONS = 100
+_ROUNDING = 1e-10
+"""Log losses that are nearer to a law than this are exact: what is left over is arithmetic's."""
 _FORCE = 1e3
 """How many times all rows together the one weighs that a law is forced through."""
 
 
-def profiles(problem: Problem, theta: np.ndarray, quantities: np.ndarray, level: float) -> list[tuple[float, float]]:
+def profiles(
+    problem: Problem, theta: np.ndarray, quantities: np.ndarray, level: float, ends: np.ndarray
+) -> list[tuple[float, float]]:
     """(low, high) at ``level`` of each of ``quantities [Q, size] · theta``, theta ``[size]`` being the best fit.
 
-    An end is infinite where no value on that side is excluded. Rows that share a fate (groups) are taken as such: the
-    threshold is for the fewer independent ones.
+    ``ends [m, size]``: where other descents ended; a profile far from the fit may lie in another valley. An end is
+    infinite where no value on that side is excluded, up to the box's end. Rows that share a fate (groups) are taken as
+    such: the threshold is for the fewer independent ones.
     """
     local = _Local.of(problem, theta, level)
     ones = np.ones((1, len(problem.target)))
     found = []
     for q in quantities:
-        moves = local.moves(q)
-        start = np.clip(theta + moves[:, None] * local.along(q), problem.lower, problem.upper)
-        _, objective = descend(
-            problem.form, problem.u, start, problem.target[None], ones, delta=problem.delta, lower=problem.lower,
-            upper=problem.upper, fixed=(q, q @ theta + moves),
-        )  # fmt: skip
-        found.append(local.crossings(float(q @ theta), moves, objective))
+        centre = float(q @ theta)
+        reach = [
+            float(np.where(q > 0, problem.lower, problem.upper) @ q) - centre,
+            float(np.where(q > 0, problem.upper, problem.lower) @ q) - centre,
+        ]
+
+        def held(moves: np.ndarray, start: np.ndarray, q: np.ndarray = q, centre: float = centre) -> Any:
+            return descend(
+                problem.form, problem.u, start, problem.target[None], ones, delta=problem.delta, lower=problem.lower,
+                upper=problem.upper, fixed=(q, centre + moves), iterations=_ITERATIONS,
+            )  # fmt: skip
+
+        moves = local.moves(q, reach)
+        thetas, objective = held(moves, theta + moves[:, None] * local.along(q))
+        if not local.regular(q, moves, objective):
+            # Again from the better neighbour, and from where other descents ended: the least of all is the profile.
+            for again in (True, False):
+                start = _from_neighbours(thetas, objective) if again else _nearest(ends, q, centre + moves)
+                other, value = held(moves, start)
+                better = value < objective
+                thetas[better], objective[better] = other[better], value[better]
+        sides = [local.crossing(moves, objective, sign) for sign in (-1, 1)]
+        for k, (sign, side) in enumerate(zip((-1, 1), sides, strict=True)):
+            if np.isfinite(side.at) and abs(side.outer - side.inner) > _NEAR * abs(side.at):
+                between = np.linspace(side.inner, side.outer, 34)[1:-1]
+                nearest = np.abs(moves[None, :] - between[:, None]).argmin(axis=1)
+                _, values = held(between, thetas[nearest])
+                sides[k] = local.crossing(np.append(moves, between), np.append(objective, values), sign)
+        found.append((centre + sides[0].at, centre + sides[1].at))
     return found
 
 
@@ -53,17 +91,47 @@ def band(problem: Problem, theta: np.ndarray, u: np.ndarray, level: float) -> tu
     low, high = np.empty(len(u)), np.empty(len(u))
     weight = np.append(np.ones(rows), _FORCE * rows)[None]
     for k, q in enumerate(slopes):
-        moves = local.moves(q)
-        start = np.clip(theta + moves[:, None] * local.along(q), problem.lower, problem.upper)
+        moves = local.moves(q, [-_FAR, _FAR])
         targets = np.column_stack([np.tile(problem.target, (len(moves), 1)), centre[k] + moves])
-        found, _ = descend(
-            problem.form, np.vstack([problem.u, u[k]]), start, targets, weight, delta=problem.delta,
-            lower=problem.lower, upper=problem.upper,
-        )  # fmt: skip
-        reached = problem.form.log_loss(found, u[k : k + 1])[:, 0] - centre[k]
-        objective = huber(problem.form.log_loss(found, problem.u) - problem.target, problem.delta).sum(axis=1)
-        low[k], high[k] = local.crossings(float(centre[k]), reached, objective)
+        best = np.full(len(moves), np.inf)
+        reached, thetas = np.zeros(len(moves)), np.tile(theta, (len(moves), 1))
+        for start in (theta + moves[:, None] * local.along(q), None):
+            found, _ = descend(
+                problem.form, np.vstack([problem.u, u[k]]),
+                _from_neighbours(thetas, best) if start is None else start, targets, weight, delta=problem.delta,
+                lower=problem.lower, upper=problem.upper,
+            )  # fmt: skip
+            value = huber(problem.form.log_loss(found, problem.u) - problem.target, problem.delta).sum(axis=1)
+            there = problem.form.log_loss(found, u[k : k + 1])[:, 0] - centre[k]
+            better = value < best
+            thetas[better], best[better], reached[better] = found[better], value[better], there[better]
+            if local.regular(q, reached, best):
+                break
+        low[k], high[k] = (centre[k] + local.crossing(reached, best, sign).at for sign in (-1, 1))
     return low, high
+
+
+def _from_neighbours(thetas: np.ndarray, objective: np.ndarray) -> np.ndarray:
+    """For each place along a profile the theta ``[P, size]`` of that of its two neighbours with the lower objective."""
+    before = np.append(np.inf, objective[:-1])
+    after = np.append(objective[1:], np.inf)
+    index = np.arange(len(objective)) + np.where(before <= after, -1, 1)
+    return thetas[np.clip(index, 0, len(objective) - 1)]
+
+
+def _nearest(ends: np.ndarray, q: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Of ``ends [m, size]`` the one whose q·theta is nearest to each of ``values [P]``, ``[P, size]``."""
+    found: np.ndarray = ends[np.abs(ends @ q - values[:, None]).argmin(axis=1)]
+    return found
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Where a profile crosses the threshold, infinite if nowhere, and the two places about it; from the centre."""
+
+    at: float
+    inner: float = 0.0
+    outer: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,54 +139,68 @@ class _Local:
     """The fit near its optimum: where to look along a direction, and what rise of the objective is too much."""
 
     spread: np.ndarray
-    scale: float
+    """Covariance ``[size, size]`` of the linearised fit."""
     best: float
     threshold: float
+    quantile: float
+    """Of F at the level, with one degree of freedom above."""
 
     @classmethod
     def of(cls, problem: Problem, theta: np.ndarray, level: float) -> _Local:
-        rows, size = len(problem.target), problem.form.size
         residual = problem.form.log_loss(theta[None], problem.u)[0] - problem.target
         jacobian = problem.form.jacobian(theta[None], problem.u)[0]
         best = float(huber(residual, problem.delta).sum())
-        unit, freedom = _unit(residual, problem)
-        scale = 1.4826 * float(np.median(np.abs(residual))) * np.sqrt(rows / max(rows - size, 1)) + 1e-12
-        threshold = best + unit / 2 * float(stats.f.ppf(level, 1, freedom))
-        return cls(np.linalg.pinv(jacobian.T @ jacobian, rcond=1e-12), scale, best, threshold)
+        unit, inside, freedom = _unit(residual, problem)
+        quantile = float(stats.f.ppf(level, 1, freedom))
+        length = np.maximum(np.sqrt((jacobian**2).sum(axis=0)), 1e-12)
+        # The ridge is far below what data can tell, and keeps what they do not tell finite.
+        inverse = np.linalg.inv((jacobian / length).T @ (jacobian / length) + 1e-10 * np.eye(len(theta)))
+        return cls(unit / inside * inverse / np.outer(length, length), best, best + unit / 2 * quantile, quantile)
+
+    def regular(self, q: np.ndarray, moves: np.ndarray, objective: np.ndarray) -> bool:
+        """Whether a profile crosses about where the linearised fit says: then it has met no other valley."""
+        arm = float(np.sqrt(max(q @ self.spread @ q, 0.0) * self.quantile))
+        found = [abs(self.crossing(moves, objective, sign).at) for sign in (-1, 1)]
+        return all(arm / _REGULAR < at < arm * _REGULAR for at in found)
 
     def along(self, q: np.ndarray) -> np.ndarray:
         """How theta moves, to first order, with q·theta."""
         moved: np.ndarray = self.spread @ q / max(float(q @ self.spread @ q), 1e-300)
         return moved
 
-    def moves(self, q: np.ndarray) -> np.ndarray:
-        """STEPS on both sides, in units of q·theta."""
-        error = max(self.scale * float(np.sqrt(max(q @ self.spread @ q, 0.0))), 1e-9)
-        both: np.ndarray = np.concatenate([-STEPS[::-1], STEPS]) * error
-        return both
+    def moves(self, q: np.ndarray, reach: Sequence[float]) -> np.ndarray:
+        """Places ``[P]`` from low to high, in units of q·theta from the fit, within ``reach`` (low < 0 < high)."""
+        error = max(float(np.sqrt(max(q @ self.spread @ q, 0.0))), 1e-9)
+        sides = []
+        for end in map(abs, reach):
+            if end < 1e-9:  # the fit is at the box's end
+                sides.append(np.zeros(0))
+                continue
+            # Near an end of the box a standard error may lie beyond it: some places are wanted before.
+            near = STEPS * min(error, end / 4)
+            near = near[near < end]
+            beyond = np.geomspace(near[-1], end, len(STEPS) - len(near) + _BEYOND + 1)[1:]
+            sides.append(np.append(near, beyond))
+        return np.concatenate([-sides[0][::-1], sides[1]])
 
-    def crossings(self, centre: float, moves: np.ndarray, objective: np.ndarray) -> tuple[float, float]:
-        half = len(moves) // 2
-        low = self._crossing(moves[:half][::-1], objective[:half][::-1])
-        high = self._crossing(moves[half:], objective[half:])
-        return centre + (-np.inf if low is None else low), centre + (np.inf if high is None else high)
-
-    def _crossing(self, moves: np.ndarray, objective: np.ndarray) -> float | None:
-        """Where the objective, walked from the centre outwards, first passes the threshold."""
+    def crossing(self, moves: np.ndarray, objective: np.ndarray, sign: int) -> _Side:
+        """Where the objective, walked from the centre outwards to the side of ``sign``, first passes the threshold."""
+        there = np.flatnonzero(moves * sign > 0)
+        there = there[np.argsort(moves[there] * sign, kind="stable")]
         # Signed roots are nearly straight, whatever the steps.
-        root = np.sqrt(np.maximum(np.append(self.best, objective) - self.best, 0.0))
+        root = np.sqrt(np.maximum(np.append(self.best, objective[there]) - self.best, 0.0))
         need = np.sqrt(max(self.threshold - self.best, 0.0))
-        at = np.append(0.0, moves)
+        at = np.append(0.0, moves[there])
         above = np.flatnonzero(root > need)
         if not len(above):
-            return None
+            return _Side(sign * np.inf)
         k = int(above[0])
         share = (need - root[k - 1]) / max(root[k] - root[k - 1], 1e-300)
-        return float(at[k - 1] + share * (at[k] - at[k - 1]))
+        return _Side(float(at[k - 1] + share * (at[k] - at[k - 1])), float(at[k - 1]), float(at[k]))
 
 
-def _unit(residual: np.ndarray, problem: Problem) -> tuple[float, int]:
-    """(τ, degrees of freedom): E ψ² / E ψ′, by which twice the rise of the objective is χ² with one degree.
+def _unit(residual: np.ndarray, problem: Problem) -> tuple[float, float, int]:
+    """(τ, E ψ′, degrees of freedom): τ = E ψ² / E ψ′, by which twice the rise of the objective is χ² with one degree.
 
     A fit with a small delta goes through ``size`` points; their residuals tell nothing and are left out. The density at
     zero, that E ψ′ is made of, is a normal kernel's over the others.
@@ -126,7 +208,7 @@ def _unit(residual: np.ndarray, problem: Problem) -> tuple[float, int]:
     rows, size, delta = len(residual), problem.form.size, problem.delta
     free = max(rows - size, 1)
     slope = np.clip(residual, -delta, delta)
-    square = float((slope**2).sum()) / free
+    square = max(float((slope**2).sum()) / free, _ROUNDING**2)
     rest = np.sort(np.abs(residual))[min(size, rows - 1) :]
     width = max(1.06 * 1.4826 * float(np.median(rest)) * len(rest) ** -0.2, 1e-12)
     # E ψ′ = P(|r| < δ), r smoothed by the kernel.
@@ -136,4 +218,5 @@ def _unit(residual: np.ndarray, problem: Problem) -> tuple[float, int]:
         # Rows of a group that err together are worth fewer: the design effect of their scores.
         square *= max(float((totals**2).sum() / max((slope**2).sum(), 1e-300)), 1.0)
         free = max(problem.groups - size, 1)
-    return square / max(inside, 1e-12), free
+    inside = max(inside, 1e-12)
+    return square / inside, inside, free
