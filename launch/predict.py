@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import pandas as pd
 from launch.execute import describe
 from launch.fit import LAWS, abscissa, column_options, fit, told_columns
 from launch.places import Places, make_folder, read_result
-from launch.runtime import add_study, places_of
+from launch.runtime import TOLD, add_study, places_of
 from launch.studies import load_study
-from launch.tables import EXIT_OK, text_table
+from launch.tables import EXIT_OK, ends, on_host, text_table
 from mmdit_jax import __version__
 from mmdit_jax.config import Run, Study
+from mmdit_jax.copies import pull
 from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_atomic
 from mmdit_jax.training.events import read_events
@@ -68,6 +69,7 @@ def add_parsers(commands: Any) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Register and print, or print what is registered."""
+    on_host()
     study = load_study(args.study, args.overrides)
     places = places_of(args, study)
     if args.only:
@@ -94,29 +96,34 @@ def foretell(args: argparse.Namespace, study: Study, places: Places) -> list[dic
     """Fit, and add a line for each run of ``args.only``.
 
     Raises:
-        UserError: a run that has begun.
+        UserError: a run that has begun, or is among the rows.
     """
     runs = [study.find(key) for key in dict.fromkeys(args.only)]
-    for run in runs:
-        begun = next(iter(read_events(places.run_dir(run))), None)
-        if begun is not None or read_result(places.run_dir(run)) is not None:
-            raise UserError(f"run={run.name!r}: has begun; expected one that has not (a prediction comes before)")
+    _require_not_begun(runs, places)
     table = where(done_runs(study, places) if args.table is None else read_table(args.table), args.where)
     if table.empty:
         raise UserError(f"study={study.name!r}: no run is done; train some first, or give --from TABLE")
-    (loss,) = matching(table, args.loss)
+    if "run_id" in table.columns:
+        among = set(table["run_id"].astype(str))
+        for run in runs:
+            if run.run_id in among:
+                raise UserError(
+                    f"run={run.name!r}: is among the rows that the law is fitted to; expected them without it"
+                )
+    losses = matching(table, args.loss)
+    if len(losses) > 1:
+        raise UserError(f"loss={args.loss!r}: several columns; expected one")
+    (loss,) = losses
     law = fit(table, args, args.law, loss)
     columns = told_columns(args, law, loss)
     used = [column["column"] for column in columns.values()]
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    records = []
+    records: list[dict[str, Any]] = []
     for run in runs:
         row = pd.DataFrame([describe(run)])
         at = {x: float(abscissa(row, args, x)[0]) for x in law.kind.abscissae}
         records.append(
             {
                 **prediction(law, at),
-                "registered": now,
                 "study": study.name,
                 "run_id": run.run_id,
                 "name": run.name,
@@ -129,11 +136,23 @@ def foretell(args: argparse.Namespace, study: Study, places: Places) -> list[dic
         )
     with _alone(places.study_dir):
         path = places.study_dir / FILE
+        # Since the fit began, others may have added lines, here or from another host, and a run may have begun.
+        pull(places.study_dir, only=(*TOLD, FILE))
+        _require_not_begun(runs, places)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        records = [{**record, "registered": now} for record in records]
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         text = added(before, records)
         write_atomic(path, text)
         path.chmod(0o444)
     return parse(text)[-len(records) :]
+
+
+def _require_not_begun(runs: Iterable[Run], places: Places) -> None:
+    for run in runs:
+        begun = next(iter(read_events(places.run_dir(run))), None)
+        if begun is not None or read_result(places.run_dir(run)) is not None:
+            raise UserError(f"run={run.name!r}: has begun; expected one that has not (a prediction comes before)")
 
 
 def done_runs(study: Study, places: Places) -> pd.DataFrame:
@@ -160,9 +179,11 @@ def shown(told: pd.DataFrame) -> pd.DataFrame:
             "law": told["law"],
             "registered": told["registered"],
             "rows": told["rows"].astype(str),
-            "predicted": [f"{value:.4f}" for value in told["predicted"]],
-            "95 % interval": [f"[{low:.4f}, {high:.4f}]" for low, high in zip(told["low"], told["high"], strict=True)],
-            "came": [f"{value:.4f}" if there else "" for value, there in zip(told["actual"], done, strict=True)],
+            "predicted": [f"{value:.6g}" for value in told["predicted"]],
+            f"{100 * told['level'].min():g} % interval": [
+                ends(low, high) for low, high in zip(told["low"], told["high"], strict=True)
+            ],
+            "came": [f"{value:.6g}" if there else "" for value, there in zip(told["actual"], done, strict=True)],
             "error": [
                 f"{100 * value:+.2f} %" if there else "" for value, there in zip(told["error"], done, strict=True)
             ],

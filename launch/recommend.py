@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from launch.fit import LAWS, abscissa, column_options, fit
-from launch.tables import EXIT_OK, resampling_options, text_table
+from launch.tables import EXIT_OK, ends, on_host, resampling_options, text_table
 from mmdit_jax.config import Run
 from mmdit_jax.errors import UserError
 
@@ -67,6 +67,7 @@ def run_recommend(args: argparse.Namespace) -> int:
     from scaling.tables import read_table, where
 
     _check(args)
+    on_host()
     table = where(read_table(args.table), args.where)
     runs = candidates(args)
     spent = budgets(args, runs)
@@ -166,14 +167,19 @@ def _laws(table: pd.DataFrame, args: argparse.Namespace) -> tuple[dict[str, Law]
     from scaling.tables import labels
     from scaling.units import matching
 
-    (loss,) = matching(table, args.loss)
+    losses = matching(table, args.loss)
+    if len(losses) > 1:
+        raise TableError(f"loss={args.loss!r}: several columns; expected one")
+    (loss,) = losses
     if args.by is None:
         return {"": fit(table, args, args.law, loss)}, []
     names = labels(table, args.by)
     laws, refused = {}, []
-    for recipe in dict.fromkeys(names):
+    for index, recipe in enumerate(dict.fromkeys(names)):
+        # With one seed for all, two recipes of as many runs would be resampled alike.
+        own = argparse.Namespace(**{**vars(args), "seed": args.seed + index})
         try:
-            laws[recipe] = fit(table[names == recipe].reset_index(drop=True), args, args.law, loss)
+            laws[recipe] = fit(table[names == recipe].reset_index(drop=True), own, args.law, loss)
         except TableError as error:
             refused.append(f"{recipe} has no law: {error}")
     if not laws:
@@ -189,12 +195,19 @@ def sentence(found: Recommendation, rows: Mapping[tuple[str, str], dict[str, Any
     second = others[0]
     then = f"{second.option.size} {second.option.recipe}" if several else second.option.size
     return (
-        f"Spend it on {what} for {row['steps']:,} steps of {row['batch']:,}: loss {first.loss:.4g} ({first.low:.4g} to "
-        f"{first.high:.4g}, 95 %). It is the best of {len(found.choices)} in {100 * first.best:.0f} % of resampled "
-        f"laws; being wrong costs {100 * first.regret:.2g} % of loss on average "
-        f"(95 % below {100 * first.regret_high:.2g} %), as much as {100 * first.waste:.2g} % of the budget. "
+        f"Spend it on {what} for {row['steps']:,} steps of {row['batch']:,}: loss {first.loss:.4g}, 95 % interval "
+        f"{ends(first.low, first.high, digits=4)}. It is the best of {len(found.choices)} in {100 * first.best:.0f} % "
+        f"of resampled laws; being wrong costs {100 * first.regret:.2g} % of loss on average "
+        f"(95 % below {100 * first.regret_high:.2g} %), as much as {_waste(first.waste)} of the budget. "
         f"Next is {then}, with {100 * second.regret:.2g} %."
     )
+
+
+def _waste(share: float) -> str:
+    """A share of the budget; it is looked for up to all but the first of SHARES."""
+    from scaling.recommend import SHARES
+
+    return f"{'more than ' if share >= 1 - SHARES[0] else ''}{100 * share:.2g} %"
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -215,10 +228,10 @@ def _shown(found: Recommendation, rows: Mapping[tuple[str, str], dict[str, Any]]
             line["hours"] = f"{row['hours']:.3g}"
         line |= {
             "loss": f"{choice.loss:.4g}",
-            "95 % interval": f"[{choice.low:.4g}, {choice.high:.4g}]",
+            "95 % interval": ends(choice.low, choice.high, digits=4),
             "best": f"{100 * choice.best:.0f} %",
             "regret": f"{100 * choice.regret:.2g} %",
-            "of the budget": f"{100 * choice.waste:.2g} %",
+            "of the budget": _waste(choice.waste),
         }
         shown.append(line)
     return pd.DataFrame(shown)

@@ -27,7 +27,8 @@ FIRST = "none"
 def prediction(law: Law, at: Mapping[str, float]) -> dict[str, Any]:
     """What a law expects of one new run at ``at`` (a value an abscissa): loss, its interval, and the law itself.
 
-    ``low`` and ``high`` are of the run's loss (``Law.new_run``), ``law_low`` and ``law_high`` of the law's alone.
+    ``low`` and ``high`` are of the run's loss (``Law.new_run``), ``law_low`` and ``law_high`` of the law's alone; None
+    where open.
     """
     point = [at[x] for x in law.kind.abscissae]
     (low,), (high,) = (end.reshape(-1) for end in law.new_run(*point))
@@ -35,15 +36,15 @@ def prediction(law: Law, at: Mapping[str, float]) -> dict[str, Any]:
     return {
         "at": {x: float(at[x]) for x in law.kind.abscissae},
         "loss": float(law.predict(*point)),
-        "low": float(low),
-        "high": float(high),
-        "law_low": float(law_low),
-        "law_high": float(law_high),
+        "low": _finite(low),
+        "high": _finite(high),
+        "law_low": _finite(law_low),
+        "law_high": _finite(law_high),
         "level": law.level,
         "law": law.kind.name,
         "floor": law.params[law.kind.floor] > 0,
         "equation": law.kind.equation,
-        "params": law.params,
+        "params": {name: _finite(value) for name, value in law.params.items()},
         "rows": law.rows,
         "run_noise": law.run_noise,
         "huber": law.huber,
@@ -115,6 +116,8 @@ def with_truth(records: Sequence[Mapping[str, Any]], results: pd.DataFrame) -> p
     rows = []
     for record in records:
         column = record["loss_column"]
+        low = 0.0 if record["low"] is None else record["low"]
+        high = np.inf if record["high"] is None else record["high"]
         there = len(by_id) and record["run_id"] in by_id.index and column in by_id.columns
         actual = float(by_id.loc[record["run_id"], column]) if there else np.nan
         rows.append(
@@ -125,14 +128,19 @@ def with_truth(records: Sequence[Mapping[str, Any]], results: pd.DataFrame) -> p
                 "registered": record["registered"],
                 "rows": record["rows"],
                 "predicted": record["loss"],
-                "low": record["low"],
-                "high": record["high"],
+                "low": low,
+                "high": high,
+                "level": record["level"],
                 "actual": actual,
                 "error": record["loss"] / actual - 1,
-                "inside": bool(record["low"] <= actual <= record["high"]) if np.isfinite(actual) else None,
+                "inside": bool(low <= actual <= high) if np.isfinite(actual) else None,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _digest(line: str) -> str:

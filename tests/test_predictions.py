@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from launch import cli
+from launch import cli, predict
+from launch.execute import describe
 from launch.places import RESULT
 from launch.studies import load_study
 from mmdit_jax.config import Run
 from mmdit_jax.training.events import EventLog
 from scaling.errors import TableError
-from scaling.laws import JOINT, fit_law
+from scaling.laws import JOINT, PARAMETERS, Law, fit_law
 from scaling.predictions import FILE, added, parse, prediction, read_predictions, with_truth
 
 STUDY = """
@@ -104,6 +106,56 @@ def test_what_was_foretold_is_never_replaced(
     assert code == 2 and "has begun" in err
     code, _, err = command(capsys, *words[:-1], "no such run")
     assert code == 2
+
+
+def test_rows_of_the_run_itself_foretell_nothing(
+    begun: tuple[Path, list[Run]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table from elsewhere may hold the run that is to be foretold."""
+    path, runs = begun
+    top = runs[-1]
+    rows = [{**describe(run), "val_loss": loss_of(run, 0.003 * (-1) ** k)} for k, run in enumerate(runs)]
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    words = ("predict", str(path), "--root", str(tmp_path), "--run", top.name, "--from", str(tmp_path / "t.csv"))
+    code, _, err = command(capsys, *words)
+    assert code == 2 and "is among the rows" in err and err.count("\n") == 1
+    code, _, err = command(capsys, *words, "--where", f"run_id!={top.run_id}", "--loss", "val_loss,images")
+    assert code == 2 and "expected one" in err
+    assert command(capsys, *words, "--where", f"run_id!={top.run_id}")[0] == 0
+
+
+def test_a_run_that_begins_meanwhile_is_not_foretold(
+    begun: tuple[Path, list[Run]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit takes seconds, in which another host may start the run."""
+    path, runs = begun
+    fitted = predict.fit
+
+    def slow(*args: Any) -> Law:
+        law = fitted(*args)
+        folder = tmp_path / "foretold" / runs[-1].run_id
+        folder.mkdir()
+        log = EventLog(folder)
+        log.write("start", durable=True)
+        log.close()
+        return law
+
+    monkeypatch.setattr(predict, "fit", slow)
+    code, _, err = command(capsys, "predict", str(path), "--root", str(tmp_path), "--run", runs[-1].name)
+    assert code == 2 and "has begun" in err
+    assert not (tmp_path / "foretold" / FILE).exists()
+
+
+def test_what_is_open_is_written_as_such() -> None:
+    """Two sizes and as many parameters as rows less one: far away anything may come, and the line is still JSON."""
+    n = np.array([1e5, 1e5, 1.2e5, 1.2e5])
+    law = fit_law(PARAMETERS, [n], np.array([1.0, 1.3, 1.25, 0.9]), draws=0)
+    found = prediction(law, {"N": 1e12})
+    assert found["high"] is None and found["law_high"] is None
+    record = {**found, "run_id": "a", "name": "a", "registered": "day", "loss_column": "val_loss", "table_sha256": ""}
+    (told,) = parse(added("", [record]))
+    (inside,) = with_truth([told], pd.DataFrame({"run_id": ["a"], "val_loss": [50.0]}))["inside"]
+    assert inside is True
 
 
 def test_a_changed_file_is_seen(begun: tuple[Path, list[Run]], tmp_path: Path) -> None:

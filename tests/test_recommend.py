@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest
 from experiments import ladder_small
 from launch import cli
 from launch.execute import describe
+from launch.plan import laid_out
+from launch.planning.request import Request
+from launch.planning.target import parse
+from launch.recommend import _laws, add_parsers
 
 LAW = {"E": 0.05, "A": 4.0, "alpha": 0.3, "B": 40.0, "beta": 0.5}
 
@@ -75,6 +80,45 @@ def test_the_known_optimum_is_recommended(tmp_path: Path, capsys: pytest.Capture
     best = [min(by_hand(2e13 * share, range(2, 10)).values()) for share in shares]
     enough = np.interp(np.log(min(truth.values()) * (1 + poor["regret"])), np.log(best[::-1]), shares[::-1])
     assert poor["waste"] == pytest.approx(1 - enough, abs=0.05)
+
+
+def test_recipes_are_resampled_apart(tmp_path: Path) -> None:
+    """Two recipes with the very same losses: neither is sure to be the better one, as it were if resampled alike."""
+    frame = table(0.02)
+    same = pd.concat([frame[frame["formulation"] == "good"].assign(formulation=name) for name in ("one", "two")])
+    words = ["recommend", "t.csv", "--flops", "2e13", "--by", "formulation", "--bootstrap", "120"]
+    parser = argparse.ArgumentParser()
+    add_parsers(parser.add_subparsers())
+    laws, _ = _laws(same.reset_index(drop=True), parser.parse_args(words))
+    one, two = (laws[name].draws_of(1e6, 1e5)[:, 0] for name in ("one", "two"))
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.35
+    assert laws["one"].params == laws["two"].params
+
+
+def test_hours_of_a_pod_by_its_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers of the compiler as they are kept: steps by their seconds, and a size that does not fit is left out."""
+    target = parse("v5e:2x2")
+    seconds = {4: 0.5, 6: 1.0, 8: 2.0}
+    for depth in (4, 6, 8, 10):
+        run = replace(ladder_small.study().runs[0], model=ladder_small.model(depth))
+        request = Request(laid_out(run, target, {}), target)
+        fits = depth in seconds
+        answer = {"fits": fits, "peak_gib": depth * 2.0, "step_seconds": seconds.get(depth), "mfu_bound": 0.4}
+        (tmp_path / f"{request.key}.json").write_text(json.dumps(answer))
+    words = ("--hours", "2", "--topology", "v5e:2x2", "--memo", str(tmp_path), "--depths", "4,6,8,10")
+    frame = table(0.002)
+    found = recommend(tmp_path, frame[frame["formulation"] == "good"], capsys, *words)
+    told = {choice["depth"]: choice for choice in found["choices"]}
+    assert set(told) == set(seconds)
+    for depth, choice in told.items():
+        assert choice["steps"] == int(7200 / seconds[depth]) and choice["hours"] == pytest.approx(2.0, abs=1e-3)
+        assert choice["peak_gib"] == 2 * depth and choice["step_seconds"] == seconds[depth]
+    code = cli.main(
+        ["recommend", str(tmp_path / "results.csv"), "--study", "ladder_small", "--bootstrap", "100", *words]
+    )
+    out, err = capsys.readouterr()
+    assert code == 0 and "d10: left out, it needs 20.0 GiB a device" in err
+    assert "hours" in out and "95 % interval" in out and "of the budget" in out
 
 
 def test_noise_and_reach_raise_the_regret_and_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
