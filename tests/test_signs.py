@@ -10,7 +10,7 @@ import mmdit_jax.data.pipeline as pipeline
 from experiments import signs_small
 from launch.battle_table import SETS
 from mmdit_jax.data.signs import HELD_OUT, SIGNS, TRAINED, WORDS, example, examples, render, word_of
-from mmdit_jax.data.signs.renderer import INKS, PAIRS, PITCH, letters
+from mmdit_jax.data.signs.renderer import INKS, PAIRS, letters
 from mmdit_jax.data.store import BUILDERS
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.evaluate import evaluation_prompts
@@ -81,18 +81,18 @@ def test_the_set_is_built_and_read(tmp_path) -> None:
         pipeline.prepare("signs", tmp_path, resolution=16, examples=20)
 
 
-def test_fixed_signs_are_the_same_words_in_one_place(tmp_path) -> None:
-    """Two with one caption are one image; both readers' own sizes and places have them."""
-    for split in ("train", "validation"):
-        captions = [example(5, split, i)[0] for i in range(30)]
-        assert [example(5, split, i, fixed=True)[0] for i in range(30)] == captions
-    sign = example(5, "train", 0, fixed=True)[1]
-    assert PITCH[0] <= sign.pitch <= PITCH[1] and (sign.x, sign.y) == (0.5, 0.5)
-    signs = [example(0, "train", i, fixed=True) for i in range(3000)]
-    by_caption: dict[str, set] = {}
+def test_fixed_signs_are_short_words_in_one_place(tmp_path) -> None:
+    """Two with one word are one image, whose letters begin where patches of 4 do; the template reader knows them."""
+    signs = [example(0, "train", i, fixed=True) for i in range(2000)]
+    by_word: dict[str, set] = {}
     for text, sign in signs:
-        by_caption.setdefault(text, set()).add(sign)
-    assert len(by_caption) > 1500 and all(len(found) == 1 for found in by_caption.values())
+        assert text == f'the word "{sign.word}" in black on a white sign'
+        by_word.setdefault(sign.word, set()).add(sign)
+    assert set(by_word) == {word for word in TRAINED if len(word) <= 3}
+    assert all(len(found) == 1 for found in by_word.values())
+    held = [word_of(example(0, "validation", i, fixed=True)[0]) in HELD_OUT for i in range(40)]
+    assert held == [i % 2 == 1 for i in range(40)]
+    assert all((32 * (sign.x - len(sign.word) * sign.pitch / 2)) % 4 == 0 for _, sign in signs)
     pipeline.prepare("signs_fixed", tmp_path, resolution=32, examples=20, validation_examples=6)
     data = pipeline.load("signs_fixed", tmp_path, resolution=32, examples=20, validation_examples=6)
     images, captions = examples(0, "train", 0, 20, 32, fixed=True)

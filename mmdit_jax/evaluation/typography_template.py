@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from mmdit_jax.data.signs.renderer import PITCH, letters
+from mmdit_jax.data.signs.renderer import FIXED_PITCH, PITCH, letters
 from mmdit_jax.data.signs.words import ALPHABET, LONGEST
 from mmdit_jax.errors import UserError
 
@@ -20,7 +20,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 SIDE: Final = 32
 """Pixels a side that are read; larger images are averaged down."""
-SIZES: Final = tuple(SIDE * (PITCH[0] + (PITCH[1] - PITCH[0]) * share) for share in (1 / 6, 1 / 2, 5 / 6))
+SIZES: Final = (
+    *(SIDE * (PITCH[0] + (PITCH[1] - PITCH[0]) * share) for share in (1 / 6, 1 / 2, 5 / 6)),
+    SIDE * FIXED_PITCH,
+)
 """Widths of a letter's cell that are tried, in pixels."""
 WINDOW: Final = (10, 6)
 """Height and width of what is compared, in pixels: a capital with room above and below, and no neighbour."""

@@ -1,6 +1,6 @@
 """`signs`: procedural images of a written word, with captions that spell it; some words are never trained on.
 
-`signs_fixed` are the same in one size and place, which a small model learns to write in minutes.
+`signs_fixed` are short words in one size, place and colour, which a small model learns to write in minutes.
 
 Nothing here needs a download. The TFDS builder is in ``builder`` (it imports tensorflow_datasets).
 """

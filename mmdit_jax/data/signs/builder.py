@@ -55,7 +55,7 @@ class Signs(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "359 words, 51 of them held out; DejaVu Sans Mono Bold."}
     FIXED: ClassVar[bool] = False
-    """Whether all words have one size and place."""
+    """Whether words are short, and all in one size, place and colour."""
 
     def __init__(self, *, config: SignsConfig | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("file_format", "array_record")
@@ -92,9 +92,6 @@ class Signs(tfds.core.GeneratorBasedBuilder):
 
 
 class SignsFixed(Signs):
-    """Signs whose word is of one size, in the middle, in plain colours: number i has the caption of number i of Signs.
-
-    Features as of Signs.
-    """
+    """A word of two or three letters, black on white, of one size and in the middle. Features as of Signs."""
 
     FIXED: ClassVar[bool] = True

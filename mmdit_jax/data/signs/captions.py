@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Final
 
 import numpy as np
 
 from mmdit_jax.data.scenes.layout import Draws
-from mmdit_jax.data.signs.renderer import PAIRS, PITCH, SHIFT, Array, Sign, render
+from mmdit_jax.data.signs.renderer import FIXED_PITCH, PAIRS, PITCH, SHIFT, Array, Sign, render
 from mmdit_jax.data.signs.words import HELD_OUT, TRAINED
 from mmdit_jax.errors import unknown
 
 SPLITS: Final[dict[str, int]] = {"train": 0, "validation": 1}
 SHADE: Final = 0.03  # each channel of letters and plate wanders by this much
 BACKGROUNDS: Final = (0.25, 0.75)
-FIXED_PITCH: Final = 0.1875
-"""Of `signs_fixed`: 6 of 32 pixels, within what `signs` have."""
+FIXED_LONGEST: Final = 3
+"""Letters of the longest words of `signs_fixed`."""
 _QUOTED = re.compile(r'"([^"]*)"')
 
 
@@ -36,7 +35,7 @@ def example(seed: int, split: str, index: int, *, fixed: bool = False) -> tuple[
     """Caption and sign number ``index`` of a split.
 
     Training shows words of ``TRAINED``. Of validation every other example, from the second on, shows one of
-    ``HELD_OUT``, the rest as in training. ``fixed``: the same caption, the word and its plate in one size and place.
+    ``HELD_OUT``, the rest as in training. ``fixed``: words of two and three letters, all ``stilled``.
 
     Raises:
         UserError: an unknown split.
@@ -44,15 +43,17 @@ def example(seed: int, split: str, index: int, *, fixed: bool = False) -> tuple[
     if split not in SPLITS:
         unknown("split", split, SPLITS)
     draws = Draws(np.random.default_rng((seed, 10 + SPLITS[split], index)))
-    word = draws.choice(HELD_OUT if split == "validation" and index % 2 else TRAINED)
-    text, sign = caption_and_sign(draws, word)
-    return text, stilled(sign) if fixed else sign
+    words = HELD_OUT if split == "validation" and index % 2 else TRAINED
+    if fixed:
+        return stilled(draws.choice(tuple(word for word in words if len(word) <= FIXED_LONGEST)))
+    return caption_and_sign(draws, draws.choice(words))
 
 
-def stilled(sign: Sign) -> Sign:
-    """The same word in the same colours; size, place, shades and background are those of all."""
+def stilled(word: str) -> tuple[str, Sign]:
+    """Caption and sign of a word as all of `signs_fixed` are: black on white, in the middle, of one size."""
     plain = (0.0, 0.0, 0.0)
-    return dataclasses.replace(sign, pitch=FIXED_PITCH, x=0.5, y=0.5, background=0.5, shades=(plain, plain))
+    sign = Sign(word, "black", "white", pitch=FIXED_PITCH, x=0.5, y=0.5, background=0.5, shades=(plain, plain))
+    return caption(word, sign.ink, sign.plate), sign
 
 
 def caption_and_sign(draws: Draws, word: str) -> tuple[str, Sign]:

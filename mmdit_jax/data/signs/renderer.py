@@ -24,6 +24,8 @@ MIN_RESOLUTION: Final = 32
 FONT: Final = "DejaVuSansMono-Bold.ttf"
 PITCH: Final = (0.18, 0.21)
 """Width of a letter's cell, in fractions of the frame's side."""
+FIXED_PITCH: Final = 0.25
+"""The same of all signs of `signs_fixed`: 8 of 32 pixels, so that a letter begins where a patch of 4 does."""
 HEIGHT: Final = 0.729 / 0.602
 """Height of a capital over the width of its cell: the font's."""
 SHIFT: Final = (0.03, 0.10)
