@@ -115,13 +115,16 @@ def unpicklers(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN}
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN:
-            found.add(str(node.module))
+            if [alias.name for alias in node.names] != ["UnpicklingError"]:  # what torch's own reader raises
+                found.add(str(node.module))
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             words = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
             if name.rsplit(".", 1)[-1] in ("import_module", "__import__"):
                 found |= {word for word in words if isinstance(word, str) and word.split(".")[0] in FORBIDDEN}
-            if name.rsplit(".", 1)[-1] == "read_pickle" or name == "torch.load":
+            only = [key.value for key in node.keywords if key.arg == "weights_only"]
+            weights = bool(only) and isinstance(only[0], ast.Constant) and only[0].value is True
+            if name.rsplit(".", 1)[-1] == "read_pickle" or (name == "torch.load" and not weights):
                 found.add(name)
             for keyword in node.keywords:
                 if keyword.arg == "allow_pickle" and not (
@@ -146,11 +149,14 @@ def unpicklers(tree: ast.AST) -> set[str]:
         "np.load(path, None, True)",
         "pd.read_pickle(path)",
         "torch.load(path)",
+        "torch.load(path, weights_only=trusted)",
+        "from pickle import UnpicklingError, loads",
     ],
 )
 def test_what_looks_for_unpicklers_finds_them(line: str) -> None:
     assert unpicklers(ast.parse(line))
     assert not unpicklers(ast.parse("import json\nnp.load(path)\nnp.load(path, allow_pickle=False)"))
+    assert not unpicklers(ast.parse("from pickle import UnpicklingError\ntorch.load(path, weights_only=True)"))
 
 
 def test_no_module_unpickles() -> None:

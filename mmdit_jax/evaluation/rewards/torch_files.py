@@ -91,7 +91,7 @@ def load_tensors(judge: str, path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file of torch's, or one that holds something else.
     """
-    import pickle
+    from pickle import UnpicklingError
 
     import torch
 
@@ -102,7 +102,7 @@ def load_tensors(judge: str, path: Path) -> dict[str, Any]:
             if "mmap" not in str(error):
                 raise
             found = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{judge}={path}: torch can't read it ({str(error).splitlines()[0][:120]})") from None
     if isinstance(found, Mapping):
         found = found.get("state_dict", found)
