@@ -115,8 +115,8 @@ def unpicklers(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN}
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN:
-            if [alias.name for alias in node.names] != ["UnpicklingError"]:  # what torch's own reader raises
-                found.add(str(node.module))
+            raised = [alias.name for alias in node.names] == ["UnpicklingError"]  # by torch's own reader
+            found |= set() if raised else {str(node.module)}
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             words = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
