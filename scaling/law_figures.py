@@ -38,6 +38,8 @@ def law_figure(law: Law, rows: pd.DataFrame, units: Mapping[str, str], loss: str
 
     ``rows``: a column an abscissa, L, dropped (crosses).
     """
+    from matplotlib import ticker
+
     with panels(1, 2, WIDE) as (figure, grid):
         left, right = grid[0]
         handles = _one(left, law, rows) if len(law.kind.abscissae) == 1 else _two(left, law, rows)
@@ -49,6 +51,7 @@ def law_figure(law: Law, rows: pd.DataFrame, units: Mapping[str, str], loss: str
         right.scatter(kept[first], 100 * np.log(kept["L"] / predicted), s=14, color="#0b5cad", lw=0)
         for axes in (left, right):
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(ticker.NullFormatter())
             axes.set_xlabel(f"{first}: {units[first]}")
         left.set_yscale("log")
         loss_axis(left.yaxis)
