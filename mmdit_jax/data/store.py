@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -45,38 +46,28 @@ class Builder(Protocol):
         """Random access to decoded records."""
 
 
-def _scenes(data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int) -> Builder:
-    from mmdit_jax.data.scenes.builder import Scenes, ScenesConfig
-
-    config = ScenesConfig(resolution=resolution, examples=examples, validation_examples=validation_examples, seed=seed)
-    return Scenes(data_dir=str(data_dir), config=config)
-
-
 def _emoji(data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int) -> Builder:
     from mmdit_jax.data.emoji.builder import Emoji, EmojiConfig
 
     return Emoji(data_dir=str(data_dir), config=EmojiConfig(resolution=resolution))
 
 
-def _signs(data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int) -> Builder:
-    from mmdit_jax.data.signs.builder import Signs, SignsConfig
+def _procedural(
+    name: str, data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int
+) -> Builder:
+    from mmdit_jax.data.scenes.builder import Scenes
+    from mmdit_jax.data.signs.builder import Signs, SignsFixed
 
-    config = SignsConfig(resolution=resolution, examples=examples, validation_examples=validation_examples, seed=seed)
-    return Signs(data_dir=str(data_dir), config=config)
-
-
-def _signs_fixed(data_dir: Path, resolution: int, examples: int, validation_examples: int, seed: int) -> Builder:
-    from mmdit_jax.data.signs.builder import SignsConfig, SignsFixed
-
-    config = SignsConfig(resolution=resolution, examples=examples, validation_examples=validation_examples, seed=seed)
-    return SignsFixed(data_dir=str(data_dir), config=config)
+    made = {"scenes": Scenes, "signs": Signs, "signs_fixed": SignsFixed}[name]
+    config = made.CONFIG(resolution=resolution, examples=examples, validation_examples=validation_examples, seed=seed)
+    return made(data_dir=str(data_dir), config=config)
 
 
 BUILDERS: dict[str, Callable[[Path, int, int, int, int], Builder]] = {
-    "scenes": _scenes,
+    "scenes": functools.partial(_procedural, "scenes"),
     "emoji": _emoji,
-    "signs": _signs,
-    "signs_fixed": _signs_fixed,
+    "signs": functools.partial(_procedural, "signs"),
+    "signs_fixed": functools.partial(_procedural, "signs_fixed"),
 }
 """By name: (data_dir, resolution, examples, validation_examples, seed) to a builder. `emoji` has its own numbers."""
 

@@ -1,48 +1,25 @@
-"""TFDS builder ``scenes``: procedural images with true captions, written and read without TensorFlow."""
+"""TFDS builder ``scenes``: procedural images with true captions."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any, ClassVar, Final
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mmdit_jax.data.procedural import Procedural, ProceduralConfig
 from mmdit_jax.data.scenes.captions import examples
 from mmdit_jax.data.scenes.renderer import MIN_RESOLUTION
-from mmdit_jax.errors import UserError
-
-_CHUNK: Final = 512  # examples rendered together
 
 
-@dataclasses.dataclass(kw_only=True)
-class ScenesConfig(tfds.core.BuilderConfig):
-    """What to build. The name follows from the numbers, so that two configurations never share a folder.
+class ScenesConfig(ProceduralConfig):
+    """What to build."""
 
-    Raises:
-        UserError: a number that cannot be.
-    """
-
-    resolution: int = 32
-    examples: int = 20_000
-    """In split ``train``."""
-    validation_examples: int = 1_024
-    seed: int = 0
-    name: str = dataclasses.field(default="", init=False)
-
-    def __post_init__(self) -> None:
-        for field in ("examples", "validation_examples"):
-            if vars(self)[field] < 1:
-                raise UserError(f"{field}={vars(self)[field]}: expected 1 or more")
-        if self.resolution < MIN_RESOLUTION:
-            raise UserError(f"resolution={self.resolution}: expected {MIN_RESOLUTION} or more")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed}: expected 0 or more")
-        self.name = f"r{self.resolution}_n{self.examples}_v{self.validation_examples}_s{self.seed}"
+    LEAST: ClassVar[int] = MIN_RESOLUTION
 
 
-class Scenes(tfds.core.GeneratorBasedBuilder):
+class Scenes(Procedural):
     """Colourful shapes with captions. Example i of a split depends on (seed, split, i) and nothing else.
 
     Features: ``image`` uint8 [resolution, resolution, 3]; ``caption`` text of at most 16 words.
@@ -51,35 +28,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "5 shapes, 8 colours, 4 backgrounds, 1 to 4 objects."}
+    CONFIG: ClassVar[type[ProceduralConfig]] = ScenesConfig
 
-    def __init__(self, *, config: ScenesConfig | None = None, **kwargs: Any) -> None:
-        kwargs.setdefault("file_format", "array_record")
-        super().__init__(config=config or ScenesConfig(), **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        size = self.builder_config.resolution
-        return self.dataset_info_from_configs(
-            description=str(type(self).__doc__),
-            features=tfds.features.FeaturesDict(
-                {
-                    # As bytes: as a list of integers it would be four times slower to write.
-                    "image": tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8, encoding="bytes"),
-                    "caption": tfds.features.Text(),
-                }
-            ),
-            disable_shuffling=True,  # the examples are random already, and position i is scene i
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        config = self.builder_config
-        return {
-            "train": self._generate_examples("train", config.examples),
-            "validation": self._generate_examples("validation", config.validation_examples),
-        }
-
-    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        config = self.builder_config
-        for start in range(0, count, _CHUNK):
-            images, captions = examples(config.seed, split, start, min(start + _CHUNK, count), config.resolution)
-            for offset, (image, caption) in enumerate(zip(images, captions, strict=True)):
-                yield start + offset, {"image": image, "caption": caption}
+    def examples(self, split: str, start: int, stop: int) -> tuple[np.ndarray, Sequence[str]]:
+        """As the base's."""
+        return examples(self.builder_config.seed, split, start, stop, self.builder_config.resolution)
