@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from scaling.law_bootstrap import Problem
-from scaling.laws import JOINT, POWER, Law, fit_law
+from scaling.law_kinds import JOINT, POWER
+from scaling.laws import Law, fit_law
 from scaling.powers import Powers
 
 TRUE = {"E": 0.08, "A": 20.0, "alpha": 0.4, "B": 30.0, "beta": 0.5}

@@ -16,6 +16,7 @@ import pandas as pd
 
 from launch.elo_text import Key, elo_text, label, others
 from launch.tables import EXIT_OK, check_out, command_parser, natural, out_option, resampling_options
+from scaling.plain import plain
 
 if TYPE_CHECKING:
     from scaling.elo import EloTable
@@ -189,17 +190,13 @@ def _object(
 
         shown["against"] = args.against
         shown["win_rates"] = [
-            {**dict(zip(others(by), key, strict=True)), **_finite(row)}
+            {**dict(zip(others(by), key, strict=True)), **plain(row)}
             for key, found in won.items()
             for row in baseline_frame(found).to_dict("records")
         ]
     if args.next:
         shown["next"] = following
     return shown
-
-
-def _finite(row: dict[Any, Any]) -> dict[str, Any]:
-    return {str(key): None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
 
 
 def _write(

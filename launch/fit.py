@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from launch.approaches import APPROACHES, run_approach
 from launch.tables import EXIT_OK, check_out, ends, on_host, out_option, resampling_options, text_table
+from scaling.plain import plain
 
 if TYPE_CHECKING:
     from scaling.hold_out import HoldOut
@@ -130,7 +130,8 @@ def run_fit(args: argparse.Namespace) -> int:
 def fit(table: pd.DataFrame, args: argparse.Namespace, name: str, loss: str) -> Law:
     """The law ``name`` of ``loss`` by the options of ``column_options`` and ``add_parsers``."""
     from scaling.errors import TableError
-    from scaling.laws import KINDS, fit_law
+    from scaling.law_kinds import KINDS
+    from scaling.laws import fit_law
     from scaling.tables import labels, numbers, require
 
     kind = KINDS[name]
@@ -240,8 +241,8 @@ def at_point(law: Law, point: dict[str, float]) -> dict[str, Any]:
     return {
         **{x: value for x, value in zip(law.kind.abscissae, at, strict=True)},
         "loss": float(law.predict(*at)),
-        "law": [_finite(low), _finite(high)],
-        "new_run": [_finite(new_low), _finite(new_high)],
+        "law": plain([low, high]),
+        "new_run": plain([new_low, new_high]),
         "beyond": outside,
     }
 
@@ -300,11 +301,6 @@ def _one(losses: list[str]) -> str:
     if len(losses) > 1:
         raise TableError(f"loss={', '.join(losses)!r}: expected one column for this law")
     return losses[0]
-
-
-def _finite(value: float) -> float | None:
-    """A number for JSON: none where an interval is open."""
-    return float(value) if math.isfinite(value) else None
 
 
 def _cell(value: object) -> str:

@@ -17,6 +17,7 @@ from launch.fit import LAWS, abscissa, column_options, fit
 from launch.tables import EXIT_OK, ends, on_host, resampling_options, text_table
 from mmdit_jax.config import Run
 from mmdit_jax.errors import UserError
+from scaling.plain import plain
 
 if TYPE_CHECKING:
     from scaling.laws import Law
@@ -247,8 +248,7 @@ def _told(
         item |= {name: row[name] for name in ("depth", "params", "steps", "batch", "images", "train_flops")}
         item |= {name: row[name] for name in ("step_seconds", "hours", "peak_gib", "mfu_bound") if name in row}
         for name in ("loss", "low", "high", "best", "regret", "regret_high", "waste"):
-            value = float(vars(choice)[name])
-            item[name] = value if math.isfinite(value) else None
+            item[name] = plain(vars(choice)[name])
         told.append({**item, "beyond": list(choice.beyond)})
     return {"choices": told, "doubts": list(doubts)}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scaling.plain import plain
 from scaling.resample import interval
 
 
@@ -56,13 +57,12 @@ class Allocation:
 
     def to_json(self) -> dict[str, object]:
         """Plain numbers, None where undefined."""
-        finite = lambda value: float(value) if np.isfinite(value) else None  # noqa: E731
         return {
             "method": self.method,
             "equation": "N_opt = k_n·C^a" + (", D_opt = k_d·C^b" if "b" in self.params else ""),
-            "params": {name: finite(value) for name, value in self.params.items()},
-            "intervals": {name: [finite(low), finite(high)] for name, (low, high) in self.intervals.items()},
-            "compute_range": [finite(end) for end in self.compute_range],
+            "params": plain(self.params),
+            "intervals": plain(self.intervals),
+            "compute_range": plain(self.compute_range),
             "points": self.points,
             "sizes": self.sizes,
             "draws": self.draws,

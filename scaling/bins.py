@@ -10,9 +10,10 @@ import numpy as np
 from scipy import stats
 
 from scaling.coefficients import KINDS, Control, Kind, coefficient
-from scaling.correlation import by_jackknife, plain, spread_of, z_of
+from scaling.correlation import by_jackknife, spread_of, z_of
 from scaling.dependence import Groups, Statistic
 from scaling.errors import TableError
+from scaling.plain import plain
 from scaling.prediction import left_out_r2
 
 

@@ -12,6 +12,7 @@ from scaling.coefficients import KINDS, Control, Kind, coefficient
 from scaling.dependence import Groups, Spread, Statistic, jackknife
 from scaling.errors import TableError
 from scaling.permutation import orders, permutation_p
+from scaling.plain import plain
 from scaling.resample import group_counts
 
 BOOTSTRAP_ROWS = 20
@@ -58,11 +59,6 @@ class Correlation:
         """Plain numbers, None where undefined."""
         coefficients: dict[str, object] = {kind: self.of(kind).to_json() for kind in KINDS}
         return {"rows": self.rows, "level": self.level, **coefficients, "groups": self.groups}
-
-
-def plain(record: dict[str, object]) -> dict[str, object]:
-    """The same with None for NaN, as JSON has it."""
-    return {key: (None if isinstance(value, float) and math.isnan(value) else value) for key, value in record.items()}
 
 
 def correlate(

@@ -12,11 +12,12 @@ import pandas as pd
 
 from scaling.bins import Bins, compare_bins
 from scaling.coefficients import KINDS, Control
-from scaling.correlation import PERMUTATIONS, Correlation, correlate, plain
+from scaling.correlation import PERMUTATIONS, Correlation, correlate
 from scaling.dependence import Groups
 from scaling.errors import TableError
 from scaling.groups import holm
 from scaling.permutation import orders
+from scaling.plain import plain
 from scaling.resample import group_index
 from scaling.tables import labels, numbers, require
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from scaling.cells import Cells, read_cells
 from scaling.errors import TableError
+from scaling.plain import plain
 from scaling.repeats import repeats
 from scaling.resample import how_resampled, interval
 from scaling.tables import numbers, require
@@ -25,7 +26,7 @@ class Value:
     def to_json(self) -> dict[str, float | None]:
         """Plain numbers, None where there is no interval."""
         found = {"value": self.value, "low": self.low, "high": self.high}
-        return {key: float(number) if np.isfinite(number) else None for key, number in found.items()}
+        return {key: plain(number) for key, number in found.items()}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from scaling.anchors import agreement
 from scaling.battle_counts import Battles, Clusters, cluster_index, count_battles, separated
 from scaling.davidson import ELO, Design, chances, fit
 from scaling.errors import TableError
+from scaling.plain import plain
 from scaling.rank_intervals import rank_intervals
 from scaling.resample import group_index, interval, small_sample_factor
 from scaling.sandwich import jackknife, one_step_bootstrap, over_both
@@ -101,11 +102,11 @@ class EloTable:
     def to_json(self) -> dict[str, object]:
         """The object that ``elo --json`` prints."""
         return {
-            "ratings": [_finite(vars(rating)) for rating in self.ratings],
+            "ratings": [plain(vars(rating)) for rating in self.ratings],
             "tie_strength": self.tie_strength,
-            "effects": [_finite(vars(effect)) for effect in self.effects],
+            "effects": [plain(vars(effect)) for effect in self.effects],
             "anchors": dict(self.anchors),
-            **_finite({"anchors_p": self.anchors_p}),
+            "anchors_p": plain(self.anchors_p),
             "prompts": self.prompts,
             "battles": self.battles,
             "clusters": dict(self.clusters),
@@ -293,7 +294,3 @@ def _ends(
         "sandwich": np.stack([value - arm, value + arm]),
         "bootstrap": interval(samples, level, centre=value, widen=widen),
     }
-
-
-def _finite(row: Mapping[str, object]) -> dict[str, object]:
-    return {key: None if isinstance(x, float) and not np.isfinite(x) else x for key, x in row.items()}

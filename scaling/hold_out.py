@@ -9,6 +9,7 @@ import numpy as np
 
 from scaling.errors import TableError
 from scaling.hold_out_forms import LAST, LINE, Attempt, Candidate, Table, candidates, read
+from scaling.plain import plain
 
 _REPEATS = 2000
 """Redrawn measurements of the held-out runs, to tell whether one form is nearer to them than another by luck."""
@@ -74,12 +75,12 @@ class HoldOut:
         return [
             {
                 "form": form.name,
-                "error": _plain(form.error),
-                **{f"error, k = {attempt.k}": _plain(attempt.error) for attempt in form.attempts},
-                "signed": _plain(form.signed),
-                "inside": _plain(form.inside),
+                "error": plain(form.error),
+                **{f"error, k = {attempt.k}": plain(attempt.error) for attempt in form.attempts},
+                "signed": plain(form.signed),
+                "inside": plain(form.inside),
                 "rows": min(attempt.fitted for attempt in form.attempts),
-                "best is nearer": _plain(form.behind),
+                "best is nearer": plain(form.behind),
                 "note": "; ".join(form.reasons),
             }
             for form in self.rows
@@ -92,7 +93,7 @@ class HoldOut:
             "rows": [
                 {
                     **{
-                        name: _plain(getattr(form, name))
+                        name: plain(getattr(form, name))
                         for name in ("name", "equation", "parameters", "error", "signed", "inside", "behind")
                     },
                     "told_apart": form.told_apart,
@@ -103,7 +104,7 @@ class HoldOut:
             ],
             "k": list(self.k),
             "configurations": list(self.configurations),
-            "noise": _plain(self.noise),
+            "noise": plain(self.noise),
             "noise_from": self.noise_from,
             "level": self.level,
             "doubts": list(self.doubts),
@@ -230,7 +231,3 @@ def _doubts(rows: Sequence[Form], source: str, total: int, sizes: Sequence[int])
     if max(sizes) > total // 2:
         found.append(f"up to {max(sizes)} of {total} configurations are left out: little is left to fit to")
     return tuple(found)
-
-
-def _plain(value: object) -> object:
-    return None if isinstance(value, float) and not np.isfinite(value) else value

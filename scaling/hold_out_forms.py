@@ -9,7 +9,9 @@ import numpy as np
 
 from scaling.clusters import clusters
 from scaling.errors import TableError
-from scaling.laws import DATA, JOINT, PARAMETERS, POWER, Kind, fit_law
+from scaling.law_kinds import DATA, JOINT, PARAMETERS, POWER, Kind
+from scaling.laws import fit_law
+from scaling.plain import plain
 
 LAST, LINE = "last value", "line through the last two"
 """Forms without a fit: the mean loss of the largest configuration that is left, and a straight line in log C and log L
@@ -45,7 +47,6 @@ class Attempt:
 
     def to_json(self) -> dict[str, object]:
         """Plain numbers, None where undefined."""
-        plain = lambda value: None if isinstance(value, float) and not np.isfinite(value) else value  # noqa: E731
         names = ("k", "fitted", "predicted", "error", "signed", "inside", "reason")
         return {**{name: plain(getattr(self, name)) for name in names}, "doubts": list(self.doubts)}
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scaling.law_bootstrap import Problem
-
-if TYPE_CHECKING:
-    from scaling.laws import Kind
+from scaling.law_kinds import Kind
 
 MOST_CONDITION = 300.0
 """Of the scaled Jacobian; above, a direction is so flat that noise of a thousandth moves parameters by a third."""

@@ -11,9 +11,10 @@ import pandas as pd
 from scaling.allocation import Allocation, allocation
 from scaling.errors import TableError
 from scaling.isoflop_bias import Bias, bias_of
-from scaling.isoflop_budget import MIN_SIZES, Budget, budget_index, find_budget, plain, pooled_noise, shape
+from scaling.isoflop_budget import MIN_SIZES, Budget, budget_index, find_budget, pooled_noise, shape
 from scaling.isoflop_grid import Grid, at_equal_compute
 from scaling.parabola import Parabola
+from scaling.plain import plain
 from scaling.resample import small_sample_factor
 from scaling.tables import labels, numbers, require
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling.isoflop_grid import Grid, at_equal_compute
-from scaling.laws import JOINT, Law, fit_law
+from scaling.law_kinds import JOINT
+from scaling.laws import Law, fit_law
 from scaling.parabola import Parabola
+from scaling.plain import plain
 from scaling.resample import interval
 
 PROPORTIONAL = 0.05
@@ -32,7 +34,7 @@ class Value:
 
     def to_json(self) -> dict[str, float | None]:
         """Plain numbers, None where undefined."""
-        return {name: float(number) if np.isfinite(number) else None for name, number in vars(self).items()}
+        return {name: plain(number) for name, number in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,15 @@ class Bias:
 
     def to_json(self) -> dict[str, object]:
         """Plain numbers, None where undefined."""
-        finite = lambda value: float(value) if np.isfinite(value) else None  # noqa: E731
         return {
             "law": self.law.to_json(),
             "proportional": self.proportional,
             "flops_per_nd": self.flops,
-            "optima": [finite(value) for value in self.optima],
+            "optima": plain(self.optima),
             "sizes": [value.to_json() for value in self.sizes],
             "exponent": self.exponent.to_json(),
-            "exponent_of_law": finite(self.exponent_of_law),
-            "exponent_of_method": finite(self.exponent_of_method),
+            "exponent_of_law": plain(self.exponent_of_law),
+            "exponent_of_method": plain(self.exponent_of_method),
         }
 
 

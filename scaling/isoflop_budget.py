@@ -11,6 +11,7 @@ from scipy import stats
 from scaling.clusters import clusters, windows
 from scaling.errors import TableError
 from scaling.parabola import Parabola, fieller, vertex_error
+from scaling.plain import plain
 
 MIN_SIZES = 3
 """Different sizes that a budget needs: a parabola has three coefficients."""
@@ -142,10 +143,3 @@ def find_budget(
             float(found[2]),
         ),
     )
-
-
-def plain(value: object) -> object:
-    """For JSON: floats that are not finite become None, tuples lists."""
-    if isinstance(value, tuple):
-        return [plain(entry) for entry in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

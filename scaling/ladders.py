@@ -10,7 +10,9 @@ import pandas as pd
 
 from scaling.clusters import clusters
 from scaling.errors import TableError
-from scaling.laws import POWER, Law, fit_law
+from scaling.law_kinds import POWER
+from scaling.laws import Law, fit_law
+from scaling.plain import plain
 from scaling.tables import labels, numbers, require
 
 FLOOR_FROM = 5
@@ -64,9 +66,8 @@ class Predicted:
 
     def to_json(self) -> dict[str, object]:
         """Plain numbers, None where undefined."""
-        finite = lambda value: float(value) if np.isfinite(value) else None  # noqa: E731
         numbers_of = ("ratio", "loss", "low", "high", "certainty", "beyond")
-        return {**{name: finite(getattr(self, name)) for name in numbers_of}, "doubts": list(self.doubts)}
+        return {**{name: plain(getattr(self, name)) for name in numbers_of}, "doubts": list(self.doubts)}
 
 
 def ladders(

@@ -13,29 +13,13 @@ from scipy import stats
 from scaling.errors import TableError
 from scaling.identify import Identification, identify
 from scaling.law_bootstrap import Problem, bootstrap, left_out_residuals
+from scaling.law_kinds import POWER, Kind
+from scaling.law_parameters import logs_of, percentiles_of, profiled_of, values_of
+from scaling.plain import plain
 from scaling.powers import Powers
-from scaling.profile import band, profiles
+from scaling.profile import band
 from scaling.projection import projected_starts
 from scaling.resample import group_index, interval, small_sample_factor
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Which law: the names of its abscissae, of each one's scale and exponent, and of its floor."""
-
-    name: str
-    abscissae: tuple[str, ...]
-    scales: tuple[str, ...]
-    exponents: tuple[str, ...]
-    floor: str
-    equation: str
-
-
-POWER = Kind("power", ("C",), ("a",), ("b",), "floor", "floor + a·C^(−b)")
-PARAMETERS = Kind("parameters", ("N",), ("A",), ("alpha",), "E", "E + A·N^(−alpha)")
-DATA = Kind("data", ("D",), ("B",), ("beta",), "E", "E + B·D^(−beta)")
-JOINT = Kind("joint", ("N", "D"), ("A", "B"), ("alpha", "beta"), "E", "E + A·N^(−alpha) + B·D^(−beta)")
-KINDS = {kind.name: kind for kind in (POWER, PARAMETERS, DATA, JOINT)}
 
 
 @dataclass(frozen=True)
@@ -94,12 +78,7 @@ class Law:
     def band(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Pointwise (low, high) of the law (not of a single new run) by the bootstrap; NaN without one."""
         u, shape = self._offsets(abscissae)
-        centre = self._problem.form.log_loss(self._theta[None], u)[0]
-        if not len(self._samples):
-            return np.full(shape, np.nan), np.full(shape, np.nan)
-        low, high = interval(
-            self._problem.form.log_loss(self._samples, u), self.level, centre=centre, widen=self._widen
-        )
+        low, high = self._resampled_ends(u) if len(self._samples) else np.full((2, len(u)), np.nan)
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
     def profile_band(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -132,8 +111,8 @@ class Law:
 
     def sampled(self, name: str) -> np.ndarray:
         """The resampled values ``[draws]`` of one of ``params``."""
-        values = _named(self.kind, self._problem, self._samples)
-        return np.exp(values[name]) if name not in self.kind.exponents else values[name]
+        values = logs_of(self.kind, self._problem, self._samples)[name]
+        return values if name in self.kind.exponents else np.exp(values)
 
     def equation(self) -> str:
         """The law as matplotlib text: ``$L = 0.05 + 3.1\\,C^{-0.21}$``."""
@@ -147,20 +126,18 @@ class Law:
 
     def to_json(self) -> dict[str, object]:
         """The object that ``fit --json`` prints: plain numbers, None where undefined or open."""
-        finite = lambda value: float(value) if np.isfinite(value) else None  # noqa: E731
-        ends = lambda found: {name: [finite(low), finite(high)] for name, (low, high) in found.items()}  # noqa: E731
         return {
             "law": self.kind.name,
             "equation": self.kind.equation,
-            "params": {name: finite(value) for name, value in self.params.items()},
-            "intervals": ends(self.intervals),
+            "params": plain(self.params),
+            "intervals": plain(self.intervals),
             "interval": self.interval,
-            "bootstrap_intervals": ends(self.percentiles),
+            "bootstrap_intervals": plain(self.percentiles),
             "objective": self.objective,
             "rows": self.rows,
             "identifiable": self.identifiable,
             "reasons": list(self.reasons),
-            "condition": finite(self.identification.condition),
+            "condition": plain(self.identification.condition),
             "flat": self.identification.flat,
             "groups": self.groups,
             "bootstrap": self.bootstrap,
@@ -168,7 +145,7 @@ class Law:
             "level": self.level,
             "huber": self.huber,
             "scatter": self.scatter,
-            "run_noise": finite(self.run_noise),
+            "run_noise": plain(self.run_noise),
             "ranges": {name: list(ends) for name, ends in zip(self.kind.abscissae, self.ranges, strict=True)},
             "dropped": list(self.dropped),
         }
@@ -177,11 +154,14 @@ class Law:
         """(low, high) ``[points]`` of the law's log loss."""
         if self.groups == self.rows or not len(self._samples):
             return band(self._problem, self._theta, u, self.level)
-        centre = self._problem.form.log_loss(self._theta[None], u)[0]
-        low, high = interval(
-            self._problem.form.log_loss(self._samples, u), self.level, centre=centre, widen=self._widen
-        )
+        low, high = self._resampled_ends(u)
         return low, high
+
+    def _resampled_ends(self, u: np.ndarray) -> np.ndarray:
+        """(low, high) ``[2, points]`` of the law's log loss by the bootstrap."""
+        form = self._problem.form
+        centre = form.log_loss(self._theta[None], u)[0]
+        return interval(form.log_loss(self._samples, u), self.level, centre=centre, widen=self._widen)
 
     def _offsets(self, abscissae: Sequence[ArrayLike]) -> tuple[np.ndarray, tuple[int, ...]]:
         if len(abscissae) != len(self.kind.abscissae):
@@ -256,9 +236,9 @@ def fit_law(
     # Jackknifed residuals already pay for the parameters; only the mean of the groups is left to pay for.
     spent = 1 if method == "residuals" and group_total < len(loss) else form.size
     widen = small_sample_factor(group_total, spent, level)
-    params = _values(kind, problem, theta)
-    percentiles = _percentiles(kind, problem, theta, samples, level, widen)
-    profiled = _profiled(kind, problem, theta, ends[:, 1:], level) if group_total == len(loss) else None
+    params = values_of(kind, problem, theta)
+    percentiles = percentiles_of(kind, problem, theta, samples, level, widen)
+    profiled = profiled_of(kind, problem, theta, ends[:, 1:], level) if group_total == len(loss) else None
     intervals = percentiles if profiled is None else profiled
     out = left_out_residuals(problem, theta)
     return Law(
@@ -301,61 +281,3 @@ def _best(problem: Problem) -> tuple[np.ndarray, float, np.ndarray]:
     thetas, objectives = problem.descend(seeds, problem.target[None], ones)
     best = int(np.argmin(objectives))
     return thetas[best], float(objectives[best]), np.column_stack([objectives, thetas])
-
-
-def _named(kind: Kind, problem: Problem, at: np.ndarray) -> dict[str, np.ndarray]:
-    """Each parameter of ``at [..., size]``: exponents, and logs of scales (at 1, not the centre) and of the floor."""
-    terms = problem.form.terms
-    found = {}
-    for j, (scale, exponent) in enumerate(zip(kind.scales, kind.exponents, strict=True)):
-        found[scale] = at[..., j] + at[..., terms + j] * problem.centre[j]
-        found[exponent] = at[..., terms + j]
-    if problem.form.floor:
-        found[kind.floor] = at[..., -1]
-    return found
-
-
-def _values(kind: Kind, problem: Problem, theta: np.ndarray) -> dict[str, float]:
-    with np.errstate(over="ignore"):
-        found = {
-            name: float(value) if name in kind.exponents else float(np.exp(value))
-            for name, value in _named(kind, problem, theta).items()
-        }
-    return _with_floor(kind, found, 0.0)
-
-
-def _with_floor(kind: Kind, found: dict, none: object) -> dict:
-    """In the order of the equation: a joint law's E first, a power law's floor last."""
-    floor = {kind.floor: found.pop(kind.floor, none)}
-    return {**found, **floor} if kind is POWER else {**floor, **found}
-
-
-def _percentiles(
-    kind: Kind, problem: Problem, theta: np.ndarray, samples: np.ndarray, level: float, widen: float
-) -> dict[str, tuple[float, float]]:
-    """The arms are stretched where theta lives: on logs of scales and floor, on exponents themselves."""
-    centre, spread = _named(kind, problem, theta), _named(kind, problem, samples)
-    found = {}
-    with np.errstate(over="ignore"):
-        for name, value in centre.items():
-            low = high = np.nan
-            if len(samples):
-                low, high = interval(spread[name], level, centre=float(value), widen=widen)
-            ends = (low, high) if name in kind.exponents else (np.exp(low), np.exp(high))
-            found[name] = (float(ends[0]), float(ends[1]))
-    return _with_floor(kind, found, (0.0, 0.0))
-
-
-def _profiled(
-    kind: Kind, problem: Problem, theta: np.ndarray, ends: np.ndarray, level: float
-) -> dict[str, tuple[float, float]]:
-    """An exponent that has no sign but + is 0 at least."""
-    directions = _named(kind, problem, np.eye(problem.form.size))
-    intervals = profiles(problem, theta, np.stack(list(directions.values())), level, ends)
-    found = {}
-    with np.errstate(over="ignore"):
-        for name, (low, high) in zip(directions, intervals, strict=True):
-            if name in kind.exponents and problem.lower[problem.form.exponents].min() >= 0:
-                low = max(low, 0.0)
-            found[name] = (low, high) if name in kind.exponents else (float(np.exp(low)), float(np.exp(high)))
-    return _with_floor(kind, found, (0.0, 0.0))

@@ -16,6 +16,7 @@ import pandas as pd
 
 from scaling.errors import TableError
 from scaling.laws import Law
+from scaling.plain import plain
 
 FILE = "predictions.jsonl"
 KEY = ("run_id", "law", "floor", "table_sha256")
@@ -36,15 +37,15 @@ def prediction(law: Law, at: Mapping[str, float]) -> dict[str, Any]:
     return {
         "at": {x: float(at[x]) for x in law.kind.abscissae},
         "loss": float(law.predict(*point)),
-        "low": _finite(low),
-        "high": _finite(high),
-        "law_low": _finite(law_low),
-        "law_high": _finite(law_high),
+        "low": plain(low),
+        "high": plain(high),
+        "law_low": plain(law_low),
+        "law_high": plain(law_high),
         "level": law.level,
         "law": law.kind.name,
         "floor": law.params[law.kind.floor] > 0,
         "equation": law.kind.equation,
-        "params": {name: _finite(value) for name, value in law.params.items()},
+        "params": plain(law.params),
         "rows": law.rows,
         "run_noise": law.run_noise,
         "huber": law.huber,
@@ -137,10 +138,6 @@ def with_truth(records: Sequence[Mapping[str, Any]], results: pd.DataFrame) -> p
             }
         )
     return pd.DataFrame(rows)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _digest(line: str) -> str:

@@ -12,6 +12,7 @@ from scaling.cells import Cells, codes, constant, read_cells
 from scaling.complete import align_seeds
 from scaling.errors import TableError
 from scaling.pareto import fronts
+from scaling.plain import plain
 from scaling.repeats import mean_of_draws, repeats
 from scaling.resample import how_resampled, interval
 from scaling.tables import require
@@ -107,7 +108,7 @@ class RankTable:
             "rows": rows,
             "names": self.names,
             "settings": labels,
-            "pairs": [[plain(value) for value in row] for row in self.pairs],
+            "pairs": plain(self.pairs.tolist()),
             "by": self.by,
             "resampled": self.resampled,
             "level": self.level,
@@ -294,8 +295,3 @@ def _share_best(samples: np.ndarray) -> np.ndarray:
     rounded = np.round(samples, 9)
     best = rounded == rounded.min(axis=1, keepdims=True)
     return (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
-
-
-def plain(value: float) -> float | None:
-    """``value``, or None where it is not finite, which JSON can't hold."""
-    return float(value) if np.isfinite(value) else None

@@ -118,7 +118,7 @@ def _draws(law: Law, option: Option, share: float) -> np.ndarray:
 
 
 def _doubts(laws: Mapping[str, Law], choices: Sequence[Choice], options: Sequence[Option]) -> tuple[str, ...]:
-    doubts = [f"{recipe}: {reason}" for recipe, law in laws.items() for reason in law.reasons]
+    doubts = [f"{recipe}: {reason}" if recipe else reason for recipe, law in laws.items() for reason in law.reasons]
     first = choices[0].option
     sizes = sorted({o.n for o in options if o.recipe == first.recipe})
     if len(sizes) > 1 and first.n in (sizes[0], sizes[-1]):

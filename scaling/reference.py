@@ -12,7 +12,8 @@ from scipy import stats
 
 from scaling.correlation import Coefficient, correlate
 from scaling.errors import TableError
-from scaling.ranking import Estimate, RankTable, plain
+from scaling.plain import plain
+from scaling.ranking import Estimate, RankTable
 from scaling.tables import labels, numbers
 
 _DEPTH = re.compile(r"^d\d+ ")

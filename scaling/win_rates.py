@@ -10,6 +10,7 @@ import pandas as pd
 from scaling.battle_counts import OUTCOMES, outcomes
 from scaling.cells import Cells
 from scaling.errors import TableError
+from scaling.plain import plain
 from scaling.repeats import repeats
 from scaling.resample import group_counts, group_index, how_resampled, interval
 from scaling.tables import labels, require
@@ -42,10 +43,9 @@ class WinRates:
 
     def to_json(self) -> dict[str, object]:
         """The object that ``winrate --json`` prints."""
-        finite = lambda value: float(value) if np.isfinite(value) else None  # noqa: E731
         return {
             "against": self.against,
-            "rows": [{**vars(row), "low": finite(row.low), "high": finite(row.high)} for row in self.rows],
+            "rows": [{**vars(row), "low": plain(row.low), "high": plain(row.high)} for row in self.rows],
             "trainings": self.trainings,
             "prompts": self.prompts,
         }

@@ -14,7 +14,8 @@ from launch import cli
 from scaling.descent import descend, huber
 from scaling.errors import TableError
 from scaling.law_bootstrap import Problem, bootstrap
-from scaling.laws import DATA, JOINT, PARAMETERS, Law, fit_law
+from scaling.law_kinds import DATA, JOINT, PARAMETERS
+from scaling.laws import Law, fit_law
 from scaling.powers import Powers
 
 TRUE = {"E": 0.08, "A": 20.0, "alpha": 0.4, "B": 30.0, "beta": 0.5}

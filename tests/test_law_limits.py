@@ -14,7 +14,8 @@ from scipy import optimize, stats
 from launch import cli
 from scaling.descent import descend, huber
 from scaling.errors import TableError
-from scaling.laws import JOINT, PARAMETERS, Law, fit_law
+from scaling.law_kinds import JOINT, PARAMETERS
+from scaling.laws import Law, fit_law
 from scaling.powers import Powers
 
 N, D = (
@@ -167,7 +168,8 @@ def spied(form):
         return found
     return run
 descent._program = spied
-from scaling.laws import PARAMETERS, fit_law
+from scaling.law_kinds import PARAMETERS
+from scaling.laws import fit_law
 n = np.geomspace(1e5, 1e7, 8)
 fit_law(PARAMETERS, [n], 20 * n**-0.4, floor=False, draws=0)
 assert devices and all(found == {jax.devices("cpu")[0]} for found in devices), devices

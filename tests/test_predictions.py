@@ -17,7 +17,8 @@ from launch.studies import load_study
 from mmdit_jax.config import Run
 from mmdit_jax.training.events import EventLog
 from scaling.errors import TableError
-from scaling.laws import JOINT, PARAMETERS, Law, fit_law
+from scaling.law_kinds import JOINT, PARAMETERS
+from scaling.laws import Law, fit_law
 from scaling.predictions import FILE, added, parse, prediction, read_predictions, with_truth
 
 STUDY = """

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.laws import POWER, fit_law
+from scaling.law_kinds import POWER
+from scaling.laws import fit_law
 from scaling.prediction_section import prediction_section
 from scaling.predictions import FILE, added, prediction
 
