@@ -16,8 +16,9 @@ import numpy as np
 
 from scaling.powers import Powers
 
-_BATCHES = (64, 512)
-"""Problems of one program; the larger for more than the smaller. Fewer sizes, fewer compilations."""
+_BATCH = 32
+"""Problems of one program, for few or many: one compilation. Ten times as many are no faster a problem on two cores,
+and all of a batch wait for its slowest."""
 
 
 def huber(residual: Any, delta: float) -> Any:
@@ -57,7 +58,6 @@ def descend(
     padded_rows = 16
     while padded_rows < rows:
         padded_rows *= 2
-    chunk = _BATCHES[problems > _BATCHES[0]]
     u = np.pad(u, ((0, padded_rows - rows), (0, 0)))
     target = np.pad(np.broadcast_to(target, (len(target), rows)), ((0, 0), (0, padded_rows - rows)))
     weight = np.pad(np.broadcast_to(weight, (len(weight), rows)), ((0, 0), (0, padded_rows - rows)))
@@ -67,9 +67,9 @@ def descend(
     theta, objective = np.empty((problems, form.size)), np.empty(problems)
     # What else the process does keeps its 32 bits and its accelerator: only what is in here has 64, on the host.
     with jax.enable_x64(True), jax.default_device(_host()):
-        for first in range(0, problems, chunk):
-            part = slice(first, min(first + chunk, problems))
-            index = np.minimum(np.arange(first, first + chunk), problems - 1)
+        for first in range(0, problems, _BATCH):
+            part = slice(first, min(first + _BATCH, problems))
+            index = np.minimum(np.arange(first, first + _BATCH), problems - 1)
             found, value = _program(form)(
                 u,
                 start[index].T,
@@ -98,10 +98,8 @@ def _held(
 
 
 def _columns(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """``[rows, problems]``, or ``[rows, 1]`` where many problems share a row; few problems have one program for all."""
-    if len(values) > 1:
-        return np.ascontiguousarray(values[index].T)
-    return values.T if len(index) > _BATCHES[0] else np.tile(values.T, len(index))
+    """``[rows, problems]``, shared rows as often as they are shared: one program for all."""
+    return np.ascontiguousarray(values[index].T) if len(values) > 1 else np.tile(values.T, len(index))
 
 
 @functools.cache
@@ -130,7 +128,7 @@ def _descend(
     direction: Any,
     iterations: Any,
 ) -> tuple[Any, Any]:
-    """Everything has the problems last: theta ``[size, P]``, target and weight ``[n, P or 1]``."""
+    """Everything has the problems last: theta ``[size, P]``, target and weight ``[n, P]``."""
     lower, upper = lower[:, None], upper[:, None]
     theta = jnp.clip(theta, lower, upper)
 

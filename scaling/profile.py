@@ -27,6 +27,8 @@ _FAR = 5.0
 """How far from the fit a band is looked for, on the log of the loss."""
 _REGULAR = 1.5
 """How many times longer or shorter than in theory an arm may be, before other starts are tried."""
+_INNER = 1.8
+"""In theory's arms, how far places are looked at first: a regular profile ends there, and those beyond are slow."""
 _ITERATIONS = 100
 _ROUNDING = 1e-10
 """Log losses that are nearer to a law than this are exact: what is left over is arithmetic's."""
@@ -60,14 +62,19 @@ def profiles(
             )  # fmt: skip
 
         moves = local.moves(q, reach)
-        thetas, objective = held(moves, theta + moves[:, None] * local.along(q))
-        if not local.regular(q, moves, objective):
+        walk = _Walk.of(moves, theta)
+        first = theta + moves[:, None] * local.along(q)
+        inner = np.abs(moves) <= _INNER * local.arm(q)
+        for part in (inner, ~inner):
+            walk.keep(part, *held(moves[part], first[part]))
+            if local.regular(q, walk):
+                break
+        else:
             # Again from the better neighbour, and from where other descents ended: the least of all is the profile.
-            for again in (True, False):
-                start = _from_neighbours(thetas, objective) if again else _nearest(ends, q, centre + moves)
-                other, value = held(moves, start)
-                better = value < objective
-                thetas[better], objective[better] = other[better], value[better]
+            everywhere = np.ones(len(moves), bool)
+            walk.keep(everywhere, *held(moves, walk.neighbours()))
+            walk.keep(everywhere, *held(moves, _nearest(ends, q, centre + moves)))
+        moves, objective, thetas = walk.seen()
         sides = [local.crossing(moves, objective, sign) for sign in (-1, 1)]
         for k, (sign, side) in enumerate(zip((-1, 1), sides, strict=True)):
             if np.isfinite(side.at) and abs(side.outer - side.inner) > _NEAR * abs(side.at):
@@ -93,30 +100,57 @@ def band(problem: Problem, theta: np.ndarray, u: np.ndarray, level: float) -> tu
     for k, q in enumerate(slopes):
         moves = local.moves(q, [-_FAR, _FAR])
         targets = np.column_stack([np.tile(problem.target, (len(moves), 1)), centre[k] + moves])
-        best = np.full(len(moves), np.inf)
-        reached, thetas = np.zeros(len(moves)), np.tile(theta, (len(moves), 1))
-        for start in (theta + moves[:, None] * local.along(q), None):
+        walk = _Walk.of(moves, theta)
+        first = theta + moves[:, None] * local.along(q)
+        inner = np.abs(moves) <= _INNER * local.arm(q)
+        for part, start in ((inner, first), (~inner, first), (np.ones(len(moves), bool), None)):
             found, _ = descend(
-                problem.form, np.vstack([problem.u, u[k]]),
-                _from_neighbours(thetas, best) if start is None else start, targets, weight, delta=problem.delta,
-                lower=problem.lower, upper=problem.upper,
+                problem.form, np.vstack([problem.u, u[k]]), (walk.neighbours() if start is None else start)[part],
+                targets[part], weight, delta=problem.delta, lower=problem.lower, upper=problem.upper,
             )  # fmt: skip
             value = huber(problem.form.log_loss(found, problem.u) - problem.target, problem.delta).sum(axis=1)
-            there = problem.form.log_loss(found, u[k : k + 1])[:, 0] - centre[k]
-            better = value < best
-            thetas[better], best[better], reached[better] = found[better], value[better], there[better]
-            if local.regular(q, reached, best):
+            walk.keep(part, found, value, problem.form.log_loss(found, u[k : k + 1])[:, 0] - centre[k])
+            if local.regular(q, walk):
                 break
+        reached, best, _ = walk.seen()
         low[k], high[k] = (centre[k] + local.crossing(reached, best, sign).at for sign in (-1, 1))
     return low, high
 
 
-def _from_neighbours(thetas: np.ndarray, objective: np.ndarray) -> np.ndarray:
-    """For each place along a profile the theta ``[P, size]`` of that of its two neighbours with the lower objective."""
-    before = np.append(np.inf, objective[:-1])
-    after = np.append(objective[1:], np.inf)
-    index = np.arange(len(objective)) + np.where(before <= after, -1, 1)
-    return thetas[np.clip(index, 0, len(objective) - 1)]
+@dataclass(frozen=True)
+class _Walk:
+    """A profile as far as it has been looked at: the least objective at each place, infinite where nobody was yet."""
+
+    moves: np.ndarray
+    """Where each of ``[P]`` places is, from the fit."""
+    objective: np.ndarray
+    thetas: np.ndarray
+
+    @classmethod
+    def of(cls, moves: np.ndarray, theta: np.ndarray) -> _Walk:
+        return cls(moves.copy(), np.full(len(moves), np.inf), np.tile(theta, (len(moves), 1)))
+
+    def keep(
+        self, part: np.ndarray, thetas: np.ndarray, objective: np.ndarray, moves: np.ndarray | None = None
+    ) -> None:
+        """Of what was found at the places ``part [P]`` (a mask) what is better than before."""
+        better = objective < self.objective[part]
+        index = np.flatnonzero(part)[better]
+        self.thetas[index], self.objective[index] = thetas[better], objective[better]
+        if moves is not None:
+            self.moves[index] = moves[better]
+
+    def seen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(moves, objective, thetas) of the places that were looked at."""
+        known = np.isfinite(self.objective)
+        return self.moves[known], self.objective[known], self.thetas[known]
+
+    def neighbours(self) -> np.ndarray:
+        """For each place the theta ``[P, size]`` of that of its two neighbours with the lower objective."""
+        before = np.append(np.inf, self.objective[:-1])
+        after = np.append(self.objective[1:], np.inf)
+        index = np.arange(len(self.objective)) + np.where(before <= after, -1, 1)
+        return self.thetas[np.clip(index, 0, len(self.objective) - 1)]
 
 
 def _nearest(ends: np.ndarray, q: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -157,9 +191,14 @@ class _Local:
         inverse = np.linalg.inv((jacobian / length).T @ (jacobian / length) + 1e-10 * np.eye(len(theta)))
         return cls(unit / inside * inverse / np.outer(length, length), best, best + unit / 2 * quantile, quantile)
 
-    def regular(self, q: np.ndarray, moves: np.ndarray, objective: np.ndarray) -> bool:
+    def arm(self, q: np.ndarray) -> float:
+        """How far, by the linearised fit, a profile of q·theta crosses from it."""
+        return float(np.sqrt(max(q @ self.spread @ q, 0.0) * self.quantile))
+
+    def regular(self, q: np.ndarray, walk: _Walk) -> bool:
         """Whether a profile crosses about where the linearised fit says: then it has met no other valley."""
-        arm = float(np.sqrt(max(q @ self.spread @ q, 0.0) * self.quantile))
+        arm = self.arm(q)
+        moves, objective, _ = walk.seen()
         found = [abs(self.crossing(moves, objective, sign).at) for sign in (-1, 1)]
         return all(arm / _REGULAR < at < arm * _REGULAR for at in found)
 
