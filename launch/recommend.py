@@ -113,12 +113,15 @@ def candidates(args: argparse.Namespace) -> list[Run]:
     grown = {run.model.depth: run.model for run in runs}
     if args.depths is not None:
         strange = [depth for depth in args.depths if depth not in grown]
-        if strange and base.model.heads is not None:
-            raise UserError(
-                f"depths={strange[0]}: not in study {args.study!r}, whose widths do not follow from the depth; "
-                f"expected some of {', '.join(map(str, depths))}"
-            )
-        grown |= {depth: replace(base.model, depth=depth) for depth in strange}
+        rules = {(model.num_heads / model.depth, model.head_size) for model in grown.values()}
+        share = rules.pop()[0] if len(rules) == 1 else math.nan  # heads a block
+        for depth in strange:
+            if not (share * depth).is_integer():
+                raise UserError(
+                    f"depths={depth}: not in study {args.study!r}, whose widths do not follow from the depth; "
+                    f"expected some of {', '.join(map(str, depths))}"
+                )
+            grown[depth] = replace(base.model, depth=depth, heads=None if share == 1 else int(share * depth))
         depths = list(args.depths)
     return [replace(base, model=grown[depth], batch=args.batch or base.batch) for depth in depths]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from launch.places import RESULT, Places
 from mmdit_jax.config import Run, Study
 from mmdit_jax.copies import ENGINES, pull
 from mmdit_jax.errors import UserError
-from mmdit_jax.remote import open_root
+from mmdit_jax.remote import location, open_root
 from mmdit_jax.training.events import EVENTS
 
 TOLD = (EVENTS, RESULT, ENGINES)
 """The files by which a study's state is told."""
+ROOT = Path("studies")
+"""Where studies lie unless told otherwise."""
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +26,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root",
         type=open_root,
-        default=Path("studies"),
+        default=ROOT,
         help="folder of all studies, or its URL: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER (default: %(default)s)",
     )
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets (default: ROOT/_data)")
@@ -102,6 +105,20 @@ def places_of(args: argparse.Namespace, study: Study, *, fetch: bool = True, onl
     if fetch:
         pull(places.study_dir, only=only)
     return places
+
+
+def study_options(args: argparse.Namespace) -> str:
+    """What ``add_study`` and ``add_vae`` took besides STUDY, as it is typed: for commands that a reader may copy."""
+    found: list[str] = []
+    if args.root != ROOT:
+        found += ["--root", location(args.root)]
+    if args.data_dir is not None:
+        found += ["--data-dir", str(args.data_dir)]
+    for override in args.overrides:
+        found += ["--set", override]
+    if args.vae is not None:
+        found += ["--vae", args.vae]
+    return shlex.join(found)
 
 
 def chosen_runs(args: argparse.Namespace, study: Study) -> list[Run]:

@@ -14,7 +14,7 @@ from launch.collect import collect
 from launch.execute import Handling, describe, execute, train_group
 from launch.groups import groups
 from launch.places import RESULT, Places, make_folder, read_result
-from launch.runtime import TOLD, add_handling, add_study, add_vae, check_handling, chosen_runs, places_of
+from launch.runtime import TOLD, add_handling, add_study, add_vae, check_handling, chosen_runs, places_of, study_options
 from launch.status import status_row, study_status
 from launch.studies import load_study
 from launch.submit import cancel_study, submit_study
@@ -123,7 +123,7 @@ def run_study(args: argparse.Namespace) -> int:
             print(f"[{number}/{len(chosen)}] {_summary(result)}  {took}", file=sys.stderr)
     if len(missing) < len(chosen):
         print(f"{len(chosen) - len(missing)} of {len(chosen)} runs were done already", file=sys.stderr)
-    path = _report(study, places, only_if_stale=True)
+    path = _report(study, places, args, only_if_stale=True)
     print(f"study {study.name}: {duration(time.perf_counter() - started)}", file=sys.stderr)
     if path is not None:
         print(path)
@@ -144,14 +144,14 @@ def collect_study(args: argparse.Namespace) -> int:
 def report_study(args: argparse.Namespace) -> int:
     """Tables, figures and report of what is finished; prints the report's path."""
     study = load_study(args.study, args.overrides)
-    path = _report(study, places_of(args, study))
+    path = _report(study, places_of(args, study), args)
     if path is None:
         raise UserError(f"study={study.name!r}: no finished run under {args.root}; `mmdit study run` first")
     print(path)
     return 0
 
 
-def _report(study: Study, places: Places, only_if_stale: bool = False) -> Path | None:
+def _report(study: Study, places: Places, args: argparse.Namespace, only_if_stale: bool = False) -> Path | None:
     """The report's path; none where no run is finished. What it was made from is noted beside it."""
     found = [places.run_dir(run) / RESULT for run in study.runs if read_result(places.run_dir(run)) is not None]
     if not found:
@@ -161,7 +161,13 @@ def _report(study: Study, places: Places, only_if_stale: bool = False) -> Path |
     if only_if_stale and report.exists() and note.exists() and note.read_text() == source:
         return report
     collect(study, places)
-    write_report(places.study_dir, title=f"Study: {study.name}", study=study.name, notes=_notes(study, places))
+    write_report(
+        places.study_dir,
+        title=f"Study: {study.name}",
+        study=args.study,
+        options=study_options(args),
+        notes=_notes(study, places),
+    )
     write_atomic(note, source)
     for path in (*places.study_dir.glob("*.csv"), *places.study_dir.glob("*.parquet"), report):
         push(path)

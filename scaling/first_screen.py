@@ -11,7 +11,7 @@ import pandas as pd
 from scaling.analysis import Analysis
 from scaling.contest import Contest, by_elo, by_loss, by_rank, by_size, recipes
 from scaling.findings import listed
-from scaling.next_steps import Step, next_steps
+from scaling.next_steps import Names, Step, next_steps
 from scaling.ranking import RankTable
 from scaling.reference import bare
 from scaling.study import StudyTables, values
@@ -33,12 +33,12 @@ class FirstScreen:
     decided: bool
 
 
-def first_screen(tables: StudyTables, analysis: Analysis, ranking: RankTable | None, study: str) -> FirstScreen:
-    """From a study's tables; ``study`` is its name in commands. Ranks come before ratings, these before losses."""
+def first_screen(tables: StudyTables, analysis: Analysis, ranking: RankTable | None, names: Names) -> FirstScreen:
+    """From a study's tables; ``names`` are its own in commands. Ranks come before ratings, these before losses."""
     results = tables.results
     if results.empty:
         waiting = f"{len(tables.runs)} have validations" if len(tables.runs) else "none has begun"
-        step = Step("Let a run finish.", f"mmdit study run {study}")
+        step = Step("Let a run finish.", names.command("run"))
         return FirstScreen(f"No run has finished yet: {waiting}.", ("–",), ("–",), (step,), False)
     elo = next(iter(analysis.elo.values()), None)
     found = (
@@ -51,13 +51,13 @@ def first_screen(tables: StudyTables, analysis: Analysis, ranking: RankTable | N
     own = results[recipes(results) == (winner or "")]
     size = by_size(own if len(own) else results) if len(own) or not contests else None
     if not contests:
-        return _without_contest(tables, size, study)
+        return _without_contest(tables, size, names)
     headline = _headline(contests, winner, decided, size if len(own) else None, results)
     margin, surety = [margin_text(c, winner) for c in contests], [surety_text(c, winner) for c in contests]
     if size is not None:
         margin.append(_size_margin(size))
         surety.append(_size_surety(size))
-    steps = next_steps(tables, analysis, contests, size, winner, decided, study)
+    steps = next_steps(tables, analysis, contests, size, winner, decided, names)
     return FirstScreen(headline, tuple(margin), tuple(surety), steps, decided)
 
 
@@ -97,7 +97,7 @@ def _headline(
     return f"{winner} {'leads, with one seed' if few else 'won'}{where}."
 
 
-def _without_contest(tables: StudyTables, size: Contest | None, study: str) -> FirstScreen:
+def _without_contest(tables: StudyTables, size: Contest | None, names: Names) -> FirstScreen:
     """One recipe only: which size, or nothing to compare."""
     results = tables.results
     kind = recipes(results).iloc[0]
@@ -110,7 +110,7 @@ def _without_contest(tables: StudyTables, size: Contest | None, study: str) -> F
             else f"{kind} is the only recipe, at one depth: nothing to compare yet."
         )
         step = Step(
-            "Train a second recipe or depth with the same seeds; a study file is a grid.", f"mmdit study plan {study}"
+            "Train a second recipe or depth with the same seeds; a study file is a grid.", names.command("plan")
         )
         return FirstScreen(headline, (f"Lowest validation loss {lowest:.4f}",), ("–",), (step,), False)
     verdict = (
@@ -118,7 +118,7 @@ def _without_contest(tables: StudyTables, size: Contest | None, study: str) -> F
         if size.settled
         else f"Not decided: {kind}, the only recipe, has its lowest loss at {_depth(size, results)}"
     )
-    steps = next_steps(tables, Analysis(), [], size, kind, size.settled, study)
+    steps = next_steps(tables, Analysis(), [], size, kind, size.settled, names)
     return FirstScreen(f"{verdict}.", (_size_margin(size),), (_size_surety(size),), steps, size.settled)
 
 

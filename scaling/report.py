@@ -15,6 +15,7 @@ from scaling.first_screen import FirstScreen, first_screen
 from scaling.goodput_section import goodput_section
 from scaling.interactive import run_facts
 from scaling.look import Look
+from scaling.next_steps import Names
 from scaling.page import Lead, Section, render
 from scaling.paper_tables import PaperTable, table_1, table_2, table_5, table_6, tables_section, write_tables
 from scaling.prediction_section import prediction_section
@@ -28,6 +29,7 @@ def write_report(
     *,
     title: str,
     study: str = "STUDY",
+    options: str = "",
     notes: Sequence[str] = (),
     draws: int = DRAWS,
     seed: int = 0,
@@ -35,9 +37,9 @@ def write_report(
     """Read the tables in ``study_dir``, write ``figures/*.png`` and ``.pdf``, ``tables/*.csv`` and ``.tex``, and
     ``report.html``; return its path.
 
-    ``study`` is what commands call it. ``notes`` are sentences for "How these numbers were made" that only the caller
-    knows (machine, hours, command). A part whose table is missing or too thin says so instead of failing. The same
-    tables give the same bytes.
+    ``study`` is what commands call it, ``options`` what follows it there. ``notes`` are sentences for "How these
+    numbers were made" that only the caller knows (machine, hours, command). A part whose table is missing or too thin
+    says so instead of failing. The same tables give the same bytes.
 
     Raises TableError where the study has no runs at all or a table is malformed.
     """
@@ -78,7 +80,7 @@ def write_report(
     subtitle = f"{count} run{'s' * (count != 1)} on {tables.dataset}" + (
         f", {len(set(tables.others.get('run_id', [])))} on other data sets" if len(tables.others) else ""
     )
-    lead = _lead(first_screen(tables, analysis, ranking.table if ranking else None, study))
+    lead = _lead(first_screen(tables, analysis, ranking.table if ranking else None, Names(study, str(folder), options)))
     path = folder / "report.html"
     partial = path.with_suffix(".html.partial")
     partial.write_text(render(title, subtitle, page, lead=lead, facts=run_facts(tables, folder)), encoding="utf-8")

@@ -178,7 +178,8 @@ def test_same_tables_same_bytes(full: tuple[Path, Page], tmp_path: Path) -> None
     again = study(tmp_path / "again")
     write_report(again, title="A <study>", notes=["Made & told."], draws=60)
     for path in sorted([folder / "report.html", *(folder / "figures").iterdir()]):
-        assert path.read_bytes() == (again / path.relative_to(folder)).read_bytes(), path.name
+        other = (again / path.relative_to(folder)).read_bytes()
+        assert path.read_bytes() == other.replace(str(again).encode(), str(folder).encode()), path.name
 
 
 def test_partial_studies_say_what_is_missing(tmp_path: Path) -> None:

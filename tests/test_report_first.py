@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +13,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from launch.cli import main
+from launch.execute import describe
+from launch.studies import load_study as load_named
 from scaling.analysis import Analysis
 from scaling.contest import by_elo, by_loss, by_rank, recipes
 from scaling.elo import rate
 from scaling.findings import depth_finding
 from scaling.first_screen import FirstScreen, first_screen
-from scaling.next_steps import seeds_wanted
+from scaling.next_steps import Names, seeds_wanted
 from scaling.ranking import rank
 from scaling.study import StudyTables, load_study
 
@@ -68,7 +73,7 @@ def tables(folder: Path, results: pd.DataFrame, fights: pd.DataFrame | None = No
 def screen(folder: Path, results: pd.DataFrame, fights: pd.DataFrame | None = None) -> FirstScreen:
     known = tables(folder, results, fights)
     analysis = Analysis(elo={"all judges": rate(fights, draws=200)} if fights is not None else {})
-    return first_screen(known, analysis, None, "mine")
+    return first_screen(known, analysis, None, Names("mine", "studies/mine"))
 
 
 def test_a_clear_winner_at_the_end_of_the_grid(tmp_path: Path) -> None:
@@ -85,9 +90,7 @@ def test_a_clear_winner_at_the_end_of_the_grid(tmp_path: Path) -> None:
     assert low < 20 < high
     assert found.surety[0] == "Validation loss: better with probability above 0.99 (3 seeds at 3 sizes)"
     assert found.steps[0].text.startswith("Deeper than 3")
-    assert (
-        "mmdit recommend studies/mine/results.csv --study mine --flops 2.7e+14 --depths 1-6" in found.steps[0].command
-    )
+    assert found.steps[0].command == "mmdit study plan mine"  # of one length of training there is no law
     assert "losses do not tell how images look" in found.steps[1].text
 
 
@@ -137,7 +140,8 @@ def test_the_best_depth_within_the_grid_is_not_an_edge(tmp_path: Path) -> None:
     results.loc[deep, "val_loss"] *= 2.0
     found = screen(tmp_path / "s", results)
     assert "best at depth 2" in found.headline and not any("Deeper" in step.text for step in found.steps)
-    assert "mmdit recommend" in found.steps[0].command and "settled" in found.steps[0].text
+    assert found.steps[0].text.startswith("Other depths and lengths of training, before")
+    assert found.steps[0].command == "mmdit study plan mine"
 
 
 def test_measures_that_disagree_leave_it_open(tmp_path: Path) -> None:
@@ -207,7 +211,7 @@ def test_nothing_finished(tmp_path: Path) -> None:
     folder.mkdir()
     curve = losses(0.1).assign(step=100)
     curve.to_csv(folder / "curves.csv", index=False)
-    found = first_screen(load_study(folder), Analysis(), None, "mine")
+    found = first_screen(load_study(folder), Analysis(), None, Names("mine", "studies/mine"))
     assert not found.decided and "No run has finished" in found.headline
     assert found.steps[0].command == "mmdit study run mine"
 
@@ -275,3 +279,50 @@ def test_ranks_over_depths_are_a_recipes_mean() -> None:
     assert found.scores[0] == pytest.approx((ranks["d1 v/cos"] + ranks["d2 v/cos"]) / 2) and found.settled
     only = rank(pd.DataFrame([row for row in rows if row["name"].endswith("rf")]), bootstrap=100)
     assert by_rank(only) is None  # one recipe at two depths
+
+
+def ladder(kinds: Sequence[str] = KINDS, noise: float = 0.001) -> pd.DataFrame:
+    """Six depths, three lengths and two seeds of ladder_small by a known joint law, its best depth in the midst."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for run, (place, kind) in itertools.product(load_named("ladder_small").runs, enumerate(kinds)):
+        known = {"run_id": f"{run.run_id} {kind}", "name": f"{run.name} {kind}", "dataset": "scenes", "seed": run.seed}
+        row = {**describe(run), **known, "formulation": kind}
+        law = 0.05 + 10 * row["params"] ** -0.4 + 8 * row["images"] ** -0.45 + 0.02 * (row["depth"] == 7)
+        rows.append({**row, "val_loss": law * np.exp(noise * rng.normal()) * 0.9**place})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_the_command_that_is_advised_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], others: bool) -> None:
+    """Of two recipes and of one, with another data set beside; in a folder whose name wants quotes."""
+    results = ladder(KINDS if others else KINDS[:1])
+    if others:
+        emoji = results.iloc[:1].assign(run_id="e", name="e", dataset="emoji", val_loss=3.0)
+        results = pd.concat([results, emoji], ignore_index=True)
+    folder = tmp_path / "a study"
+    known = tables(folder, results)
+    found = first_screen(known, Analysis(), None, Names("ladder_small", str(folder)))
+    (command,) = [step.command for step in found.steps if "recommend" in step.command]
+    assert found.steps[0].text.startswith("This grid is settled")
+    assert command.startswith("mmdit recommend '") and "--depths 2-14" in command
+    assert ("--where dataset=scenes --where 'formulation=rf/lognorm(0.00,1.00)'" in command) == others
+    assert main([*shlex.split(command)[1:], "--bootstrap", "200", "--json"]) == 0
+    choices = json.loads(capsys.readouterr().out)["choices"]
+    assert {choice["depth"] for choice in choices} == set(range(2, 15))
+
+
+def test_commands_are_those_of_the_study_as_it_was_called(tmp_path: Path) -> None:
+    known = tables(tmp_path / "s", losses(0.0, kinds=("rf",), depths=(2,), seeds=1))
+    names = Names("my study.py", "elsewhere/s", "--root elsewhere")
+    found = first_screen(known, Analysis(), None, names)
+    assert found.steps[0].command == "mmdit study plan 'my study.py' --root elsewhere"
+    assert names.arena == "mmdit arena elsewhere/s"
+
+
+def test_widths_that_follow_no_rule_are_not_asked_beyond_the_study(tmp_path: Path) -> None:
+    results = ladder(KINDS[:1])
+    results["width"] = results["width"].replace(48, 96)
+    found = first_screen(tables(tmp_path / "s", results), Analysis(), None, Names("mine", "s"))
+    (command,) = [step.command for step in found.steps if "recommend" in step.command]
+    assert "--depths" not in command
