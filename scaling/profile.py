@@ -30,6 +30,9 @@ _REGULAR = 1.5
 _INNER = 1.8
 """In theory's arms, how far places are looked at first: a regular profile ends there, and those beyond are slow."""
 _ITERATIONS = 100
+_KERNEL = 0.6
+"""Standard deviation of the kernel of the density at zero, in units of σ·n^(−1/5). The normal rule's 1.06 flattens the
+peak that is asked for: of 36 rows with t3 noise 95 % intervals would cover 97.7 % (96.7 so), with normal 96.8 (96.3)."""
 _ROUNDING = 1e-10
 """Log losses that are nearer to a law than this are exact: what is left over is arithmetic's."""
 _FORCE = 1e3
@@ -249,7 +252,7 @@ def _unit(residual: np.ndarray, problem: Problem) -> tuple[float, float, int]:
     slope = np.clip(residual, -delta, delta)
     square = max(float((slope**2).sum()) / free, _ROUNDING**2)
     rest = np.sort(np.abs(residual))[min(size, rows - 1) :]
-    width = max(1.06 * 1.4826 * float(np.median(rest)) * len(rest) ** -0.2, 1e-12)
+    width = max(_KERNEL * 1.4826 * float(np.median(rest)) * len(rest) ** -0.2, 1e-12)
     # E ψ′ = P(|r| < δ), r smoothed by the kernel.
     inside = float(np.mean(stats.norm.cdf((delta - rest) / width) - stats.norm.cdf((-delta - rest) / width)))
     if problem.groups < rows:
