@@ -32,7 +32,7 @@ _INNER = 1.8
 _ITERATIONS = 100
 _KERNEL = 0.6
 """Standard deviation of the kernel of the density at zero, in units of σ·n^(−1/5). The normal rule's 1.06 flattens the
-peak that is asked for: of 36 rows with t3 noise 95 % intervals would cover 97.7 % (96.7 so), with normal 96.8 (96.3)."""
+peak that is asked for: of 36 rows with t3 noise 95 % intervals would hold 97.7 % (96.7 so), of normal 96.8 (96.3)."""
 _ROUNDING = 1e-10
 """Log losses that are nearer to a law than this are exact: what is left over is arithmetic's."""
 _FORCE = 1e3
