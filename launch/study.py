@@ -20,7 +20,7 @@ from launch.studies import load_study
 from launch.submit import cancel_study, submit_study
 from launch.submit_options import add_submit_options
 from mmdit_jax import __version__
-from mmdit_jax.config import Study
+from mmdit_jax.config import Run, Study
 from mmdit_jax.copies import push, push_all
 from mmdit_jax.errors import EXIT_DIVERGED, Diverged, UserError
 from mmdit_jax.files import write_atomic
@@ -153,10 +153,12 @@ def report_study(args: argparse.Namespace) -> int:
 
 def _report(study: Study, places: Places, args: argparse.Namespace, only_if_stale: bool = False) -> Path | None:
     """The report's path; none where no run is finished. What it was made from is noted beside it."""
-    found = [places.run_dir(run) / RESULT for run in study.runs if read_result(places.run_dir(run)) is not None]
-    if not found:
+    done = [run for run in study.runs if read_result(places.run_dir(run)) is not None]
+    if not done:
         return None
-    source = hashlib.sha256(__version__.encode() + b"".join(path.read_bytes() for path in found)).hexdigest()
+    missing = [_missing(run, places) for run in study.runs if run not in done]
+    made_of = [__version__, *missing, *((places.run_dir(run) / RESULT).read_text() for run in done)]
+    source = hashlib.sha256("".join(made_of).encode()).hexdigest()
     report, note = places.study_dir / "report.html", places.study_dir / ".report-source"
     if only_if_stale and report.exists() and note.exists() and note.read_text() == source:
         return report
@@ -166,6 +168,7 @@ def _report(study: Study, places: Places, args: argparse.Namespace, only_if_stal
         title=f"Study: {study.name}",
         study=args.study,
         options=study_options(args),
+        missing=missing,
         notes=_notes(study, places),
     )
     write_atomic(note, source)
@@ -174,6 +177,12 @@ def _report(study: Study, places: Places, args: argparse.Namespace, only_if_stal
     if (places.study_dir / "figures").is_dir():
         push_all(places.study_dir / "figures")
     return report
+
+
+def _missing(run: Run, places: Places) -> str:
+    """A run without a result, and what became of it."""
+    state = status_row(run, places)["state"]
+    return f"{run.name} ({'not begun' if state == 'new' else state})"
 
 
 def _notes(study: Study, places: Places) -> list[str]:

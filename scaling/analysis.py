@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -22,12 +23,18 @@ QUESTIONS = ("prompt following", "typography", "aesthetics")
 
 @dataclass
 class Analysis:
-    """Everything that is computed once and shown in several sections; ``why`` says what could not be, by name,
-    ``uncorrelated`` which scores."""
+    """Everything that is computed once and shown in several sections.
+
+    ``elo`` are ratings by what they are called, the main one first; ``questions`` those of each question over all of
+    its judges ("" where battles name none), ``judges`` those of each of its judges. ``why`` says what could not be
+    computed, by name, ``uncorrelated`` which scores.
+    """
 
     fits: dict[str, tuple[Law, pd.DataFrame]] = field(default_factory=dict)
     floors: dict[str, Law] = field(default_factory=dict)
     elo: dict[str, EloTable] = field(default_factory=dict)
+    questions: dict[str, EloTable] = field(default_factory=dict)
+    judges: dict[str, dict[str, EloTable]] = field(default_factory=dict)
     correlations: dict[str, Score] = field(default_factory=dict)
     uncorrelated: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
@@ -59,33 +66,40 @@ def analyse(tables: StudyTables, *, draws: int = DRAWS, seed: int = 0) -> Analys
                 out.why[f"law {kind}"] = str(error)
     if len(tables.battles):
         try:
-            main, others = by_question(tables.battles)
-            out.elo["all judges"] = rate(main, draws=draws, seed=seed)
-            per_judge = {judge: rate(part, draws=draws, seed=seed) for judge, part in _by_judge(main).items()}
-            if len(per_judge) > 1:
-                out.elo.update(per_judge)
-            elif per_judge:
-                out.elo = per_judge
-            for question, battles in others.items():
-                for judge, part in _by_judge(battles).items():
-                    out.elo[f"{question} ({judge})"] = rate(part, draws=draws, seed=seed)
+            for question, battles in by_question(tables.battles).items():
+                judges = {judge: rate(part, draws=draws, seed=seed) for judge, part in _by_judge(battles).items()}
+                pooled = rate(battles, draws=draws, seed=seed) if len(judges) != 1 else next(iter(judges.values()))
+                out.questions[question], out.judges[question] = pooled, judges
+            out.elo = _called(out.questions, out.judges)
         except TableError as error:
             out.why["elo"] = str(error)
     out.correlations, out.uncorrelated = score_correlations(tables, out.elo, seed=seed)
     return out
 
 
-def by_question(battles: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """The battles of the main question (the first of QUESTIONS that was asked), and those of the others by question.
+def by_question(battles: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The battles of each question, the main one (the first of QUESTIONS that was asked) first.
 
     Different questions are never pooled: who follows prompts best may draw worst. Without a column of questions there
-    is one.
+    is one, "".
     """
     if "question" not in battles.columns:
-        return battles, {}
+        return {"": battles}
     parts = {str(question): part for question, part in battles.groupby("question", sort=True)}
     main = next((question for question in QUESTIONS if question in parts), next(iter(parts), None))
-    return (parts.pop(main), parts) if main is not None else (battles, {})
+    return {main: parts.pop(main), **parts} if main is not None else {"": battles}
+
+
+def _called(questions: Mapping[str, EloTable], judges: Mapping[str, Mapping[str, EloTable]]) -> dict[str, EloTable]:
+    """Ratings by what a reader calls them: of the main question all judges and each, of others each judge."""
+    found: dict[str, EloTable] = {}
+    for place, (question, pooled) in enumerate(questions.items()):
+        many = f"{question}, all judges" if question and len(questions) > 1 else "all judges"
+        if place == 0 and len(judges[question]) != 1:
+            found[many] = pooled
+        for judge, table in judges[question].items():
+            found[judge if place == 0 else f"{question} ({judge})"] = table
+    return found
 
 
 def _by_judge(battles: pd.DataFrame) -> dict[str, pd.DataFrame]:

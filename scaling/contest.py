@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from scaling.blocks import SIZE, Blocks, fit_blocks
 from scaling.elo import EloTable
 from scaling.ranking import RankTable
+from scaling.recipes import cells, recipes
 from scaling.reference import bare
 from scaling.resample import interval, small_sample_factor
-from scaling.study import ARCHITECTURE, values
+from scaling.study import values
 
+Kind = Literal["loss", "elo", "rank"]
 SETTLED = 0.975
 """Probability of being ahead from which on it counts as shown: the end of a two-sided 95 % interval."""
 DRAWS = 20_000
 """Of the noise, for the probability of being the best of many."""
-ONE_COMPUTE = 1.02
-"""Trainings whose FLOPs differ by no more than this factor have one compute."""
-TOLD_APART = ("parametrization", "learning_rate", "width", "batch")
-"""Columns that tell recipes apart where formulation, size and seed are the same."""
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Who is ahead at the largest size, where it is not who is ahead on average; by how much, as in ``Contest``."""
+
+    size: str
+    name: str
+    margin: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,9 @@ class Contest:
     the probability that the first is better than each (NaN for itself), ``best`` that it is the best of all.
     """
 
+    kind: Kind
     measure: str
+    """In words: validation loss; Elo, aesthetics; average rank."""
     names: tuple[str, ...]
     scores: tuple[float, ...]
     margin: float
@@ -44,9 +57,15 @@ class Contest:
     how: str
     """What was repeated, in words."""
     seeds: int = 0
+    """That the first two share at a size (the median); 0 where it is not known."""
     sizes: int = 0
-    noise: float = float("nan")
-    """Of losses: standard deviation of one run's log loss within its block."""
+    blocks: Blocks | None = None
+    """What losses and ratings of runs are compared by."""
+    crossed: Crossed | None = None
+    question: str = ""
+    """Of ratings, what judges were asked."""
+    apart: tuple[str, ...] = ()
+    """Recipes that share no size and seed with these."""
 
     @property
     def known(self) -> bool:
@@ -65,75 +84,71 @@ class Contest:
         return (self.names[0], *rest)
 
 
-def recipes(results: pd.DataFrame) -> pd.Series:
-    """What a run's recipe is called: its formulation, and what else tells runs of one size and seed apart."""
-    label = results["formulation"].astype(str)
-    for column in TOLD_APART:
-        cell = _cells(results).assign(recipe=label)
-        if column not in results or not cell.duplicated(keep=False).any():
-            continue
-        apart = results[column].groupby([*(cell[name] for name in cell)], dropna=False).transform("nunique")
-        if (apart > 1).any():
-            label = label + f", {column.replace('_', ' ')} " + results[column].map(lambda value: f"{value}")
-    return label
-
-
 def by_loss(results: pd.DataFrame) -> Contest | None:
-    """Recipes by final validation loss, over the sizes and seeds that all of them have; None where there is no choice.
+    """Recipes by final validation loss, where they were trained alike; None where no two were.
 
-    Log losses are additive in blocks (a size and a seed, which share data and noise) and recipes. Noise is what is left
-    within a size with two seeds or more; with one seed, what is left over sizes, which also holds that one recipe may
-    be better at one size and worse at another.
+    Log losses are additive in blocks (a size and a seed, which share data and noise) and recipes: ``scaling.blocks``.
     """
     if results.empty:
         return None
-    frame = _cells(results).assign(recipe=recipes(results), loss=values(results, "val_loss"))
-    table = _blocks(frame[frame["loss"] > 0], "recipe")
-    if table is None:
+    frame = _losses(results)
+    found = fit_blocks(frame)
+    if found is None:
         return None
-    seeds, sizes = _counts(table)
-    how = f"{_many(seeds, 'seed')} at {_many(sizes, 'size')}"
-    return _additive("validation loss", table, how if seeds > 1 else f"one seed at {_many(sizes, 'size')}")
+    contest = _additive("validation loss", found, sorted(set(frame["recipe"]) - set(found.names)))
+    return replace(contest, crossed=_crossed(contest, frame))
 
 
 def by_size(results: pd.DataFrame) -> Contest | None:
     """Depths of one recipe by final validation loss, at the longest training that most depths have; None for one."""
     if results.empty:
         return None
-    cells = _cells(results)
-    frame = cells.assign(recipe=cells["depth"].map("depth {:g}".format), loss=values(results, "val_loss"))
-    frame = frame[frame["loss"] > 0]
+    frame = _losses(results)
+    frame["recipe"] = frame["depth"].map("depth {:g}".format)
     most = frame.groupby("steps")["depth"].nunique()
     if most.empty or most.max() < 2:
         return None
     steps = max(most.index[most == most.max()])
-    table = _blocks(frame[frame["steps"] == steps].assign(depth=0.0), "recipe")
-    if table is None:
+    found = fit_blocks(frame[frame["steps"] == steps].assign(depth=0.0))
+    if found is None:
         return None
-    seeds, _ = _counts(table)
-    at = f" after {steps:,.0f} steps" if steps > 0 else ""
-    return _additive("validation loss", table, f"{'one seed' if seeds == 1 else f'{seeds} seeds'} a depth{at}")
+    contest = _additive("validation loss", found, [])
+    seeds = "one seed" if contest.seeds == 1 else f"{contest.seeds} seeds"
+    return replace(contest, how=f"{seeds} a depth" + (f" after {steps:,.0f} steps" if steps > 0 else ""))
 
 
-def by_elo(elo: EloTable, results: pd.DataFrame) -> Contest | None:
-    """Recipes by the mean rating of their runs, over the sizes and seeds that all of them have; None for one."""
+def by_elo(elo: EloTable, results: pd.DataFrame, question: str = "") -> Contest | None:
+    """Recipes by the ratings of their runs, where they were trained alike; None where no two were.
+
+    The interval holds what other prompts would say (resampled) and what other trainings would (as of losses, where
+    anything was repeated).
+    """
+    place = {rating.name: index for index, rating in enumerate(elo.ratings)}
     if results.empty:
         return None
-    place = {rating.name: index for index, rating in enumerate(elo.ratings)}
-    here = results[results["name"].isin(place)]
-    frame = _cells(here).assign(recipe=recipes(results).loc[here.index], loss=here["name"].map(place))
-    table = _blocks(frame, "recipe")
-    if table is None:
-        return None
+    frame = _runs(results[results["name"].isin(place)])
+    frame["run"] = frame["name"].map(place)
     points = np.array([rating.elo for rating in elo.ratings])
-    members = {name: table[name].to_numpy(dtype=int) for name in table.columns}
-    mean = np.array([points[own].mean() for own in members.values()])
-    order = np.lexsort((np.array(list(members)), -mean))
+    found = fit_blocks(frame.assign(value=points[frame["run"].to_numpy(int)]))
+    if found is None:
+        return None
+    mean = found.level + found.effect
+    order = np.lexsort((np.array(found.names), -mean))
     clusters = min(elo.clusters.values(), default=1)
-    samples = np.stack([elo.samples[:, own].mean(axis=1) for own in members.values()], axis=1)
     widen = small_sample_factor(clusters, 1, elo.level) * np.sqrt(clusters / max(clusters - 1, 1))
+    samples = np.zeros((0, len(mean)))
+    if len(elo.samples):
+        rng = np.random.default_rng(0)
+        drawn = elo.samples[rng.integers(len(elo.samples), size=DRAWS)][:, list(found.runs)]
+        samples = mean + widen * (drawn - points[list(found.runs)]) @ found.operator.T + _trainings(found, rng)
+    seeds, sizes = found.shared(order[0], order[1])
     over = " and ".join(_many(count, name) for name, count in elo.clusters.items())
-    return _sampled("Elo", list(members), mean, samples, order, sign=-1, widen=widen, how=f"{over} resampled")
+    contest = _sampled(
+        "elo", f"Elo, {question}" if question else "Elo", list(found.names), mean, samples, order, sign=-1,
+        how=f"{over} resampled; {_repeated(seeds, sizes)}",
+    )  # fmt: skip
+    apart = sorted(set(frame["recipe"]) - set(found.names))
+    return replace(contest, seeds=seeds, sizes=sizes, blocks=found, question=question, apart=tuple(apart))
 
 
 def by_rank(table: RankTable) -> Contest | None:
@@ -153,89 +168,97 @@ def by_rank(table: RankTable) -> Contest | None:
         "prompts": "prompts resampled, one training each",
         "seeds": f"{_many(table.seeds, 'seed')} resampled",
     }.get(table.resampled, f"prompts and {_many(table.seeds, 'seed')} resampled")
-    found = _sampled("average rank", list(members), mean, samples, order, sign=1, widen=1.0, how=how)
+    found = _sampled("rank", "average rank", list(members), mean, samples, order, sign=1, how=how)
     return replace(found, seeds=table.seeds)
 
 
-def _cells(results: pd.DataFrame) -> pd.DataFrame:
-    """Depth, steps and seed of each run; −1 where it isn't told. Architectures of one compute have one size."""
-    cells = pd.DataFrame({name: values(results, name).fillna(-1.0) for name in ("depth", "steps", "seed")})
-    if ARCHITECTURE in results and results[ARCHITECTURE].nunique() > 1:
-        flops = values(results, "train_flops")
-        if flops.notna().all() and flops.max() <= ONE_COMPUTE * flops.min():
-            cells[["depth", "steps"]] = -1.0
-    return cells
+def _runs(results: pd.DataFrame) -> pd.DataFrame:
+    """depth, steps, seed, recipe and name of each run."""
+    return cells(results).assign(recipe=recipes(results), name=results["name"], run=results.index)
 
 
-def _blocks(frame: pd.DataFrame, column: str) -> pd.DataFrame | None:
-    """``loss`` by (depth, steps, seed) and ``column``, without gaps: what few blocks have goes, then what has gaps."""
-    table = frame.pivot_table(index=["depth", "steps", "seed"], columns=column, values="loss", aggfunc="mean")
-    counts = table.notna().sum()
-    table = table[counts.index[2 * counts > counts.max()]].dropna() if len(counts) else table
-    return table if len(table) and table.shape[1] > 1 else None
+def _losses(results: pd.DataFrame) -> pd.DataFrame:
+    """The same of the runs that have a loss, with its log as ``value``, and FLOPs."""
+    known = values(results, "val_loss") > 0
+    logs = np.log(values(results, "val_loss")[known])
+    return _runs(results)[known].assign(value=logs, flops=values(results, "train_flops").fillna(0.0))
 
 
-def _counts(table: pd.DataFrame) -> tuple[int, int]:
-    """Seeds of the size with fewest, and sizes."""
-    per_size = table.groupby(level=["depth", "steps"]).size()
-    return int(per_size.min()), len(per_size)
-
-
-def _additive(measure: str, table: pd.DataFrame, how: str) -> Contest:
-    """``table [blocks, names]`` of losses."""
-    logs = np.log(table.to_numpy(dtype=float))
-    blocks, count = logs.shape
-    order = np.lexsort((np.array(table.columns, dtype=str), logs.mean(axis=0)))
-    logs, names = logs[:, order], [str(table.columns[place]) for place in order]
-    size = table.groupby(level=["depth", "steps"]).ngroup().to_numpy()
-    squares, freedom = 0.0, 0
-    for key in np.unique(size):
-        extra, own = _left(logs[size == key])
-        squares, freedom = squares + extra, freedom + own
-    if freedom == 0:
-        squares, freedom = _left(logs)
-    noise = float(np.sqrt(squares / freedom)) if freedom else float("nan")
-    mean = logs.mean(axis=0)
-    behind = mean - mean[0]
-    error = noise * np.sqrt(2 / blocks)
+def _additive(measure: str, found: Blocks, apart: list[str]) -> Contest:
+    """Of log losses."""
+    mean = found.level + found.effect
+    order = np.lexsort((np.array(found.names), mean))
+    first, second = order[:2]
+    behind = (mean - mean[first])[order]
     nan = float("nan")
     low = high = best = nan
-    ahead = np.full(count, nan)
-    if np.isfinite(noise):
-        arm = stats.t.ppf(SETTLED, freedom) * error
+    ahead = np.full(len(order), nan)
+    if np.isfinite(found.noise):
+        error = np.array([found.error(first, other, found.noise) for other in order])
+        arm = stats.t.ppf(SETTLED, found.freedom) * error[1]
         low, high = (1 - np.exp(-(behind[1] + sign * arm)) for sign in (-1, 1))
-        if error > 0:
-            ahead[1:] = stats.t.cdf(behind[1:] / error, freedom)
-        else:
-            ahead[1:] = np.where(behind[1:] > 0, 1.0, 0.5)
-        rng = np.random.default_rng(0)
-        spread = noise * np.sqrt(freedom / rng.chisquare(freedom, (DRAWS, 1)) / blocks)
-        drawn = mean + spread * rng.standard_normal((DRAWS, count))
-        best = float((drawn[:, 0] <= drawn.min(axis=1)).mean())
-    seeds, sizes = _counts(table)
+        safe = np.where(error > 0, error, 1.0)
+        told = np.where(error > 0, stats.t.cdf(behind / safe, found.freedom), np.where(behind > 0, 1.0, 0.5))
+        ahead[1:] = told[1:]
+        drawn = mean + _trainings(found, np.random.default_rng(0))
+        best = float((drawn[:, first] <= drawn.min(axis=1)).mean())
+    seeds, sizes = found.shared(first, second)
     return Contest(
+        kind="loss",
         measure=measure,
-        names=tuple(names),
-        scores=tuple(np.exp(mean).tolist()),
+        names=tuple(found.names[place] for place in order),
+        scores=tuple(np.exp(mean[order]).tolist()),
         margin=float(1 - np.exp(-behind[1])),
         low=float(low),
         high=float(high),
         ahead=tuple(ahead.tolist()),
         best=best,
-        how=how,
+        how=_repeated(seeds, sizes),
         seeds=seeds,
         sizes=sizes,
-        noise=noise,
+        blocks=found,
+        apart=tuple(apart),
     )
 
 
-def _left(logs: np.ndarray) -> tuple[float, int]:
-    """Sum of squares and degrees of freedom that rows and columns leave."""
-    rest = logs - logs.mean(axis=0) - logs.mean(axis=1, keepdims=True) + logs.mean()
-    return float((rest**2).sum()), (logs.shape[0] - 1) * (logs.shape[1] - 1)
+def _trainings(found: Blocks, rng: np.random.Generator) -> np.ndarray:
+    """Errors ``[draws, names]`` of the estimates, of what repeated trainings differ by; zero where nothing tells."""
+    if not np.isfinite(found.noise):
+        return np.zeros((DRAWS, len(found.names)))
+    spread = found.noise * np.sqrt(found.freedom / rng.chisquare(found.freedom, (DRAWS, 1)))
+    scale, turn = np.linalg.eigh(found.inverse)
+    root = turn * np.sqrt(np.maximum(scale, 0.0))
+    drawn: np.ndarray = spread * (rng.standard_normal((DRAWS, len(found.names))) @ root.T)
+    return drawn
+
+
+def _crossed(contest: Contest, frame: pd.DataFrame) -> Crossed | None:
+    """Who leads at the largest size of those at which the first of all meets others, where it is another."""
+    met = frame.groupby(SIZE)["recipe"].transform(lambda own: own.nunique() > 1 and contest.names[0] in set(own))
+    here = frame[met.astype(bool)]
+    if here.groupby(SIZE).ngroups < 2:
+        return None
+    largest = here.sort_values(["flops", *SIZE]).iloc[-1]
+    found = fit_blocks(here[(here["depth"] == largest["depth"]) & (here["steps"] == largest["steps"])])
+    if found is None or contest.names[0] not in found.names:
+        return None
+    first, other = int(np.argmin(found.effect)), found.names.index(contest.names[0])
+    if first == other:
+        return None
+    gap = found.effect[other] - found.effect[first]
+    arm = stats.t.ppf(SETTLED, found.freedom) * found.error(first, other, found.noise) if found.freedom else np.nan
+    low, high = (float(1 - np.exp(-(gap + sign * arm))) for sign in (-1, 1))
+    steps = f" and {largest['steps']:,.0f} steps" if here["steps"].nunique() > 1 else ""
+    return Crossed(f"depth {largest['depth']:g}{steps}", found.names[first], float(1 - np.exp(-gap)), low, high)
+
+
+def _repeated(seeds: int, sizes: int) -> str:
+    """What was trained more than once, in words."""
+    return f"{'one seed' if seeds == 1 else f'{seeds} seeds'} at {_many(sizes, 'size')}"
 
 
 def _sampled(
+    kind: Kind,
     measure: str,
     names: list[str],
     scores: np.ndarray,
@@ -243,7 +266,6 @@ def _sampled(
     order: np.ndarray,
     *,
     sign: int,
-    widen: float,
     how: str,
 ) -> Contest:
     """Of ``scores [names]`` and ``samples [draws, names]``; ``sign`` is 1 where less is better, −1 where more is."""
@@ -253,12 +275,13 @@ def _sampled(
     low = high = best = nan
     ahead = np.full(len(scores), nan)
     if len(samples):
-        centred = sign * (scores + widen * (samples - scores))
-        low, high = interval(sign * (samples[:, 1] - samples[:, 0]), 0.95, centre=margin, widen=widen)
+        centred = sign * samples
+        low, high = interval(centred[:, 1] - centred[:, 0], 0.95, centre=margin)
         apart = centred - centred[:, :1]
         ahead[1:] = ((apart > 0) + 0.5 * (apart == 0))[:, 1:].mean(axis=0)
         best = float((centred[:, 0] <= centred.min(axis=1)).mean())
     return Contest(
+        kind=kind,
         measure=measure,
         names=tuple(names[place] for place in order),
         scores=tuple(scores.tolist()),

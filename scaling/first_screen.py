@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from scaling.analysis import Analysis
-from scaling.contest import Contest, by_elo, by_loss, by_rank, by_size, recipes
+from scaling.contest import Contest, Crossed, by_elo, by_loss, by_rank, by_size
 from scaling.findings import listed
-from scaling.next_steps import Names, Step, next_steps
+from scaling.next_steps import Names, Step, next_steps, sizes_disagree
 from scaling.ranking import RankTable
+from scaling.recipes import recipes
 from scaling.reference import bare
 from scaling.study import StudyTables, values
 
@@ -33,32 +34,48 @@ class FirstScreen:
     decided: bool
 
 
-def first_screen(tables: StudyTables, analysis: Analysis, ranking: RankTable | None, names: Names) -> FirstScreen:
-    """From a study's tables; ``names`` are its own in commands. Ranks come before ratings, these before losses."""
+def first_screen(
+    tables: StudyTables,
+    analysis: Analysis,
+    ranking: RankTable | None,
+    names: Names,
+    missing: Sequence[str] = (),
+) -> FirstScreen:
+    """From a study's tables; ``names`` are its own in commands. Ranks come before ratings, these before losses.
+
+    ``missing`` are the study's runs that are in no table, with what became of them: they are told.
+    """
     results = tables.results
-    if results.empty:
-        waiting = f"{len(tables.runs)} have validations" if len(tables.runs) else "none has begun"
-        step = Step("Let a run finish.", names.command("run"))
-        return FirstScreen(f"No run has finished yet: {waiting}.", ("–",), ("–",), (step,), False)
-    elo = next(iter(analysis.elo.values()), None)
-    found = (
-        by_rank(ranking) if ranking is not None else None,
-        by_elo(elo, results) if elo is not None else None,
-        by_loss(results),
-    )
+    gaps = _gaps(len(results), missing)
+    known = results[values(results, "val_loss") > 0] if len(results) else results
+    found = [by_rank(ranking) if ranking is not None else None]
+    found += [by_elo(elo, results, question) for question, elo in analysis.questions.items()]
+    found.append(by_loss(known))
     contests = [contest for contest in found if contest is not None]
-    winner, decided = _winner(contests)
-    own = results[recipes(results) == (winner or "")]
-    size = by_size(own if len(own) else results) if len(own) or not contests else None
     if not contests:
-        return _without_contest(tables, size, names)
-    headline = _headline(contests, winner, decided, size if len(own) else None, results)
-    margin, surety = [margin_text(c, winner) for c in contests], [surety_text(c, winner) for c in contests]
+        return _without_contest(tables, known, names, gaps)
+    winner, decided = _winner(contests)
+    own = known[recipes(known) == winner] if len(known) and winner is not None else known[:0]
+    size = by_size(own)
+    crossed = sizes_disagree(contests, winner)
+    headline = _headline(contests, winner, decided, size, crossed)
+    margin = [margin_text(contest, winner) for contest in contests]
+    surety = [surety_text(contest, winner) + _other_judges(contest, analysis, results) for contest in contests]
     if size is not None:
         margin.append(_size_margin(size))
         surety.append(_size_surety(size))
+    decided = decided and crossed is None
     steps = next_steps(tables, analysis, contests, size, winner, decided, names)
-    return FirstScreen(headline, tuple(margin), tuple(surety), steps, decided)
+    return FirstScreen(headline, tuple(margin), (*surety, *gaps), steps, decided)
+
+
+def _gaps(count: int, missing: Sequence[str]) -> tuple[str, ...]:
+    """Which runs of the study are not in its tables, in one line."""
+    if not missing:
+        return ()
+    more = f" and {len(missing) - MOST_NAMES} more" if len(missing) > MOST_NAMES else ""
+    shown = ", ".join(missing[:MOST_NAMES]) + more
+    return (f"{len(missing)} of {count + len(missing)} runs have no result: {shown}",)
 
 
 def _winner(contests: Sequence[Contest]) -> tuple[str | None, bool]:
@@ -77,10 +94,14 @@ def _winner(contests: Sequence[Contest]) -> tuple[str | None, bool]:
 
 
 def _headline(
-    contests: Sequence[Contest], winner: str | None, decided: bool, size: Contest | None, results: pd.DataFrame
+    contests: Sequence[Contest], winner: str | None, decided: bool, size: Contest | None, crossed: Crossed | None
 ) -> str:
     if winner is None:
-        sides = "; ".join(f"{bare(c.names[0])} by {c.measure}" for c in contests if c.known)
+        by: dict[str, list[str]] = {}
+        for contest in contests:
+            if contest.known:
+                by.setdefault(bare(contest.names[0]), []).append(contest.measure)
+        sides = "; ".join(f"{name} by {listed(measures)}" for name, measures in by.items())
         return f"Not decided, measures disagree: {sides}."
     if not decided:
         first = contests[0]
@@ -90,48 +111,44 @@ def _headline(
         more = f" and {len(tied) - MOST_NAMES} more" if len(tied) > MOST_NAMES else ""
         shown = ", ".join(tied[:MOST_NAMES]) + more if more else listed(tied)
         return f"Not decided: {shown} are not told apart by {first.measure}."
-    few = all(contest.seeds == 1 for contest in contests if contest.seeds)
+    if crossed is not None:
+        return f"Not decided, sizes disagree: {winner} on average, {bare(crossed.name)} at {crossed.size}."
+    few = not any(contest.seeds > 1 for contest in contests if contest.settled)
     where = ""
     if size is not None:
-        where = f", and is best at {_depth(size, results)}" + ("" if size.settled else " (not settled)")
+        where = f", and is best at {size.names[0]} at equal steps" + ("" if size.settled else " (not settled)")
     return f"{winner} {'leads, with one seed' if few else 'won'}{where}."
 
 
-def _without_contest(tables: StudyTables, size: Contest | None, names: Names) -> FirstScreen:
-    """One recipe only: which size, or nothing to compare."""
-    results = tables.results
-    kind = recipes(results).iloc[0]
+def _without_contest(tables: StudyTables, known: pd.DataFrame, names: Names, gaps: tuple[str, ...]) -> FirstScreen:
+    """No two recipes to compare: which size, or nothing."""
+    if known.empty:
+        waiting = f"{len(tables.runs)} have validations" if len(tables.runs) else "none has begun"
+        step = Step("Let a run finish.", names.command("run"))
+        return FirstScreen(f"No run has finished with a loss yet: {waiting}.", ("–",), gaps or ("–",), (step,), False)
+    kinds = list(dict.fromkeys(recipes(known)))
+    size = by_size(known) if len(kinds) == 1 else None
     if size is None:
-        lowest = values(results, "val_loss").min()
-        many = recipes(results).nunique() > 1
+        lowest = values(known, "val_loss").min()
         headline = (
-            "Not decided: no two recipes were trained at one size and seed."
-            if many
-            else f"{kind} is the only recipe, at one depth: nothing to compare yet."
+            f"Not decided: of {len(kinds)} recipes no two were trained at one size and seed."
+            if len(kinds) > 1
+            else f"{kinds[0]} is the only recipe, at one depth: nothing to compare yet."
         )
         step = Step(
             "Train a second recipe or depth with the same seeds; a study file is a grid.", names.command("plan")
         )
-        return FirstScreen(headline, (f"Lowest validation loss {lowest:.4f}",), ("–",), (step,), False)
-    verdict = (
-        f"{kind}, the only recipe, is best at {_depth(size, results)}"
-        if size.settled
-        else f"Not decided: {kind}, the only recipe, has its lowest loss at {_depth(size, results)}"
-    )
-    steps = next_steps(tables, Analysis(), [], size, kind, size.settled, names)
-    return FirstScreen(f"{verdict}.", (_size_margin(size),), (_size_surety(size),), steps, size.settled)
-
-
-def _depth(size: Contest, results: pd.DataFrame) -> str:
-    """The best depth, and after how many steps where there are several lengths."""
-    several = values(results, "steps").nunique() > 1
-    return size.names[0] + (f" after {size.how.split(' after ')[-1]}" if several and " after " in size.how else "")
+        return FirstScreen(headline, (f"Lowest validation loss {lowest:.4f}",), gaps or ("–",), (step,), False)
+    what = f"{kinds[0]}, the only recipe, is best at {size.names[0]}"
+    headline = f"{what} at equal steps." if size.settled else f"Not decided: {what} at equal steps (not settled)."
+    steps = next_steps(tables, Analysis(), [], size, kinds[0], size.settled, names)
+    return FirstScreen(headline, (_size_margin(size),), (_size_surety(size), *gaps), steps, size.settled)
 
 
 def margin_text(contest: Contest, winner: str | None = None) -> str:
     """The lead of the first over the second; whose, where it isn't the ``winner``'s."""
     first, second = (bare(name) for name in contest.names[:2])
-    losses, elo = contest.measure == "validation loss", contest.measure == "Elo"
+    losses, elo = contest.kind == "loss", contest.kind == "elo"
     factor, digits, unit = (100, 1, " %") if losses else (1, 0, "") if elo else (1, 2, "")
     lead, low, high = (_number(factor * x, digits) for x in (contest.margin, contest.low, contest.high))
     ends = f" ({low} to {high}{unit})" if np.isfinite(contest.low) else ""
@@ -140,6 +157,11 @@ def margin_text(contest: Contest, winner: str | None = None) -> str:
     else:
         text = f"{contest.scores[0]:.2f}, better by {lead} than {second}{ends}"
     whose = "" if first == winner else f"{first} "
+    crossed = contest.crossed
+    if crossed is not None and not crossed.low <= 0:
+        low, high = (_number(100 * x, 1) for x in (crossed.low, crossed.high))
+        arms = f", {low} to {high} %" if np.isfinite(crossed.low) else ", not known how surely"
+        text += f"; at {crossed.size} {bare(crossed.name)} is ahead by {_number(100 * crossed.margin, 1)} %{arms}"
     return f"{_capital(contest.measure)}: {whose}{text}"
 
 
@@ -150,11 +172,25 @@ def _number(value: float, digits: int) -> str:
 def surety_text(contest: Contest, winner: str | None = None) -> str:
     """The probability of being best, and what was repeated to know it."""
     name = _capital(contest.measure)
+    how = contest.how + (f"; {listed(list(contest.apart))} shared no size and seed with these" if contest.apart else "")
     if not contest.known:
-        return f"{name}: not known, nothing was repeated ({contest.how})"
+        return f"{name}: not known, nothing was repeated ({how})"
     what = "better" if len(contest.names) == 2 else f"the best of {len(contest.names)}"
     whose = "" if bare(contest.names[0]) == winner else f"{bare(contest.names[0])} is "
-    return f"{name}: {whose}{what} with probability {_chance(contest.best)} ({contest.how})"
+    return f"{name}: {whose}{what} with probability {_chance(contest.best)} ({how})"
+
+
+def _other_judges(contest: Contest, analysis: Analysis, results: pd.DataFrame) -> str:
+    """Which judges of a rating's question put another recipe first."""
+    if contest.kind != "elo":
+        return ""
+    found = []
+    for judge, elo in analysis.judges.get(contest.question, {}).items():
+        own = by_elo(elo, results)
+        if own is not None and own.names[0] != contest.names[0]:
+            low, high = (_number(x, 0) for x in (own.low, own.high))
+            found.append(f"; its judge {judge} has {bare(own.names[0])} first, by {own.margin:.0f} ({low} to {high})")
+    return "".join(found)
 
 
 def _size_margin(size: Contest) -> str:

@@ -10,17 +10,21 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scaling.analysis import Analysis
-from scaling.contest import SETTLED, TOLD_APART, Contest, recipes
+from scaling.analysis import Analysis, by_question
+from scaling.contest import SETTLED, Contest, Crossed
 from scaling.errors import TableError
 from scaling.findings import scientific
 from scaling.next_battle import next_battles
+from scaling.recipes import TOLD_APART, recipes
 from scaling.reference import bare
 from scaling.study import StudyTables, values
 
 MOST_SEEDS = 8
 """More than this to tell two recipes apart is too dear to be told: they are as good as equal."""
+EQUAL = 0.01
+"""Losses of which the whole interval is no farther apart are as good as equal."""
 MOST_STEPS = 2
+MOST_PAIRS = 10_000
 LEAST = 3
 """Sizes, and lengths of training, from which on ``mmdit recommend`` can tell a joint law's exponents from its floor."""
 
@@ -53,14 +57,18 @@ class Step:
 
 def seeds_wanted(contest: Contest) -> tuple[int, float] | None:
     """How many more seeds of the first two would tell a difference as large as is seen, and the arm of the interval
-    (a share) then; None for more than MOST_SEEDS, or where noise is not known."""
-    if not np.isfinite(contest.noise) or not contest.sizes:
+    (a share) then; None for more than MOST_SEEDS, or where a single run's noise is not known."""
+    found = contest.blocks
+    if found is None or not np.isfinite(found.within):
         return None
     gap = abs(np.log1p(-contest.margin))
     for more in range(1, MOST_SEEDS + 1):
         seeds = contest.seeds + more
-        freedom = contest.sizes * (seeds - 1)
-        arm = float(stats.t.ppf(SETTLED, freedom) * contest.noise * np.sqrt(2 / (contest.sizes * seeds)))
+        if found.varies > 0:  # between sizes, which seeds do not change
+            square, freedom = found.varies**2 + found.within**2 / seeds, found.freedom
+        else:
+            square, freedom = found.noise**2 / seeds, found.freedom + contest.sizes * more
+        arm = float(stats.t.ppf(SETTLED, freedom) * np.sqrt(2 * square / contest.sizes))
         if arm < gap:
             return more, arm
     return None
@@ -75,63 +83,111 @@ def next_steps(
     decided: bool,
     names: Names,
 ) -> tuple[Step, ...]:
-    """The most useful first."""
+    """The most useful first: of what the headline leaves open, then of what was measured least, then of sizes."""
     found: list[Step] = []
-    run = names.command("run")
-    loss = next((c for c in [*contests, *([size] if size else [])] if c.measure == "validation loss"), None)
+    crossed = sizes_disagree(contests, winner)
     if contests and winner is None:
         found.append(Step("Let people decide between them, blind.", names.arena))
-    if loss is not None and not loss.settled:
-        found.append(_seeds(loss, run))
-    elif loss is not None and loss.seeds == 1:
+    if crossed is not None:
+        found.append(
+            Step(
+                f"A larger size than {crossed.size}: {bare(crossed.name)} is ahead there, {winner} on average.",
+                names.command("plan"),
+            )
+        )
+    open_ones = [contest for contest in contests if not contest.settled]
+    if winner is not None:
+        found += [_settling(contest, tables, names) for contest in open_ones[:MOST_STEPS]]
+    loss = next((c for c in contests if c.kind == "loss"), None)
+    if loss is not None and loss.settled and loss.seeds == 1:
         first, second = (bare(name) for name in loss.names[:2])
         found.append(
-            Step(f"One more seed of {first} and {second} in the study file: one each does not tell luck.", run)
+            Step(
+                f"One more seed of {first} and {second} in the study file: one each does not tell luck.",
+                names.command("run"),
+            )
         )
-    battle = _battle(tables, analysis, contests, names)
-    found += [battle] if battle is not None else []
+    if size is not None and not contests and not size.settled:
+        found.append(_seeds(size, names))
     edge = _edge(tables, size, winner, names)
     found += [edge] if edge is not None else []
-    if decided and not found:
-        found.append(_larger(tables, winner, names))
-    seen = analysis.elo or any(contest.measure == "average rank" for contest in contests)
-    if contests and not seen and len(found) < MOST_STEPS:
+    if contests and not any(contest.kind in ("elo", "rank") for contest in contests) and len(found) < MOST_STEPS:
         found.append(Step("Battles: losses do not tell how images look.", names.arena))
-    return tuple(found[:MOST_STEPS])
+    if not found or (decided and len(found) < MOST_STEPS and edge is None):
+        found.insert(0, _larger(tables, winner, names))
+    return tuple(dict.fromkeys(found))[:MOST_STEPS]
 
 
-def _seeds(contest: Contest, run: str) -> Step:
+def sizes_disagree(contests: Sequence[Contest], winner: str | None) -> Crossed | None:
+    """Who is shown to be ahead of the winner by loss at the largest size."""
+    for contest in contests:
+        crossed = contest.crossed
+        if crossed is not None and bare(contest.names[0]) == winner and crossed.low > 0:
+            return crossed
+    return None
+
+
+def _settling(contest: Contest, tables: StudyTables, names: Names) -> Step:
+    """What would tell the first two of a contest apart."""
     first, second = (bare(name) for name in contest.names[:2])
-    if not contest.known:
+    if contest.kind == "loss":
+        return _seeds(contest, names)
+    if contest.kind == "elo":
+        return _battle(contest, tables, names)
+    return Step(f"More seeds and prompts of {first} and {second}: their ranks overlap.", names.command("run"))
+
+
+def _seeds(contest: Contest, names: Names) -> Step:
+    first, second = (bare(name) for name in contest.names[:2])
+    run, blocks = names.command("run"), contest.blocks
+    if not contest.known or blocks is None:
         return Step(
             f"Two more seeds of {first} and {second} in the study file: from one run each, nothing tells them apart.",
             run,
         )
-    wanted = seeds_wanted(contest)
-    if wanted is None:
+    ends = f"{100 * contest.low:.1f} to {100 * contest.high:.1f} %".replace("-", "−")
+    if max(abs(contest.low), abs(contest.high)) <= EQUAL:
+        return Step(f"{first} and {second} are as good as equal here ({ends}): take the cheaper.")
+    if not np.isfinite(blocks.within):
         return Step(
-            f"{first} and {second} are as good as equal here: {MOST_SEEDS} more seeds each would not tell "
-            f"{100 * contest.margin:.1f} % from none. Take the cheaper."
+            f"One more seed of {first} and {second} at each size, in the study file: it tells luck from a lead that "
+            "differs between sizes.",
+            run,
         )
-    more, arm = wanted
-    before = (contest.high - contest.low) / 2
-    seeds = f"{more} more seed{'s' * (more != 1)}"
+    wanted = seeds_wanted(contest)
+    if wanted is not None:
+        more, arm = wanted
+        before = (contest.high - contest.low) / 2
+        seeds = f"{more} more seed{'s' * (more != 1)}"
+        return Step(
+            f"{seeds} of {first} and {second} in the study file: ±{100 * before:.1f} % would become about "
+            f"±{100 * arm:.1f} %.",
+            run,
+        )
+    if blocks.varies > 0:
+        return Step(
+            f"Other sizes of {first} and {second}: their difference varies between sizes (standard deviation "
+            f"{100 * blocks.varies:.1f} %), which more seeds do not tell.",
+            names.command("plan"),
+        )
     return Step(
-        f"{seeds} of {first} and {second} in the study file: ±{100 * before:.1f} % would become ±{100 * arm:.1f} %.",
-        run,
+        f"Other recipes or sizes: {MOST_SEEDS} more seeds each would not tell {first} from {second} ({ends}).",
+        names.command("plan"),
     )
 
 
-def _battle(tables: StudyTables, analysis: Analysis, contests: Sequence[Contest], names: Names) -> Step | None:
-    """The pair whose battle narrows ratings most, where ratings are not settled."""
-    elo = next((contest for contest in contests if contest.measure == "Elo"), None)
-    if elo is None or elo.settled or tables.battles.empty:
-        return None
+def _battle(contest: Contest, tables: StudyTables, names: Names) -> Step:
+    """The pair of the first recipes' runs whose battle narrows ratings most."""
+    first, second = contest.names[:2]
+    kind = dict(zip(tables.results["name"], recipes(tables.results), strict=True))
     try:
-        left, right, _ = next_battles(tables.battles)[0]
-    except TableError:
-        return None
-    return Step(f"More battles, {left} against {right} first: they narrow the ratings most.", names.arena)
+        pairs = next_battles(by_question(tables.battles)[contest.question], k=MOST_PAIRS)
+    except (TableError, KeyError):
+        pairs = []
+    for left, right, _ in pairs:
+        if {kind.get(left), kind.get(right)} == {first, second}:
+            return Step(f"More battles, {left} against {right} first: they narrow the ratings most.", names.arena)
+    return Step(f"More battles of {bare(first)} against {bare(second)}.", names.arena)
 
 
 def _edge(tables: StudyTables, size: Contest | None, winner: str | None, names: Names) -> Step | None:
@@ -144,9 +200,13 @@ def _edge(tables: StudyTables, size: Contest | None, winner: str | None, names: 
         return None
     if best == depths[0]:
         return Step(f"Train longer, or below depth {best:g}: the smallest model tried is the best at this length.")
+    larger = _larger(tables, winner, names)
+    if larger.command.startswith("mmdit recommend"):
+        return larger
     return Step(
-        f"Deeper than {best:g}: the largest model tried is the best, so the best may lie beyond.",
-        _larger(tables, winner, names).command,
+        f"Other lengths of training: at equal steps depth {best:g}, the largest, is best, as larger ones mostly are; "
+        "what it is at equal compute is open.",
+        larger.command,
     )
 
 
@@ -165,7 +225,7 @@ def _larger(tables: StudyTables, winner: str | None, names: Names) -> Step:
     table = shlex.quote(f"{names.folder}/results.csv")
     options = [f"--study {shlex.quote(names.study)}", f"--flops {10 * flops:.1e}", *_depths(own), *_only(tables, own)]
     return Step(
-        f"This grid is settled. Ask its law what {scientific(10 * flops)} FLOPs should be spent on.",
+        f"Ask the law of these runs what {scientific(10 * flops)} FLOPs should be spent on.",
         f"mmdit recommend {table} {' '.join(options)}",
     )
 

@@ -164,9 +164,9 @@ def _points(tables: StudyTables, elo: dict[str, EloTable]) -> dict[str, tuple[pd
         column("GenEval proxy", "geneval", "GenEval proxy (share passed)", True)
         column("graded score", "geneval_graded", "GenEval proxy, graded (0 to 1)", True)
     if elo:
-        table = next(iter(elo.values()))
+        called, table = next(iter(elo.items()))
         rows = [{"name": r.name, "y": r.elo, "low": r.low, "high": r.high} for r in table.ratings]
-        add("Elo", pd.DataFrame(rows), "Elo (all judges)" if len(elo) > 1 else "Elo", True)
+        add("Elo", pd.DataFrame(rows), f"Elo ({called})" if len(elo) > 1 else "Elo", True)
     else:
         column("Elo", "elo", "Elo", True)
     column("CompBench proxy", "compbench", "CompBench proxy (0 to 1)", True)

@@ -16,13 +16,14 @@ from scipy import stats
 from launch.cli import main
 from launch.execute import describe
 from launch.studies import load_study as load_named
-from scaling.analysis import Analysis
-from scaling.contest import by_elo, by_loss, by_rank, recipes
+from scaling.analysis import Analysis, analyse
+from scaling.contest import by_elo, by_loss, by_rank
 from scaling.elo import rate
 from scaling.findings import depth_finding
 from scaling.first_screen import FirstScreen, first_screen
 from scaling.next_steps import Names, seeds_wanted
 from scaling.ranking import rank
+from scaling.recipes import recipes
 from scaling.study import StudyTables, load_study
 
 KINDS = ("rf", "rf/lognorm(0.00,1.00)")
@@ -50,10 +51,12 @@ def losses(
     return pd.DataFrame(rows)
 
 
-def battles(results: pd.DataFrame, points: dict[str, float], prompts: int = 60) -> pd.DataFrame:
-    """Every pair of runs once a prompt; formulations are ``points`` Elo points apart."""
+def battles(
+    results: pd.DataFrame, points: dict[str, float], prompts: int = 60, own: dict[str, float] | None = None
+) -> pd.DataFrame:
+    """Every pair of runs once a prompt; formulations are ``points`` Elo points apart, or runs worth their ``own``."""
     rng = np.random.default_rng(1)
-    strength = dict(zip(results["name"], results["formulation"].map(points), strict=True))
+    strength = own or dict(zip(results["name"], results["formulation"].map(points), strict=True))
     rows = []
     for prompt in range(prompts):
         for left, right in itertools.combinations(strength, 2):
@@ -72,24 +75,26 @@ def tables(folder: Path, results: pd.DataFrame, fights: pd.DataFrame | None = No
 
 def screen(folder: Path, results: pd.DataFrame, fights: pd.DataFrame | None = None) -> FirstScreen:
     known = tables(folder, results, fights)
-    analysis = Analysis(elo={"all judges": rate(fights, draws=200)} if fights is not None else {})
+    analysis = Analysis(questions={"": rate(fights, draws=200)} if fights is not None else {})
     return first_screen(known, analysis, None, Names("mine", "studies/mine"))
 
 
 def test_a_clear_winner_at_the_end_of_the_grid(tmp_path: Path) -> None:
     results = losses(0.2)
     found = screen(tmp_path / "s", results)
-    assert found.decided and found.headline.startswith("rf/lognorm(0.00,1.00) won, and is best at depth 3")
+    assert found.decided and found.headline.startswith("rf/lognorm(0.00,1.00) won, and is best at depth 3 at equal")
     wide = results.pivot_table(index=["depth", "seed"], columns="formulation", values="val_loss")
     apart = (np.log(wide["rf"]) - np.log(wide["rf/lognorm(0.00,1.00)"])).to_numpy().reshape(3, 3)
     left = apart - apart.mean(axis=1, keepdims=True)  # a difference has twice a run's variance
-    arm = stats.t.ppf(0.975, 6) * np.sqrt((left**2).sum() / 6 / 9)
+    within, between = (left**2).sum() / 6, 3 * apart.mean(axis=1).var(ddof=1)
+    assert stats.f.sf(between / within, 2, 6) > 0.25  # sizes agree: what they differ by is noise as well
+    arm = stats.t.ppf(0.975, 8) * apart.std() * np.sqrt(9 / 8 / 9)
     low, high = (100 * (1 - np.exp(-(apart.mean() + sign * arm))) for sign in (-1, 1))
     lead = 100 * (1 - np.exp(-apart.mean()))
     assert found.margin[0] == f"Validation loss: {lead:.1f} % below rf ({low:.1f} to {high:.1f} %)"
     assert low < 20 < high
     assert found.surety[0] == "Validation loss: better with probability above 0.99 (3 seeds at 3 sizes)"
-    assert found.steps[0].text.startswith("Deeper than 3")
+    assert found.steps[0].text.startswith("Other lengths of training: at equal steps depth 3")
     assert found.steps[0].command == "mmdit study plan mine"  # of one length of training there is no law
     assert "losses do not tell how images look" in found.steps[1].text
 
@@ -101,10 +106,19 @@ def test_a_tie_asks_for_as_many_seeds_as_would_tell(tmp_path: Path) -> None:
     contest = by_loss(losses(0.004, noise=0.02, seed=3))
     assert contest is not None and contest.low < 0 < contest.high and 0.5 < contest.ahead[1] < 0.975
     wanted = seeds_wanted(contest)
-    if wanted is None:
-        assert "as good as equal" in found.steps[0].text
-    else:
-        assert found.steps[0].text.startswith(f"{wanted[0]} more seed")
+    assert wanted is None and "more seeds each would not tell" in found.steps[0].text
+    wider = screen(tmp_path / "w", losses(0.02, noise=0.02, seed=3))
+    seeds = seeds_wanted(by_loss(losses(0.02, noise=0.02, seed=3)))
+    assert seeds is not None and wider.steps[0].text.startswith(f"{seeds[0]} more seed")
+
+
+def test_equal_is_only_said_where_an_interval_says_it(tmp_path: Path) -> None:
+    """A small gap is not equality: seven loose studies and a tight one."""
+    for seed in range(7):
+        found = screen(tmp_path / f"{seed}", losses(0.0, noise=0.03, seeds=2, seed=seed))
+        assert not any("as good as equal" in step.text for step in found.steps)
+    tight = screen(tmp_path / "tight", losses(0.0, noise=0.002, seeds=4, seed=2))
+    assert "as good as equal here (" in tight.steps[0].text and "take the cheaper" in tight.steps[0].text
 
 
 def test_seeds_that_are_wanted_narrow_the_interval() -> None:
@@ -115,7 +129,7 @@ def test_seeds_that_are_wanted_narrow_the_interval() -> None:
     gap = -np.log1p(-contest.margin)
 
     def arm(seeds: int) -> float:
-        return float(stats.t.ppf(0.975, seeds - 1) * contest.noise * np.sqrt(2 / seeds))
+        return float(stats.t.ppf(0.975, seeds - 1) * contest.blocks.noise * np.sqrt(2 / seeds))
 
     least = next((more for more in range(1, 9) if arm(3 + more) < gap), None)
     assert (wanted[0] if wanted else None) == least
@@ -188,7 +202,7 @@ def test_ratings_that_agree_come_first(tmp_path: Path) -> None:
 
 def test_a_single_recipe_is_asked_for_its_depth(tmp_path: Path) -> None:
     found = screen(tmp_path / "a", losses(0.0, kinds=("rf",)))
-    assert found.headline == "rf, the only recipe, is best at depth 3."
+    assert found.headline == "rf, the only recipe, is best at depth 3 at equal steps."
     assert found.margin[0].startswith("Depth 3: loss")
     alone = screen(tmp_path / "b", losses(0.0, kinds=("rf",), depths=(2,), seeds=1))
     assert "nothing to compare" in alone.headline and not alone.decided and alone.steps[0].command
@@ -201,7 +215,8 @@ def test_of_several_lengths_the_longest_is_told(tmp_path: Path) -> None:
     long["val_loss"] *= 0.5
     both = pd.concat([short, long], ignore_index=True)
     found = screen(tmp_path / "s", both)
-    assert "best at depth 3 after 400 steps" in found.headline  # most depths were trained for so long
+    assert "best at depth 3 at equal steps" in found.headline
+    assert "after 400 steps" in found.surety[0]  # most depths were trained for so long
     text = depth_finding(both)
     assert "loss falls at every step of the ladder with rf at every length" in text
 
@@ -217,13 +232,115 @@ def test_nothing_finished(tmp_path: Path) -> None:
 
 
 def test_gaps_cost_only_their_cells() -> None:
-    results = losses(0.2, kinds=("rf", "v/cos", "eps/cos"))
-    whole = by_loss(results)
-    cut = by_loss(results[~((results["formulation"] == "v/cos") & (results["depth"] == 3) & (results["seed"] == 2))])
-    rare = by_loss(results[(results["formulation"] != "v/cos") | (results["name"] == "d1 v/cos s0")])
-    assert whole is not None and cut is not None and rare is not None
-    assert whole.names == cut.names == ("eps/cos", "v/cos", "rf") and cut.seeds == 2
-    assert rare.names == ("eps/cos", "rf")  # a recipe with one run does not cost the others theirs
+    """Least squares with gaps, against a fit by a design matrix; a recipe of one run costs the others nothing."""
+    results = losses(0.2, kinds=("rf", "v/cos", "eps/cos"), seed=2)
+    cut = results[~((results["formulation"] == "v/cos") & (results["depth"] == 3) & (results["seed"] == 2))]
+    rare = results[(results["formulation"] != "v/cos") | (results["name"] == "d1 v/cos s0")]
+    for some, seeds in ((results, 3), (cut, 3), (rare, 1)):
+        found = by_loss(some)
+        assert found is not None and found.names == ("eps/cos", "v/cos", "rf") and found.seeds == seeds
+        block = pd.get_dummies(some["depth"].astype(str) + some["seed"].astype(str)).to_numpy(float)
+        recipe = pd.get_dummies(some["formulation"])[["v/cos", "rf"]].to_numpy(float)  # beside eps/cos
+        solved, squares, rank, _ = np.linalg.lstsq(
+            np.hstack([block, recipe]), np.log(some["val_loss"].to_numpy()), rcond=None
+        )
+        assert found.margin == pytest.approx(1 - np.exp(-solved[-2]))
+        blocks = found.blocks
+        assert blocks is not None and blocks.freedom == len(some) - rank  # sizes agree in this study
+        assert blocks.noise**2 == pytest.approx(squares[0] / (len(some) - rank))
+        error = np.linalg.inv(np.hstack([block, recipe]).T @ np.hstack([block, recipe]))[-2, -2]
+        arm = stats.t.ppf(0.975, blocks.freedom) * blocks.noise * np.sqrt(error)
+        assert (found.low, found.high) == pytest.approx(tuple(1 - np.exp(-(solved[-2] + s * arm)) for s in (-1, 1)))
+    apart = results["depth"].where(results["formulation"] != "v/cos", 9)
+    lonely = by_loss(results.assign(depth=apart))
+    assert lonely is not None and lonely.names == ("eps/cos", "rf") and lonely.apart == ("v/cos",)
+
+
+def test_more_seeds_of_the_first_two_narrow_their_interval_and_keep_the_third() -> None:
+    few = losses(0.01, noise=0.02, kinds=("rf", "v/cos", "eps/cos"), seeds=2, depths=(1, 2), seed=4)
+    many = losses(0.01, noise=0.02, kinds=("rf", "v/cos", "eps/cos"), seeds=6, depths=(1, 2), seed=4)
+    first = by_loss(few)
+    extra = many[(many["seed"] >= 2) & (many["formulation"] != "eps/cos")]
+    more = by_loss(pd.concat([few, extra], ignore_index=True))
+    assert more is not None and set(more.names) == {"rf", "v/cos", "eps/cos"}
+    before, after = first.blocks, more.blocks
+    assert before is not None and after is not None and after.shared(1, 2) == (6, 2) and after.shared(0, 1) == (2, 2)
+    assert after.error(1, 2, 1.0) < 0.6 * before.error(1, 2, 1.0)  # √(2/6) of it, but for what eps/cos tells
+    assert after.error(0, 1, 1.0) <= before.error(0, 1, 1.0)
+
+
+def test_a_lead_that_turns_with_size_is_told(tmp_path: Path) -> None:
+    """The first recipe is 10 % better at depths 1 and 2, 5 % worse at depth 3; three seeds."""
+    results = losses(-0.1, noise=0.002)
+    deep = (results["depth"] == 3) & (results["formulation"] == KINDS[1])
+    results.loc[deep, "val_loss"] *= 0.95 / 1.1
+    found = screen(tmp_path / "s", results)
+    assert not found.decided
+    contest = by_loss(results)
+    assert contest is not None and contest.names[0] == "rf" and not contest.settled
+    assert contest.crossed is not None and contest.crossed.name == KINDS[1] and contest.crossed.size == "depth 3"
+    assert contest.crossed.low < 0.05 < contest.crossed.high and contest.crossed.low > 0.03
+    assert f"at depth 3 {KINDS[1]} is ahead by " in found.margin[0]
+    assert found.steps[0].text.startswith(f"A larger size than depth 3: {KINDS[1]} is ahead there")
+
+
+@pytest.mark.parametrize("varies", [0.0, 0.01, 0.03])
+def test_recipes_that_are_equal_on_average_are_rarely_told_apart(varies: float) -> None:
+    """200 studies of 3 sizes and 2 seeds, whose recipes differ by size with a mean of nothing: 5 % would be nominal."""
+    settled = []
+    for seed in range(200):
+        results = losses(0.0, noise=0.01, seeds=2, seed=seed)
+        rng = np.random.default_rng(1000 + seed)
+        shift = {(kind, depth): varies * rng.normal() for kind in KINDS for depth in (1, 2, 3)}
+        keys = zip(results["formulation"], results["depth"], strict=True)
+        results["val_loss"] *= np.exp([shift[key] for key in keys])
+        contest = by_loss(results)
+        settled.append(contest is not None and contest.settled)
+    assert np.mean(settled) < 0.13
+
+
+def test_missing_runs_and_lost_recipes_are_told(tmp_path: Path) -> None:
+    results = losses(0.2)
+    known = tables(tmp_path / "s", results)
+    names = Names("mine", "studies/mine")
+    found = first_screen(known, Analysis(), None, names, ["d3 rf s0 (diverged)"] * 5)
+    assert found.surety[-1].startswith("5 of 23 runs have no result: d3 rf s0 (diverged), ")
+    assert found.surety[-1].endswith(" and 2 more")
+    lost = results.assign(val_loss=results["val_loss"].where(results["formulation"] != "rf"))
+    alone = screen(tmp_path / "lost", lost)
+    assert f"{KINDS[1]}, the only recipe" in alone.headline
+    nothing = screen(tmp_path / "nothing", results.assign(val_loss=np.nan))
+    assert nothing.headline.startswith("No run has finished with a loss")
+
+
+def test_questions_and_judges_that_disagree_are_told(tmp_path: Path) -> None:
+    results = losses(0.0, depths=(1, 2), seeds=2, noise=0.05)
+    up, down = {KINDS[0]: 0.0, KINDS[1]: 400.0}, {KINDS[0]: 400.0, KINDS[1]: 0.0}
+    asked = [
+        battles(results, points, prompts=60).assign(question=question, judge=judge)
+        for question, judge, points in (
+            ("prompt following", "a", up),
+            ("prompt following", "b", {KINDS[0]: 100.0, KINDS[1]: 0.0}),
+            ("aesthetics", "c", down),
+        )
+    ]
+    known = tables(tmp_path / "s", results, pd.concat(asked, ignore_index=True))
+    found = first_screen(known, analyse(known, draws=100), None, Names("mine", "studies/mine"))
+    assert found.headline.startswith(f"Not decided, measures disagree: {KINDS[1]} by Elo, prompt following")
+    assert "rf by Elo, aesthetics" in found.headline
+    (told,) = [line for line in found.surety if line.startswith("Elo, prompt following")]
+    assert "; its judge b has rf first, by " in told
+
+
+def test_ratings_of_equal_recipes_hold_the_luck_of_training() -> None:
+    """40 studies of two equal recipes, 3 seeds, whose runs differ by 40 points: few are told apart."""
+    results = losses(0.0, depths=(1,), seeds=3)
+    settled = []
+    for seed in range(40):
+        luck = dict(zip(results["name"], 40 * np.random.default_rng(seed).normal(size=len(results)), strict=True))
+        contest = by_elo(rate(battles(results, {}, 40, luck), draws=100), results)
+        settled.append(contest is not None and contest.settled)
+    assert np.mean(settled) < 0.2
 
 
 def test_learning_rates_are_recipes_where_nothing_else_differs() -> None:
@@ -304,7 +421,6 @@ def test_the_command_that_is_advised_runs(tmp_path: Path, capsys: pytest.Capture
     known = tables(folder, results)
     found = first_screen(known, Analysis(), None, Names("ladder_small", str(folder)))
     (command,) = [step.command for step in found.steps if "recommend" in step.command]
-    assert found.steps[0].text.startswith("This grid is settled")
     assert command.startswith("mmdit recommend '") and "--depths 2-14" in command
     assert ("--where dataset=scenes --where 'formulation=rf/lognorm(0.00,1.00)'" in command) == others
     assert main([*shlex.split(command)[1:], "--bootstrap", "200", "--json"]) == 0

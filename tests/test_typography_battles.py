@@ -120,10 +120,11 @@ def test_scenes_are_asked_two_questions(judging: Judge) -> None:
     assert abs(looks["true"] - looks["shuffled"]) < 150
     follows = {row.name: row.elo for row in best["prompt following"]}
     assert follows["shuffled"] < min(follows["true"], follows["noisy"]) - 100
-    main, others = by_question(table)
-    assert set(main["judge"]) == {"contrastive", "scorer"} and list(others) == ["aesthetics"]
+    parts = by_question(table)
+    assert list(parts) == ["prompt following", "aesthetics"]
+    assert set(parts["prompt following"]["judge"]) == {"contrastive", "scorer"}
     plain = table.drop(columns="question")
-    assert by_question(plain)[0] is plain and not by_question(plain)[1]
+    assert by_question(plain)[""] is plain and len(by_question(plain)) == 1
 
 
 def test_signs_are_asked_for_their_words(judging: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +140,8 @@ def test_signs_are_asked_for_their_words(judging: Judge, monkeypatch: pytest.Mon
         outcome[frozenset((row.left, row.right))].append("tie" if row.outcome == "tie" else vars(row)[row.outcome])
     assert set(outcome[frozenset(("right", "same"))]) == {"tie"}
     assert outcome[frozenset(("right", "wrong"))].count("right") > 9
-    main, others = by_question(pd.DataFrame([vars(Battle("p", "a", "b", "tie", "typography", "template", 0))]))
-    assert len(main) == 1 and not others
+    parts = by_question(pd.DataFrame([vars(Battle("p", "a", "b", "tie", "typography", "template", 0))]))
+    assert list(parts) == ["typography"] and len(parts["typography"]) == 1
 
 
 @pytest.mark.slow
