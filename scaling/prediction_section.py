@@ -12,7 +12,7 @@ import pandas as pd
 from scaling.errors import TableError
 from scaling.look import drawing, legend_above, save
 from scaling.page import Section
-from scaling.predictions import read_predictions, with_truth
+from scaling.predictions import LOSS, law_name, read_predictions, with_truth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,13 +33,19 @@ def prediction_section(study: Path, results: pd.DataFrame, folder: Path) -> list
     part.findings.append(prediction_finding(table, level))
     png = save(prediction_figure(table, level), folder, "predictions")
     part.broad.append((png, "Each prediction with its interval for one new run, and the loss that came"))
-    part.tables.append((prediction_text(table, records), "Predictions, in the order in which they were written down"))
+    part.tables.append((prediction_text(table), "Predictions, in the order in which they were written down"))
     part.notes.append(
-        "predictions.jsonl was written before these runs began and is only added to: each line holds the digest of the "
-        f"one before it. Intervals are of one new run's loss at {100 * level:g} %: the law's own uncertainty and the "
-        "noise of a run."
+        "predictions.jsonl was written before these runs began. Each line holds its digest and that of the one before: "
+        "one that was changed, taken out or put in is seen; that the last ones were deleted, or the whole file written "
+        f"anew, is not.{_unsealed(records)} Intervals are of one new run's loss at {100 * level:g} %: the law's own "
+        "uncertainty and the noise of a run."
     )
     return [part]
+
+
+def _unsealed(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the digests don't tell of a last line that has none of its own."""
+    return "" if "digest" in records[-1] else " The last line, written without its own, could have been changed unseen."
 
 
 def prediction_finding(table: pd.DataFrame, level: float) -> str:
@@ -51,30 +57,34 @@ def prediction_finding(table: pd.DataFrame, level: float) -> str:
     inside = int(come["inside"].astype(bool).sum())
     error = come["error"].to_numpy(dtype=float)
     worst = come.iloc[int(np.argmax(np.abs(error)))]
+    which = "" if (table["loss_column"] == LOSS).all() else f" {worst['loss_column']}"
     side = "too high" if worst["error"] > 0 else "too low"
     waiting = f" ({count - len(come)} more wait for their run)" if len(come) < count else ""
     if len(come) == 1:
         where = "lies" if inside else "does not lie"
         return (
-            f"The loss that came, {worst['actual']:.4f} of {worst['name']}, {where} within the {100 * level:g} % "
-            f"interval of its prediction: {worst['predicted']:.4f}, {100 * abs(worst['error']):.1f} % {side}{waiting}."
+            f"The{which} loss that came, {worst['actual']:.4f} of {worst['name']}, {where} within the "
+            f"{100 * level:g} % interval of its prediction: {worst['predicted']:.4f}, "
+            f"{100 * abs(worst['error']):.1f} % {side}{waiting}."
         )
     return (
         f"{inside} of {len(come)} predictions{waiting} have the loss that came within their {100 * level:g} % "
-        f"interval; they are {100 * np.abs(error).mean():.1f} % off on average, at worst {worst['name']}'s, "
+        f"interval; they are {100 * np.abs(error).mean():.1f} % off on average, at worst {worst['name']}'s{which}, "
         f"{100 * abs(worst['error']):.1f} % {side}."
     )
 
 
-def prediction_text(table: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def prediction_text(table: pd.DataFrame) -> pd.DataFrame:
     """Ready strings, a row a prediction."""
     rows = []
-    for row, record in zip(table.itertuples(index=False), records, strict=True):
+    several = (table["loss_column"] != LOSS).any()
+    for row in table.itertuples(index=False):
         come = np.isfinite(row.actual)
         rows.append(
             {
                 "run": row.name,
-                "law": str(record["law"]) + ("" if record.get("floor", True) else ", no floor"),
+                **({"loss": row.loss_column} if several else {}),
+                "law": law_name(row.law, row.floor),
                 "written down": str(row.registered),
                 "from rows": str(row.rows),
                 "predicted": f"{row.predicted:.4f}\n{row.low:.4f} to {row.high:.4f}",
@@ -90,7 +100,11 @@ def prediction_figure(table: pd.DataFrame, level: float) -> Figure:
     """A row a prediction: the interval, the prediction as an open point, what came as a filled one."""
     from matplotlib.lines import Line2D
 
-    labels = [f"{name} ({law})" for name, law in zip(table["name"], table["law"], strict=True)]
+    several = (table["loss_column"] != LOSS).any()
+    labels = [
+        f"{row.name} ({f'{row.loss_column}, ' if several else ''}{law_name(row.law, row.floor)})"
+        for row in table.itertuples(index=False)
+    ]
     with drawing((7.2, max(1.9, 0.34 * len(table) + 1.3))) as (figure, axes):
         for place, row in enumerate(table.itertuples(index=False)):
             hue = "#555555" if row.inside is None else "#009E73" if row.inside else "#D55E00"

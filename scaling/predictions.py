@@ -1,12 +1,15 @@
 """Losses that were foretold: a file of lines that is only ever added to, and what came of them.
 
-Each line holds the digest of the line before it, so that one that is changed, taken out or put in later is seen.
+Each line ends with the digest of what it says, and holds that of the line before it, so that one that is changed, taken
+out or put in later is seen. The first such files have lines without a digest of their own, the last of which can be
+changed unseen until another follows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,26 @@ import pandas as pd
 from scaling.errors import TableError
 from scaling.laws import Law
 from scaling.plain import plain
+from scaling.tables import numbers
 
 FILE = "predictions.jsonl"
 KEY = ("run_id", "law", "floor", "table_sha256")
 """What there is one prediction of: one from more rows, or by another law, stands beside the first."""
+LOSS = "val_loss"
+"""The loss that is foretold unless another is asked for: tables name losses where one is another."""
 FIRST = "none"
 """What stands in the first line for the digest of the one before."""
+_END = re.compile(r', "digest": "([0-9a-f]{64})"}$')
+"""How a line ends: the digest is of the line without this, but with its brace."""
+_TEXT, _NUMBER, _OPEN = (str,), (int, float), (int, float, type(None))
+_HELD: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("run_id", "name", "law", "table_sha256", "registered", "loss_column"), _TEXT),
+    **dict.fromkeys(("rows", "loss", "level"), _NUMBER),
+    **dict.fromkeys(("low", "high"), _OPEN),
+    "floor": (bool,),
+}
+"""What every line holds, of those that are read."""
+_BY_HAND = "expected the file as `mmdit predict` wrote it"
 
 
 def prediction(law: Law, at: Mapping[str, float]) -> dict[str, Any]:
@@ -55,8 +72,13 @@ def prediction(law: Law, at: Mapping[str, float]) -> dict[str, Any]:
 
 
 def table_digest(table: pd.DataFrame, columns: Sequence[str]) -> str:
-    """SHA-256 of the rows that a law was fitted to: of ``columns``, in order, as CSV."""
-    return hashlib.sha256(table[list(columns)].to_csv(index=False).encode()).hexdigest()
+    """SHA-256 of the rows that a law was fitted to, whatever their order: ``columns``, as CSV to 12 digits, sorted.
+
+    Numbers that went through a file differ in their last digits, and whole ones become floats: the rows are the same.
+    """
+    values = zip(*(numbers(table, name) for name in columns), strict=True)
+    lines = [",".join(columns), *sorted(",".join(f"{value:.12g}" for value in row) for row in values)]
+    return _digest("\n".join(lines))
 
 
 def added(text: str, records: Sequence[Mapping[str, Any]]) -> str:
@@ -74,37 +96,61 @@ def added(text: str, records: Sequence[Mapping[str, Any]]) -> str:
             )
         known[key] = record["registered"]
         before = _digest(text.splitlines()[-1]) if text else FIRST
-        text += json.dumps({**record, "before": before}, sort_keys=True, allow_nan=False) + "\n"
+        line = json.dumps({**record, "before": before}, sort_keys=True, allow_nan=False)
+        text += ("" if text.endswith("\n") or not text else "\n") + f'{line[:-1]}, "digest": "{_digest(line)}"}}\n'
     return text
 
 
 def parse(text: str, name: str = FILE) -> list[dict[str, Any]]:
     """The records of a file's text, first to last.
 
-    Raises TableError naming the first line that does not follow from the one before it.
+    Raises TableError naming the first line that is none, was changed, or does not follow from the one before it.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     before = FIRST
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             record = json.loads(line)
-            told = record["before"]
-        except (ValueError, KeyError, TypeError):
-            raise TableError(f"{name}: line {number} is not a prediction; the file was changed by hand") from None
-        if told != before:
+            held = {key: record[key] for key in ("before", *_HELD)}
+        except (ValueError, KeyError, TypeError) as error:
+            lacks = f" ({error.args[0]!r} is missing)" if isinstance(error, KeyError) else ""
+            raise TableError(f"{name}: line {number} is not a prediction{lacks}; {_BY_HAND}") from None
+        for key, types in _HELD.items():
+            if not isinstance(held[key], types):
+                raise TableError(f"{name}: line {number} has {key}={held[key]!r}; {_BY_HAND}")
+        end = _END.search(line)
+        sealed = bool(found) and "digest" in found[-1]
+        if end is not None and end[1] != _digest(line[: end.start()] + "}"):
+            raise TableError(f"{name}: line {number} was changed: its digest is another line's; {_BY_HAND}")
+        if end is None and ("digest" in record or sealed):
+            raise TableError(f"{name}: line {number} was changed: it does not end with its digest; {_BY_HAND}")
+        if held["before"] != before:
             raise TableError(
                 f"{name}: line {number} does not follow from line {number - 1}, which was changed or taken out; "
-                "expected the file as `mmdit predict` wrote it"
+                f"{_BY_HAND}"
             )
         found.append(record)
         before = _digest(line)
     return found
 
 
+def stored(folder: Path) -> str:
+    """The text of a study's predictions, empty where nothing was foretold. Raises TableError where it is none."""
+    path = folder / FILE
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path}: not UTF-8 text (byte {error.start + 1}); {_BY_HAND}") from None
+
+
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """The records of a study's folder; none where nothing was foretold."""
-    path = folder / FILE
-    return parse(path.read_text(encoding="utf-8"), str(path)) if path.exists() else []
+    return parse(stored(folder), str(folder / FILE))
+
+
+def law_name(law: str, floor: bool) -> str:
+    """A law as tables call it: two predictions by ``power``, with a floor and without, are told apart."""
+    return law if floor else f"{law}, no floor"
 
 
 def with_truth(records: Sequence[Mapping[str, Any]], results: pd.DataFrame) -> pd.DataFrame:
@@ -126,6 +172,8 @@ def with_truth(records: Sequence[Mapping[str, Any]], results: pd.DataFrame) -> p
                 "name": record["name"],
                 "run_id": record["run_id"],
                 "law": record["law"],
+                "floor": record["floor"],
+                "loss_column": column,
                 "registered": record["registered"],
                 "rows": record["rows"],
                 "predicted": record["loss"],

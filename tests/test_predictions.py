@@ -16,10 +16,9 @@ from launch.places import RESULT
 from launch.studies import load_study
 from mmdit_jax.config import Run
 from mmdit_jax.training.events import EventLog
-from scaling.errors import TableError
-from scaling.law_kinds import JOINT, PARAMETERS
+from scaling.law_kinds import PARAMETERS
 from scaling.laws import Law, fit_law
-from scaling.predictions import FILE, added, parse, prediction, read_predictions, with_truth
+from scaling.predictions import FILE, added, parse, prediction, with_truth
 
 STUDY = """
 from dataclasses import replace
@@ -157,37 +156,3 @@ def test_what_is_open_is_written_as_such() -> None:
     (told,) = parse(added("", [record]))
     (inside,) = with_truth([told], pd.DataFrame({"run_id": ["a"], "val_loss": [50.0]}))["inside"]
     assert inside is True
-
-
-def test_a_changed_file_is_seen(begun: tuple[Path, list[Run]], tmp_path: Path) -> None:
-    law = fit_law(
-        JOINT, [np.geomspace(1e5, 1e7, 12), np.geomspace(1e4, 1e5, 12)[::-1]], np.geomspace(1, 2, 12), draws=0
-    )
-    base = prediction(law, {"N": 1e7, "D": 1e5})
-    records = [
-        {
-            **base,
-            "run_id": str(k),
-            "name": str(k),
-            "registered": f"day {k}",
-            "loss_column": "val_loss",
-            "table_sha256": "",
-        }
-        for k in range(3)
-    ]
-    text = added("", records)
-    assert [record["run_id"] for record in parse(text)] == ["0", "1", "2"]
-    lines = text.splitlines(keepends=True)
-    for wrong in (
-        text.replace('"registered": "day 1"', '"registered": "day 0"'),
-        lines[0] + lines[2],
-        lines[1] + lines[2],
-        lines[0] + lines[2] + lines[1],
-        lines[0] + "not a line\n",
-    ):
-        with pytest.raises(TableError, match="line"):
-            parse(wrong)
-    (tmp_path / FILE).write_text(text)
-    told = with_truth(read_predictions(tmp_path), pd.DataFrame({"run_id": ["1"], "val_loss": [base["loss"] / 2]}))
-    assert list(told["actual"].notna()) == [False, True, False]
-    assert told["error"][1] == pytest.approx(1.0) and told["inside"][1] is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 
 from scaling.law_kinds import POWER
 from scaling.laws import fit_law
-from scaling.prediction_section import prediction_section
-from scaling.predictions import FILE, added, prediction
+from scaling.prediction_section import prediction_figure, prediction_section
+from scaling.predictions import FILE, added, prediction, read_predictions, with_truth
 
 RUNS = {"far": 4e14, "near": 2e14, "waiting": 8e14}
 
@@ -78,4 +79,37 @@ def test_a_changed_file_is_told(study: Path) -> None:
     (study / FILE).write_text("\n".join(lines) + "\n")
     (part,) = prediction_section(study, results(far=1.0), study / "figures")
     assert not part.findings and not part.tables
-    assert "not to be relied on" in part.missing[0] and "changed or taken out" in part.missing[0]
+    assert "not to be relied on" in part.missing[0] and "line 1 was changed" in part.missing[0]
+
+
+def test_losses_and_floors_are_told_apart(tmp_path: Path, records: list[dict[str, object]]) -> None:
+    """Two losses of one run, and one power law with a floor and without."""
+    far = records[0]
+    loss = float(str(far["loss"]))
+    several = [far, {**far, "floor": True}, {**far, "loss_column": "val_loss_3", "table_sha256": "1"}]
+    (tmp_path / FILE).write_text(added("", several))
+    came = results(far=loss).assign(val_loss_3=2 * loss)
+    (part,) = prediction_section(tmp_path, came, tmp_path / "figures")
+    (table, _), *_ = part.tables
+    assert list(table["law"]) == ["power, no floor", "power", "power, no floor"]
+    assert list(table["loss"]) == ["val_loss", "val_loss", "val_loss_3"]
+    assert "at worst far's val_loss_3, 50.0 % too low" in part.findings[0]
+    figure = prediction_figure(with_truth(read_predictions(tmp_path), came), 0.95)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["far (val_loss, power, no floor)", "far (val_loss, power)", "far (val_loss_3, power, no floor)"]
+
+
+def test_the_loss_has_no_column_where_it_is_one(study: Path) -> None:
+    (part,) = prediction_section(study, pd.DataFrame(), study / "figures")
+    (table, _), *_ = part.tables
+    assert "loss" not in table.columns
+
+
+def test_the_note_says_what_digests_tell(study: Path) -> None:
+    (part,) = prediction_section(study, pd.DataFrame(), study / "figures")
+    assert "that the last ones were deleted" in part.notes[0] and "only added to" not in part.notes[0]
+    assert "changed unseen" not in part.notes[0]
+    lines = (study / FILE).read_text().splitlines()
+    (study / FILE).write_text(re.sub(r', "digest": "[0-9a-f]+"', "", lines[0]) + "\n")  # as the first files were
+    (part,) = prediction_section(study, pd.DataFrame(), study / "figures")
+    assert "The last line, written without its own, could have been changed unseen." in part.notes[0]
