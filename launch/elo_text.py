@@ -108,7 +108,8 @@ def _won_text(found: WinRates, against: str) -> str:
         if math.isfinite(row["low"]):
             shown["95 % interval"] = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
         rows.append(shown | {"battles": f"{row['battles']:,}"})
-    return f"{text_table(pd.DataFrame(rows))}\nties as half, 50 % is even; {found.prompts} prompts, {found.how}"
+    prompts = f"{found.prompts} prompt{'s' * (found.prompts != 1)}"
+    return f"{text_table(pd.DataFrame(rows))}\nties as half, 50 % is even; {prompts}, {found.how}"
 
 
 def _range(low: float, high: float) -> str:

@@ -49,7 +49,8 @@ def run_winrate(args: argparse.Namespace) -> int:
         print(json.dumps(found.to_json()))
         return EXIT_OK
     print(text_table(pd.DataFrame([_shown(row) for row in found.rows])))
-    print(f"against {found.against}, 50 % is even; {found.prompts} prompts, {found.how}")
+    prompts = f"{found.prompts} prompt{'s' * (found.prompts != 1)}"
+    print(f"against {found.against}, 50 % is even; {prompts}, {found.how}")
     return EXIT_OK
 
 

@@ -14,6 +14,7 @@ from scaling.plain import plain
 from scaling.repeats import repeats
 from scaling.resample import group_counts, group_index, how_resampled, interval
 from scaling.tables import labels, require
+from scaling.wilson import share_interval
 
 SOME = 100
 """So many resamples at a time: with 100,000 prompts, all at once would not fit."""
@@ -21,7 +22,7 @@ SOME = 100
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often ``name`` wins: ``rate`` in [0, 1] with its interval (NaN where nothing could be resampled)."""
+    """How often ``name`` wins: ``rate`` in [0, 1] with its interval (NaN where there is but one prompt)."""
 
     name: str
     question: str
@@ -63,8 +64,10 @@ def win_rates(
 ) -> WinRates:
     """How often each player beats ``against``, from a table with columns prompt, left, right, outcome.
 
-    A rate is the mean over trainings of the mean over their prompts of the mean over a prompt's battles. Prompts are
-    resampled, the same for all; with two trainings or more their luck is drawn anew (``scaling.repeats``).
+    A rate is the mean over trainings of the mean over their prompts of the mean over a prompt's battles. Intervals are
+    Wilson's over prompts (``scaling.wilson``). With two trainings or more the prompts are resampled, the same for all,
+    and the trainings' luck is drawn anew (``scaling.repeats``), but intervals are never narrower than over the prompts
+    alone: resamples of none but wins are wins. Without ``draws`` these have none.
 
     Args:
         battles: battles of others are left out.
@@ -91,37 +94,79 @@ def win_rates(
     table["question"] = [", ".join(map(str, row)) for row in battles[list(by)].itertuples(index=False)] if by else ""
     table["training"] = labels(battles, trainings).astype(str) if trainings else ""
     table = table[met]
-    cells = _cells(table, draws, np.random.default_rng(seed))
-    centre = cells.mean("rate")
-    ends = np.full((2, *centre.shape), np.nan)
-    resampled = cells.resampled if draws else "none"
-    if resampled != "none":
-        samples = repeats(cells, draws, np.random.default_rng(seed))["rate"]
-        ends = np.clip(interval(samples, level, centre=centre), 0.0, 1.0)
+    shares = _shares(table)
+    centre, ends = shares.rates(), shares.intervals(level)
+    several = len(shares.trainings) > 1
+    if several:
+        ends = _with_luck(ends, shares, draws, level, seed) if draws else np.full_like(ends, np.nan)
     fought = table.groupby(["name", "question"], sort=False).size()
     rows = [
         WinRate(player, question, float(centre[i, j]), float(ends[0, i, j]), float(ends[1, i, j]), int(count))
-        for i, player in enumerate(cells.rows)
-        for j, question in enumerate(cells.columns)
+        for i, player in enumerate(shares.names)
+        for j, question in enumerate(shares.questions)
         if (count := fought.get((player, question), 0))
     ]
-    how = how_resampled(resampled, level, draws, len(cells.seeds))
-    return WinRates(tuple(rows), against, len(cells.seeds), table["prompt"].nunique(), how)
+    how = f"{level * 100:g} % intervals over the prompts (Wilson's); one training each, whose luck is not in them"
+    if several:
+        how = how_resampled("prompts and seeds" if draws else "none", level, draws, len(shares.trainings))
+    if np.isnan([row.low for row in rows]).all() and (draws or not several):
+        how = "no intervals, since one prompt says nothing of others"
+    return WinRates(tuple(rows), against, len(shares.trainings), table["prompt"].nunique(), how)
 
 
-def _cells(table: pd.DataFrame, draws: int, rng: np.random.Generator) -> Cells:
-    """Rates ``[names, questions, trainings, 1 + draws]``, over all prompts and over resamples of them.
+@dataclass(frozen=True)
+class _Shares:
+    """Of each prompt's battles the share that was won, ``won [names, questions, trainings, prompts]``; 0 where the
+    question was not asked of it, ``asked [names, questions, prompts]``."""
 
-    Raises TableError where a training lacks a prompt that another one of the same name and question has.
-    """
+    names: tuple[str, ...]
+    questions: tuple[str, ...]
+    trainings: tuple[str, ...]
+    won: np.ndarray
+    asked: np.ndarray
+
+    def rates(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """Means over prompts and trainings ``[names, questions]``; of a training and by ``weights [draws, prompts]``
+        ``[names, questions, trainings, draws]``. A half where nothing was asked."""
+        if weights is None:
+            return self.rates(np.ones((1, self.asked.shape[-1])))[..., 0].mean(axis=-1)
+        # A question may be asked on some prompts only (those of one task): each resample is taken over these.
+        total = (self.asked.astype(np.float64) @ weights.T)[:, :, None]
+        won = self.won @ weights.T
+        return np.divide(won, total, out=np.full(won.shape, 0.5), where=total > 0)
+
+    def intervals(self, level: float) -> np.ndarray:
+        """Over prompts, the trainings taken as given: ``[2, names, questions]``; NaN of fewer than two prompts."""
+        ends = np.full((2, len(self.names), len(self.questions)), np.nan)
+        for i, j in np.ndindex(*ends.shape[1:]):
+            if self.asked[i, j].any():
+                ends[:, i, j] = share_interval(self.won[i, j].mean(axis=0)[self.asked[i, j]], level)
+        return ends
+
+
+def _with_luck(ends: np.ndarray, shares: _Shares, draws: int, level: float, seed: int) -> np.ndarray:
+    """``ends [2, names, questions]`` over prompts, widened to those over prompts and trainings."""
+    rng, count = np.random.default_rng(seed), shares.asked.shape[-1]
+    rates = [shares.rates(np.ones((1, count)))]
+    for start in range(0, draws, SOME):
+        rates.append(shares.rates(group_counts(min(SOME, draws - start), count, rng)))
+    scores = {"rate": np.concatenate(rates, axis=-1)}
+    cells = Cells(shares.names, shares.questions, shares.trainings, draws, scores)
+    samples = repeats(cells, draws, np.random.default_rng(seed))["rate"]
+    low, high = np.clip(interval(samples, level, centre=shares.rates()), 0.0, 1.0)
+    return np.stack([np.minimum(ends[0], low), np.maximum(ends[1], high)])
+
+
+def _shares(table: pd.DataFrame) -> _Shares:
+    """Raises TableError where a training lacks a prompt that another one of the same name and question has."""
     axes = ["name", "question", "training"]
-    found = {axis: list(dict.fromkeys(table[axis])) for axis in axes}
+    found = {axis: tuple(dict.fromkeys(table[axis])) for axis in axes}
     prompt, count = group_index(table["prompt"].to_numpy())
+    shape = (*(len(found[axis]) for axis in axes), count)
     place = np.ravel_multi_index(
         [pd.Index(found[axis]).get_indexer(table[axis]) for axis in axes] + [prompt],
-        (*(len(found[axis]) for axis in axes), count),
+        shape,
     )
-    shape = (*(len(found[axis]) for axis in axes), count)
     size = int(np.prod(shape))
     fought = np.bincount(place, minlength=size).reshape(shape).astype(np.float64)
     won = np.bincount(place, weights=table["score"], minlength=size).reshape(shape)
@@ -133,13 +178,5 @@ def _cells(table: pd.DataFrame, draws: int, rng: np.random.Generator) -> Cells:
             f"{found['training'][k]!r}: other prompts than {found['training'][0]!r} for {found['name'][i]!r}"
             f" {found['question'][j]!r}; expected every training to have met the same ones"
         )
-    means = won / np.where(there, fought, 1.0)
-    asked = there.astype(np.float64)
-    rates: list[np.ndarray] = []
-    for size in (1, *(min(SOME, draws - start) for start in range(0, draws, SOME))):
-        weights = group_counts(size, count, rng) if rates else np.ones((1, count))
-        # A question may be asked on some prompts only (those of one task): each resample is taken over these.
-        total = asked @ weights.T
-        rates.append(np.divide(means @ weights.T, total, out=np.full(total.shape, 0.5), where=total > 0))
-    scores = {"rate": np.concatenate(rates, axis=-1)}
-    return Cells(tuple(found["name"]), tuple(found["question"]), tuple(found["training"]), draws, scores)
+    shares = won / np.where(there, fought, 1.0)
+    return _Shares(found["name"], found["question"], found["training"], shares, there[:, :, 0])
