@@ -57,6 +57,24 @@ def test_interval_of_a_task_knows_that_samples_of_a_prompt_are_alike() -> None:
     assert covered / 1000 >= 0.93 > 0.90 > naive / 1000
 
 
+@pytest.mark.parametrize(("rate", "alike"), [(0.01, 0.4), (0.01, 0.7), (0.99, 0.7), (0.03, 0.9)])
+def test_interval_of_a_rare_pass_covers(rate: float, alike: float) -> None:
+    """Of 100 prompts few pass, or fail: how much their samples resemble each other can't be read from them."""
+    rng, shape = np.random.default_rng(2), 1 / alike - 1
+    covered = 0
+    for _ in range(800):
+        passed = rng.random((100, 4)) < rng.beta(rate * shape, (1 - rate) * shape, (100, 1))
+        low, high = rate_interval(passed)
+        covered += low <= rate <= high
+    assert covered / 800 >= 0.93
+
+
+def test_images_of_prompts_that_end_alike_count_once() -> None:
+    for samples in (1, 4):
+        assert rate_interval(np.zeros((100, samples))) == pytest.approx(wilson(0, 100))
+        assert rate_interval(np.ones((100, samples))) == pytest.approx(wilson(100, 100))
+
+
 def test_table_of_right_images_and_of_images_for_other_prompts() -> None:
     asked = prompts(6, seed=3)
     draws = Draws(np.random.default_rng(3))
@@ -67,7 +85,7 @@ def test_table_of_right_images_and_of_images_for_other_prompts() -> None:
     assert all(list(row) == columns for row in rows)
     assert [row["n"] for row in rows] == [12] * 6 + [72]
     for row in rows:
-        assert row["rate"] == row["graded"] == 1 and 0.7 < row["low"] < row["high"] == 1
+        assert row["rate"] == row["graded"] == 1 and 0.6 < row["low"] < row["high"] == 1
         assert 0 <= row["chance"] < 0.6 and row["chance"] <= row["chance_graded"] < 0.8
     json.dumps(rows)
     # The same images against the wrong prompts: worse, and the overall is the mean of the tasks.

@@ -23,6 +23,8 @@ CHANCE_SCENES = 256
 """Random scenes that chance is measured on; every prompt is put to all of them."""
 CHANCE_SEED = 2**20
 """Offset of their seed: scenes of the training distribution that no data set holds."""
+FEWEST = 5
+"""So many prompts with a pass, and as many with a failure, say how much the samples of one resemble each other."""
 _Z = 1.959963984540054
 
 
@@ -38,17 +40,18 @@ def rate_interval(passed: np.ndarray) -> tuple[float, float]:
 
     Samples of one prompt resemble each other, so n images tell as much as n / deff independent ones, where deff is the
     variance of the prompts' means over what independent images would have, kept between 1 and K (Korn and Graubard's
-    adjustment).
+    adjustment). Where fewer than FEWEST prompts have a pass, or a failure, they can't tell it, and it is K: a prompt's
+    images then count as one.
 
     Args:
         passed: bool or 0/1 [P, K], K samples of each of P prompts.
     """
-    prompts, samples = passed.shape
-    rate = float(passed.mean())
-    deff = 1.0
-    if prompts > 1 and 0 < rate < 1:
+    samples = passed.shape[1]
+    rate, of_prompts = float(passed.mean()), passed.mean(axis=1)
+    deff = float(samples)
+    if min((of_prompts > 0).sum(), (of_prompts < 1).sum()) >= FEWEST:
         independent = rate * (1 - rate) / samples
-        deff = float(np.clip(passed.mean(axis=1).var(ddof=1) / independent, 1, samples))
+        deff = float(np.clip(of_prompts.var(ddof=1) / independent, 1, samples))
     n = passed.size / deff
     return wilson(rate * n, n)
 
