@@ -123,11 +123,15 @@ def _one(pair: Pair) -> str:
 def _lines(found: Correlation) -> list[str]:
     named = (("Pearson", "r", found.pearson), ("Spearman", "r", found.spearman), ("Kendall", "τ", found.kendall))
     return [
-        f"{name:8} {letter} = {c.r:+.3f}  [{c.low:+.3f}, {c.high:+.3f}] ({c.interval})  p = {c.p:.3g} ({c.p_method})"
+        f"{name:8} {letter} = {c.r:+.3f}  [{c.low:+.3f}, {c.high:+.3f}] ({c.interval})  {_p_of(c)}"
         if math.isfinite(c.r)
         else f"{name:8} {c.interval}"
         for name, letter, c in named
     ]
+
+
+def _p_of(c: Coefficient) -> str:
+    return f"p = {c.p:.3g} ({c.p_method})" if math.isfinite(c.p) else "no p"
 
 
 def _bins(bins: Bins, pair: Pair) -> list[str]:
@@ -143,14 +147,14 @@ def _bins(bins: Bins, pair: Pair) -> list[str]:
         r, low, high = bins.mean[kind]
         rows = [{"": pair.x, kind.capitalize(): _r(r, low, high), "z beyond it": "", "p": "", "p of the best": ""}]
         for row in bins.rows[kind]:
-            ahead = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+            bounds = f" [{row.low:+.2f}, {row.high:+.2f}]" if math.isfinite(row.low) else ""
             rows.append(
                 {
                     "": row.name,
                     kind.capitalize(): _r(row.r, row.r_low, row.r_high),
-                    "z beyond it": ahead,
-                    "p": f"{row.p:.3g}",
-                    "p of the best": f"{row.p_best:.3g}",
+                    "z beyond it": f"{row.difference:+.2f}{bounds}",
+                    "p": _p(row.p, 3),
+                    "p of the best": _p(row.p_best, 3),
                 }
             )
         frame = pd.DataFrame(rows)
@@ -168,6 +172,10 @@ def _bins(bins: Bins, pair: Pair) -> list[str]:
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+def _p(p: float, digits: int) -> str:
+    return f"{p:.{digits}g}" if math.isfinite(p) else "–"
 
 
 def _r(r: float, low: float, high: float) -> str:
@@ -188,7 +196,7 @@ def _many(pairs: list[Pair], why: dict[tuple[str, str], str]) -> str:
             c: Coefficient = found.of(kind)
             letter = {"pearson": "r", "spearman": "ρ", "kendall": "τ"}[kind]
             row[f"{kind.capitalize()} {letter}"] = _r(c.r, c.low, c.high)
-            row[f"p({letter})"] = f"{pair.adjusted.get(prefix + kind, c.p):.2g}"
+            row[f"p({letter})"] = _p(pair.adjusted.get(prefix + kind, c.p), 2)
         return row
 
     plain = [cells(pair, pair.correlation, "") for pair in pairs]

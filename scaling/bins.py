@@ -11,7 +11,7 @@ from scipy import stats
 
 from scaling.coefficients import KINDS, Control, Kind, coefficient
 from scaling.correlation import by_jackknife, spread_of, z_of
-from scaling.dependence import Groups, Statistic
+from scaling.dependence import NOTHING, Groups, Statistic
 from scaling.errors import TableError
 from scaling.plain import plain
 from scaling.prediction import left_out_r2
@@ -23,7 +23,7 @@ class Bin:
 
     ``difference`` is of Fisher's z, above 0 where the bin is the stronger: the mean's sign counts as the right one.
     ``low`` to ``high`` is its interval; ``p`` that it is 0 for this bin alone, ``p_best`` for whoever picks the most
-    different of all bins.
+    different of all bins; all NaN where leaving out no group changes the difference.
     """
 
     name: str
@@ -106,7 +106,8 @@ def compare_bins(
         spread = both.part(count)
         ends = [by_jackknife(kind, float(r[k]), both, k, groups, held, level)[:2] for k in range(count)]
         means[kind] = (float(r[0]), *ends[0])
-        reach = stats.t.ppf((1 + level) / 2, spread.freedom) * spread.errors
+        errors = np.where(spread.errors < NOTHING, np.nan, spread.errors)
+        reach = stats.t.ppf((1 + level) / 2, spread.freedom) * errors
         rows[kind] = [
             Bin(name, *map(float, numbers))
             for name, *numbers in zip(

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from scaling.coefficients import KINDS, Control, Kind, coefficient
-from scaling.dependence import Groups, Spread, Statistic, jackknife
+from scaling.dependence import NOTHING, Groups, Spread, Statistic, jackknife
 from scaling.errors import TableError
 from scaling.permutation import orders, permutation_p
 from scaling.plain import plain
@@ -82,7 +82,8 @@ def correlate(
     With ``groups``, or a control: Fisher's z with a standard error by jackknife over whole groups, and Student's t.
 
     p-values count permutations: of rows, or of whole groups where all have one size; else, and with a control, they
-    are of the t of the interval. ``order`` are ``permutation.orders`` of the same groups, where a caller has them.
+    are of the t of the jackknife, and NaN where leaving out no group changes anything. ``order`` are
+    ``permutation.orders`` of the same groups, where a caller has them.
 
     A coefficient to which the control leaves nothing is NaN, as those of ranks are where loss falls with every FLOP.
 
@@ -170,9 +171,10 @@ def by_jackknife(
     error, freedom = float(spread.errors[place]), float(spread.freedom[place])
     if not math.isfinite(error):
         return -1.0, 1.0, "none: not defined without some group"
-    if error < 1e-9:
+    if error < NOTHING:
         fewest = min(int(factor.max()) + 1 for factor in groups.factors)
-        return (*fisher(kind, r, fewest - control.parameters, level)[:2], "Fisher z of the groups")
+        low, high, how = fisher(kind, r, fewest - control.parameters, level)
+        return low, high, how.replace("rows", "groups") if how.startswith("none") else "Fisher z of the groups"
     reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     z = float(spread.values[place])
     what = " × ".join(f"{name} ({count})" for name, count in groups.counts.items()) or f"{groups.rows} rows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -119,7 +120,8 @@ def ask(table: pd.DataFrame, question: Question) -> tuple[list[Pair], dict[tuple
     """Every x with every y: what was found, and by pair why there is nothing.
 
     Rows with a blank in a column of the pair, or of what is held fixed, are left out. Holm's p (Holm 1979) is over all
-    pairs, for each coefficient by itself, since they say the same thing in three ways.
+    pairs, for each coefficient by itself, since they say the same thing in three ways; a coefficient that has no p
+    counts among them.
     """
     pairs: list[Pair] = []
     why: dict[tuple[str, str], str] = {}
@@ -241,8 +243,9 @@ def _adjusted(pairs: list[Pair]) -> list[Pair]:
             if found is None:
                 continue
             for kind in KINDS:
-                p.setdefault(prefix + kind, {})[str(place)] = found.of(kind).p
-    adjusted = {name: holm({place: value for place, value in of.items() if value == value}) for name, of in p.items()}
+                if math.isfinite(found.of(kind).r):
+                    p.setdefault(prefix + kind, {})[str(place)] = found.of(kind).p
+    adjusted = {name: holm(of) for name, of in p.items()}
     return [
         replace(pair, adjusted={name: of[str(place)] for name, of in adjusted.items() if str(place) in of})
         for place, pair in enumerate(pairs)

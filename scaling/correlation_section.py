@@ -56,13 +56,17 @@ def _table(scores: Mapping[str, Score]) -> pd.DataFrame:
     for name, score in scores.items():
         found, p = score.found, score.adjusted or {}
         row = {"loss against": name, "Pearson": _cell(found.pearson), "Spearman": _cell(found.spearman)}
-        row |= {"Kendall": _cell(found.kendall), "p (Pearson)": f"{p.get('pearson', found.pearson.p):.3g}"}
+        row |= {"Kendall": _cell(found.kendall), "p (Pearson)": _p(p.get("pearson", found.pearson.p))}
         if given:
             row["Pearson given log FLOPs"] = _cell(score.given.pearson) if score.given else "–"
             row["and their square"] = _cell(score.curved.pearson) if score.curved else "–"
-            row["p (given)"] = f"{p['given']:.3g}" if "given" in p else "–"
+            row["p (given)"] = _p(p.get("given", math.nan))
         rows.append({**row, "runs": str(found.rows)})
     return pd.DataFrame(rows)
+
+
+def _p(p: float) -> str:
+    return f"{p:.3g}" if math.isfinite(p) else "–"
 
 
 def _cell(c: Coefficient) -> str:

@@ -18,6 +18,9 @@ from scaling.resample import group_index
 DRAWS = 20_000
 """Of the joint distribution of several statistics, for the largest of them."""
 
+NOTHING = 1e-9
+"""A standard error below is none: no group changes the value, as when all orders agree."""
+
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Weights ``[B, rows]`` (how often each row is there) -> values ``[B, k]``."""
 
@@ -100,9 +103,9 @@ class Spread:
         return Spread(self.values[first:], self.covariance[first:, first:], self.freedom[first:])
 
     def p_values(self) -> np.ndarray:
-        """Two-sided, that each value is 0: Student's t. NaN without spread."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(2 * stats.t.sf(np.abs(self.values / self.errors), self.freedom))
+        """Two-sided, that each value is 0: Student's t. NaN without spread, which the values' size can't replace."""
+        errors = np.where(self.errors < NOTHING, np.nan, self.errors)
+        return np.asarray(2 * stats.t.sf(np.abs(self.values / errors), self.freedom))
 
     def p_of_largest(self, rng: np.random.Generator) -> np.ndarray:
         """The same for whoever picks the largest |t| of all k: from their joint t distribution, DRAWS draws.
@@ -111,7 +114,7 @@ class Spread:
         Its degrees of freedom are the fewest of any value.
         """
         errors = self.errors
-        known = np.isfinite(errors) & (errors > 0)
+        known = np.isfinite(errors) & (errors >= NOTHING)
         out = np.full(len(errors), np.nan)
         if not known.any():
             return out

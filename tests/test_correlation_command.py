@@ -154,3 +154,19 @@ def test_shares_are_told_in_plain_numbers(
     table.assign(val_loss=rng.normal(size=36)).to_csv(tmp_path / "t.csv", index=False)
     text = told(tmp_path, capsys, "--x", "val_loss", "--y", "elo", "--given", "seed")
     assert " % of val_loss's variance is left" in text and "e+" not in text
+
+
+def test_no_p_is_told_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three groups of unequal size in full agreement; of another score p is Holm's over both."""
+    frame = pd.DataFrame(
+        {"depth": list("aabbbc"), "loss": [9, 8, 7, 6, 5, 4], "score": range(6), "z": [2, 4, 1, 3, 0, 2]}
+    )
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    group = ("--x", "loss", "--group", "depth", "--y")
+    lines = told(tmp_path, capsys, *group, "score").splitlines()
+    assert [line.endswith("no p") for line in lines[:3]] == [True] * 3
+    found = json.loads(told(tmp_path, capsys, *group, "score,z", "--json"))["pairs"]
+    assert found[0]["spearman"]["p"] is None and found[0]["spearman"]["p_holm"] is None
+    assert found[1]["spearman"]["p_holm"] == pytest.approx(min(1, 2 * found[1]["spearman"]["p"]))
+    row, other = told(tmp_path, capsys, *group, "score,z").splitlines()[1:3]
+    assert row.split()[-1] == "–" and "nan" not in row and other.split()[-1] != "–"

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.correlation_coverage import Design
+from scaling.bins import compare_bins
 from scaling.correlation import correlate
 from scaling.dependence import Groups, Spread, jackknife
 from scaling.errors import TableError
@@ -43,6 +44,20 @@ def test_p_of_the_largest_of_independent_values_is_sidaks() -> None:
     assert spread.p_of_largest(np.random.default_rng(0)) == pytest.approx(1 - (1 - alone) ** 4, abs=0.012)
     same = Spread(t, np.ones((4, 4)), np.full(4, 1e6))
     assert same.p_of_largest(np.random.default_rng(0)) == pytest.approx(alone, abs=0.012)
+
+
+def test_without_spread_there_is_no_p() -> None:
+    """Groups of 2, 3 and 1 rows in full agreement: leaving one out changes no rank, and p = 0 it is not."""
+    groups = Groups.of(6, {"depth": np.array([0, 0, 1, 1, 1, 2])})
+    x, y = np.array([0.9, 0.8, 0.75, 0.7, 0.65, 0.6]), np.arange(6.0)
+    found = correlate(x, y, groups=groups)
+    for c in (found.spearman, found.kendall):
+        assert c.r == pytest.approx(-1) and (c.low, c.high) == (-1, 1) and np.isnan(c.p) and c.p_method == "none"
+        assert c.interval.startswith("none: fewer than") and c.interval.endswith("groups")
+    assert 0 < found.pearson.p < 1
+    # A bin that is the mean's loss over and over lies nowhere beyond it, with nothing to judge that by.
+    bins = compare_bins(x, np.stack([x, x[::-1]], axis=1), y, groups=groups, kinds=("spearman",)).rows["spearman"]
+    assert all(np.isnan([row.low, row.high, row.p, row.p_best]).all() for row in bins)
 
 
 def test_permutations_move_groups_whole() -> None:
