@@ -1,7 +1,8 @@
 """A ladder of six depths × three token budgets × two seeds on scenes, whose top is predicted before it is trained.
 
 mmdit study run ladder_small --replicas 2 --only …      or in several sittings, as docs/results/ladder_small.md tells
-mmdit predict ladder_small --from studies/ladder_small/results.csv --law joint
+mmdit predict ladder_small --run "d7 1000 steps s0" --run "d7 1000 steps s1"    before they start, from what is done
+mmdit predict ladder_small                              when they are: what was foretold, and what came
 
 Depths 2 to 7 with 24 channels a block (48 to 168), each trained for 200, 450 and 1000 steps of 32 images: a factor of
 180 in FLOPs from the smallest run to the largest. Every budget has a cosine to zero of its own, so that a run's last

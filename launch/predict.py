@@ -7,14 +7,15 @@ import contextlib
 import datetime
 import fcntl
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from launch.doubts import beyond, mixed, passes, repeated, unlike
 from launch.execute import describe
-from launch.fit import LAWS, abscissa, column_options, fit, told_columns
+from launch.fit import COLUMNS, LAWS, abscissa, column_options, fit, told_columns
 from launch.places import Places, make_folder, read_result
 from launch.runtime import TOLD, add_study, places_of
 from launch.studies import load_study
@@ -25,7 +26,19 @@ from mmdit_jax.copies import pull
 from mmdit_jax.errors import UserError
 from mmdit_jax.files import write_atomic
 from mmdit_jax.training.events import read_events
-from scaling.predictions import FILE, added, parse, prediction, read_predictions, table_digest, with_truth
+from scaling.law_kinds import KINDS
+from scaling.predictions import (
+    FILE,
+    LOSS,
+    added,
+    law_name,
+    parse,
+    prediction,
+    read_predictions,
+    stored,
+    table_digest,
+    with_truth,
+)
 from scaling.tables import read_table, where
 from scaling.units import matching
 
@@ -35,6 +48,9 @@ EXAMPLES = """examples:
   mmdit predict ladder_small                                                      what was foretold, and what came
 """
 LOCK = ".predictions.lock"
+DEFAULT_LAW = "joint"
+OF_FIT = ("table", "where", "law", "c", "n", "d", "tokens_per_image", "loss", "floor", "huber", "drop_highest")
+"""Options that mean nothing without --run."""
 
 
 def add_parsers(commands: Any) -> None:
@@ -60,15 +76,17 @@ def add_parsers(commands: Any) -> None:
         default=[],
         help="only these rows (or !=, >=, <, …); repeatable",
     )
-    parser.add_argument("--law", choices=LAWS, default="joint", help="which (%(default)s)")
+    parser.add_argument("--law", choices=LAWS, help=f"which ({DEFAULT_LAW})")
     column_options(parser)
     parser.add_argument("--drop-highest", metavar="K", type=int, default=0, help="leave out the K highest losses")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.set_defaults(run=run_predict, group=None, starts=100, resample="auto", bootstrap=0, seed=0)
+    untold = {name: parser.get_default(name) for name in OF_FIT}
+    parser.set_defaults(run=run_predict, untold=untold, group=None, starts=100, resample="auto", bootstrap=0, seed=0)
 
 
 def run_predict(args: argparse.Namespace) -> int:
     """Register and print, or print what is registered."""
+    _check(args)
     on_host()
     study = load_study(args.study, args.overrides)
     places = places_of(args, study)
@@ -88,28 +106,34 @@ def run_predict(args: argparse.Namespace) -> int:
         return EXIT_OK
     print(text_table(shown(told)))
     if args.only:
+        print("".join(f"{line}\n" for line in warnings(records)), end="")
         print(f"registered in {places.study_dir / FILE}")
     return EXIT_OK
+
+
+def _check(args: argparse.Namespace) -> None:
+    given = [name for name in OF_FIT if vars(args)[name] != args.untold[name]]
+    if given and not args.only:
+        words = ", ".join("--from" if name == "table" else f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"{words}: nothing is fitted without --run; expected --run RUN beside it, or STUDY alone")
+    args.law = args.law or DEFAULT_LAW
 
 
 def foretell(args: argparse.Namespace, study: Study, places: Places) -> list[dict[str, Any]]:
     """Fit, and add a line for each run of ``args.only``.
 
     Raises:
-        UserError: a run that has begun, or is among the rows.
+        UserError: a run that has begun or is among the rows, or a column that no run has.
     """
     runs = [study.find(key) for key in dict.fromkeys(args.only)]
     _require_not_begun(runs, places)
     table = where(done_runs(study, places) if args.table is None else read_table(args.table), args.where)
     if table.empty:
         raise UserError(f"study={study.name!r}: no run is done; train some first, or give --from TABLE")
-    if "run_id" in table.columns:
-        among = set(table["run_id"].astype(str))
-        for run in runs:
-            if run.run_id in among:
-                raise UserError(
-                    f"run={run.name!r}: is among the rows that the law is fitted to; expected them without it"
-                )
+    _require_not_among(runs, table)
+    kind = KINDS[args.law]
+    rows = [describe(run) for run in runs]
+    ats = [{x: own(row, args, x) for x in kind.abscissae} for row in rows]
     losses = matching(table, args.loss)
     if len(losses) > 1:
         raise UserError(f"loss={args.loss!r}: several columns; expected one")
@@ -117,23 +141,19 @@ def foretell(args: argparse.Namespace, study: Study, places: Places) -> list[dic
     law = fit(table, args, args.law, loss)
     columns = told_columns(args, law, loss)
     used = [column["column"] for column in columns.values()]
+    of_rows = {
+        "study": study.name,
+        "loss_column": loss,
+        "columns": columns,
+        "table_sha256": table_digest(table, used),
+        "fitted_to": [str(name) for name in table["name"]] if "name" in table.columns else [],
+        "version": __version__,
+    }
+    shared = repeated(table, used) + mixed(table)
     records: list[dict[str, Any]] = []
-    for run in runs:
-        row = pd.DataFrame([describe(run)])
-        at = {x: float(abscissa(row, args, x)[0]) for x in law.kind.abscissae}
-        records.append(
-            {
-                **prediction(law, at),
-                "study": study.name,
-                "run_id": run.run_id,
-                "name": run.name,
-                "loss_column": loss,
-                "columns": columns,
-                "table_sha256": table_digest(table, used),
-                "fitted_to": [str(name) for name in table["name"]] if "name" in table.columns else [],
-                "version": __version__,
-            }
-        )
+    for run, row, at in zip(runs, rows, ats, strict=True):
+        doubts = [*shared, *beyond(law, at), *unlike(row, table), *passes(run, table, places.data)]
+        records.append({**of_rows, **prediction(law, at), "run_id": run.run_id, "name": run.name, "doubts": doubts})
     with _alone(places.study_dir):
         path = places.study_dir / FILE
         # Since the fit began, others may have added lines, here or from another host, and a run may have begun.
@@ -141,8 +161,7 @@ def foretell(args: argparse.Namespace, study: Study, places: Places) -> list[dic
         _require_not_begun(runs, places)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         records = [{**record, "registered": now} for record in records]
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
-        text = added(before, records)
+        text = added(stored(places.study_dir), records)
         write_atomic(path, text)
         path.chmod(0o444)
     return parse(text)[-len(records) :]
@@ -153,6 +172,32 @@ def _require_not_begun(runs: Iterable[Run], places: Places) -> None:
         begun = next(iter(read_events(places.run_dir(run))), None)
         if begun is not None or read_result(places.run_dir(run)) is not None:
             raise UserError(f"run={run.name!r}: has begun; expected one that has not (a prediction comes before)")
+
+
+def _require_not_among(runs: Iterable[Run], table: pd.DataFrame) -> None:
+    """By id and by name: a table from elsewhere may lack ids, or hold the run as it was with other settings."""
+    for run in runs:
+        for column, mine in (("run_id", run.run_id), ("name", run.name)):
+            if column in table.columns and (table[column].astype(str).str.strip() == mine).any():
+                raise UserError(
+                    f"run={run.name!r}: is among the rows that the law is fitted to ({column}={mine!r}); expected them "
+                    f"without it, as by --where '{column}!={mine}'"
+                )
+
+
+def own(row: Mapping[str, Any], args: argparse.Namespace, name: str) -> float:
+    """C, N or D of a run that ``row`` describes, by the column that the law has it from.
+
+    Raises:
+        UserError: no run has this column.
+    """
+    column = str(vars(args)[COLUMNS[name]])
+    if column not in row:
+        raise UserError(
+            f"{COLUMNS[name]}={column!r}: no column of a run's own, which has params, images, train_flops and "
+            "train_flops_6nd; rename the table's column"
+        )
+    return float(abscissa(pd.DataFrame([row]), args, name)[0])
 
 
 def done_runs(study: Study, places: Places) -> pd.DataFrame:
@@ -173,10 +218,12 @@ def _row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
 def shown(told: pd.DataFrame) -> pd.DataFrame:
     """The table that is printed."""
     done = told["actual"].notna()
+    several = (told["loss_column"] != LOSS).any()
     return pd.DataFrame(
         {
             "run": told["name"],
-            "law": told["law"],
+            **({"loss": told["loss_column"]} if several else {}),
+            "law": [law_name(law, floor) for law, floor in zip(told["law"], told["floor"], strict=True)],
             "registered": told["registered"],
             "rows": told["rows"].astype(str),
             "predicted": [f"{value:.6g}" for value in told["predicted"]],
@@ -190,6 +237,19 @@ def shown(told: pd.DataFrame) -> pd.DataFrame:
             "inside": ["" if inside is None else "yes" if inside else "no" for inside in told["inside"]],
         }
     )
+
+
+def warnings(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to know before these predictions, of one law, are relied on: each thing once, with the runs it is of."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for doubt in record["doubts"]:
+            found.setdefault(doubt, []).append(record["name"])
+    lines = [f"not identifiable: {reason}" for reason in records[0]["reasons"]]
+    for doubt, names in found.items():
+        whose = "" if len(names) == len(records) else f"{', '.join(names)}: "
+        lines.append(f"before you rely on it: {whose}{doubt}")
+    return lines
 
 
 @contextlib.contextmanager
