@@ -6,13 +6,13 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaling.analysis import POOLED, Analysis
 from scaling.correlation_figures import draw_correlation
 from scaling.figures import draw_laws, draw_loss_curves
 from scaling.interactive import Panel
-from scaling.look import Look, drawing, panels, save, save_svg
+from scaling.look import Look, drawing, panels, save, save_svg, show_formulas
 from scaling.page import Section
 from scaling.paper_tables import strict_tells
 from scaling.score_correlations import Score
@@ -112,7 +112,8 @@ def _law(tables: StudyTables, analysis: Analysis, look: Look) -> Callable[[Axes]
         if len(handles) > MOST_LAWS + 1:
             handles = [handle for handle in handles if str(handle.get_label()).startswith(POOLED)]
         if handles:
-            axes.legend(handles=handles, loc="lower left", fontsize=7, frameon=True, framealpha=0.85, edgecolor="none")
+            style: Any = {"fontsize": 7, "frameon": True, "framealpha": 0.85, "edgecolor": "none"}
+            show_formulas(axes.legend(handles=handles, loc="lower left", **style).get_texts())
 
     return draw
 

@@ -9,8 +9,21 @@ import numpy as np
 import pandas as pd
 
 from scaling.elo import EloTable
+from scaling.findings import scientific
 from scaling.laws import Law
-from scaling.look import HUES, MARKERS, SIZE, TALL, Look, drawing, legend_above, run_mark
+from scaling.look import (
+    HUES,
+    MARKERS,
+    SIZE,
+    TALL,
+    Look,
+    beside,
+    drawing,
+    formula,
+    legend_above,
+    run_mark,
+    show_formulas,
+)
 from scaling.study import levels, values
 
 if TYPE_CHECKING:
@@ -38,13 +51,7 @@ def flops_axis(axes: Axes, label: str = "training compute (FLOPs, per-stream cou
     if high / low < 300:
         subs = (1.0, 3.0) if high / low > 12 else (1.0, 2.0, 3.0, 5.0)
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=subs))
-        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _scientific(value)))
-
-
-def _scientific(value: float) -> str:
-    exponent = int(np.floor(np.log10(value) + 1e-9))
-    mantissa = value / 10**exponent
-    return rf"$10^{{{exponent}}}$" if abs(mantissa - 1) < 1e-6 else rf"${mantissa:.0f}\cdot10^{{{exponent}}}$"
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: scientific(value, 0).removeprefix("1×")))
 
 
 def loss_curves(curves: pd.DataFrame, look: Look, x: str) -> Figure:
@@ -94,7 +101,7 @@ def law_figure(
     """
     with drawing() as (figure, axes):
         handles = draw_laws(axes, curves, fits, look, pooled_name)
-        figure.legend(handles=handles, loc="outside upper left", ncols=1)
+        show_formulas(figure.legend(handles=handles, loc="outside upper left", ncols=1).get_texts())
         return figure
 
 
@@ -105,7 +112,7 @@ def draw_laws(
     look: Look,
     pooled_name: str,
 ) -> list[Any]:
-    """The same in given axes; returns what its legend says."""
+    """The same in given axes; returns what its legend says, with formulas (``show_formulas``)."""
     from matplotlib.lines import Line2D
 
     cost, loss = values(curves, "train_flops"), values(curves, "val_loss")
@@ -129,7 +136,7 @@ def draw_laws(
         axes.plot(grid, law.predict(grid), color=hue, linestyle=line, lw=1.4, zorder=3)
         marker = None if pooled else look.marker(kind)
         handles.append(
-            Line2D([], [], color=hue, linestyle=line, marker=marker, label=f"{kind}: {law.equation()}"),
+            Line2D([], [], color=hue, linestyle=line, marker=marker, label=formula(kind, law.equation())),
         )
     axes.set_yscale("log")
     ends = [np.concatenate(law.band(np.array(law.compute_range))) for law, _ in drawn.values()]
@@ -190,7 +197,7 @@ def level_ratios(ratios: pd.DataFrame, baseline: str, look: Look) -> Figure:
             )
         axes.set_xlim(0, 1)
         axes.set_xlabel("t of the level (0 data, 1 noise)")
-        axes.set_ylabel(f"loss divided by {baseline}'s at the same depth")
+        axes.set_ylabel(beside(f"loss divided by {baseline}'s at the same depth"))
         look.legend(figure)
         return figure
 

@@ -76,7 +76,7 @@ def compared_figure(
         for score, own in zip(scores, axes, strict=True):
             _points(own, {name: numbers(results[labels(results, by) == name], score) for name in order}, looks)
             own.set_ylabel(f"{score} of the finished run")
-        legend_above(drawn, [Line2D([], [], label=_plain(name), **looks[name]) for name in order])
+        legend_above(drawn, [Line2D([], [], label=name, **looks[name]) for name in order])
         return drawn
 
 
@@ -109,7 +109,7 @@ def _points(axes: Axes, of_group: Mapping[str, np.ndarray], looks: Mapping[str, 
             low, high = interval(own)
             middle, hue = own.mean(), looks[name]["color"]
             axes.errorbar(index + 0.3, middle, [[middle - low], [high - middle]], color=hue, capsize=3)
-    axes.set_xticks(range(len(of_group)), [_plain(name) for name in of_group], rotation=20, ha="right")
+    axes.set_xticks(range(len(of_group)), list(of_group), rotation=20, ha="right")
     axes.grid(axis="x", visible=False)
 
 
@@ -123,11 +123,6 @@ def _number(value: float, digits: int, sign: str = "") -> str:
     """With so many decimals; in scientific notation where those are many."""
     text = f"{value:{sign}.{digits}f}" if digits <= MOST_DECIMALS else f"{value:{sign}.3e}"
     return text.replace("-", "−")
-
-
-def _plain(name: str) -> str:
-    """A name as matplotlib shows it: no formula between dollars, no underscore in front that hides it."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _difference(place: Place, baseline: str, digits: int) -> str:

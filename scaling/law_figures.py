@@ -11,7 +11,7 @@ import pandas as pd
 
 from scaling.figures import loss_axis
 from scaling.laws import Law
-from scaling.look import legend_above, panels, save
+from scaling.look import legend_above, panels, save, show_formulas
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -56,7 +56,7 @@ def law_figure(law: Law, rows: pd.DataFrame, units: Mapping[str, str], loss: str
         left.set_yscale("log")
         loss_axis(left.yaxis)
         left.set_ylabel(loss)
-        left.set_title(law.equation(), fontsize=9)
+        show_formulas([left.set_title(law.equation(), fontsize=9)])
         right.set_ylabel("loss over law, %")
         right.set_title("band: what a run misses by", fontsize=9)
         if handles:

@@ -1,7 +1,8 @@
 """How figures look: depth by shade, formulation by marker, line or colour; how they are begun, saved and explained.
 
 matplotlib is imported inside the functions, always through its object interface (Agg): nothing global changes.
-The same figure gives the same bytes.
+The same figure gives the same bytes. Text is shown as it stands, whatever its letters; only what
+``show_formulas`` is given is mathematics.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from scaling.study import FIRST_ARCHITECTURE, values
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 SIGNS = dict(zip(MARKERS, "●■▲◆▼✚✖★◀▶", strict=True))
@@ -44,6 +47,7 @@ STYLE: Any = {
     "lines.markersize": 4.5,
     "pdf.fonttype": 42,
     "svg.hashsalt": "scaling",
+    "text.parse_math": False,  # names come from tables: a dollar in one is a dollar
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
@@ -198,7 +202,10 @@ def save(figure: Figure, folder: Path, name: str) -> bytes:
     """Write ``folder/name.png`` and ``.pdf`` without dates inside; return the PNG's bytes."""
     import matplotlib
 
+    from scaling.log_ticks import spell_out
+
     folder.mkdir(parents=True, exist_ok=True)
+    spell_out(figure)
     buffer = io.BytesIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -215,6 +222,9 @@ def save_svg(figure: Figure) -> str:
     """The figure as an SVG element that scales with the page: no declaration, no size, no date; ids as ``gid``."""
     import matplotlib
 
+    from scaling.log_ticks import spell_out
+
+    spell_out(figure)
     buffer = io.StringIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -228,6 +238,25 @@ def save_svg(figure: Figure) -> str:
 
 def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
     """A legend above the axes, in as many columns as its labels leave room for."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(len(handles), 4, int(84 / (longest + 8))))
-    figure.legend(handles=list(handles), loc="outside upper center", ncols=columns)
+    labels = [str(handle.get_label()) for handle in handles]
+    columns = max(1, min(len(handles), 4, int(84 / (max(map(len, labels)) + 8))))
+    # Of a label that begins with an underscore matplotlib thinks that it is to be hidden.
+    shown = [f" {label}" if label.startswith("_") else label for label in labels]
+    figure.legend(handles=list(handles), labels=shown, loc="outside upper center", ncols=columns)
+
+
+def beside(text: str) -> str:
+    """A long label for the side of a figure of SIZE, in lines that fit it."""
+    return textwrap.fill(text, 42)
+
+
+def formula(name: str, mathematics: str) -> str:
+    """``name: mathematics`` (``$…$``) for ``show_formulas``, nothing of the name read as mathematics."""
+    plain = name.replace("$", r"\$")
+    return f"{plain}: {mathematics}"
+
+
+def show_formulas(texts: Sequence[Text]) -> None:
+    """Read what stands between dollars in these texts as mathematics."""
+    for text in texts:
+        text.set_parse_math(True)
