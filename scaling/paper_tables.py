@@ -25,6 +25,7 @@ from scaling.study import values
 MOST_ROWS = 40
 """Of more runs, the page shows those that score highest; the files have all."""
 TASK_NAMES = {"single_object": "single", "two_object": "two", "color_attr": "attribution"}
+PASS_RATE = "pass rate"
 PAPERS_SPLITS = (("ImageNet", 0), ("CC12M", 2))
 
 
@@ -69,7 +70,8 @@ class PaperTable:
         """Ready strings, the interval in a second line."""
         rows = [[cell if isinstance(cell, str) else cell.text("\n") for cell in row] for row in self.rows]
         if self.own > MOST_ROWS:
-            overall = [row[1].value if isinstance(row[1], Cell) else math.nan for row in self.rows[: self.own]]
+            numbers = [[cell.value for cell in row if isinstance(cell, Cell)] for row in self.rows[: self.own]]
+            overall = [own[0] if own else math.nan for own in numbers]
             kept = set(np.argsort(-np.nan_to_num(np.array(overall), nan=-np.inf), kind="stable")[:MOST_ROWS])
             rows = [row for place, row in enumerate(rows) if place >= self.own or place in kept]
         return pd.DataFrame(rows, columns=list(self.columns))
@@ -103,9 +105,9 @@ def table_1(table: RankTable) -> PaperTable:
     names = ["all", *(f"{label} steps" for label in groups)]
     place_of = {"all": 0, "5 steps": 1, "50 steps": 2}
     rows: list[tuple[str | Cell, ...]] = []
-    for place in table.places:
+    for place, called in zip(table.places, _papers_names(table), strict=True):
         own = [place.all, *(place.groups[label] for label in groups)]
-        printed = TABLE_1.get(bare(place.name))
+        printed = TABLE_1.get(called)
         theirs = [Cell(printed[place_of[name]]) if printed else NOTHING for name in names]
         rows.append((place.name, *map(_rank, own), *theirs))
     return PaperTable(
@@ -113,8 +115,21 @@ def table_1(table: RankTable) -> PaperTable:
         "Table 1: average rank by formulation",
         ("name", *names, *(f"{PAPER}: {name}" for name in names)),
         tuple(rows),
-        f"Ours are among {len(table.places)} names, the paper's among 61: compare orders, not numbers.",
+        f"Ours are among {len(table.places)} names, the paper's among 61: compare orders, not numbers"
+        f"{_several(table)}.",
     )
+
+
+def _papers_names(table: RankTable) -> list[str]:
+    """What the paper would call each name: without the depth before it, unless a formulation is there at several
+    depths. It ranked each at one; the number it prints is of none of them."""
+    return table.names if _several(table) else [bare(name) for name in table.names]
+
+
+def _several(table: RankTable) -> str:
+    """What a note says where a formulation is there at several depths; nothing elsewhere."""
+    names = {bare(name) for name in table.names}
+    return "; a formulation at several depths has none of the paper's" if len(names) < len(table.names) else ""
 
 
 def _rank(found: Estimate) -> Cell:
@@ -137,8 +152,8 @@ def table_2(table: RankTable) -> PaperTable | None:
             own.append([Cell(float(value), float(low), float(high), decimals) for value, low, high in found])
             columns.append(f"{dataset} {score}")
     rows: list[tuple[str | Cell, ...]] = []
-    for place, label in enumerate(table.names):
-        printed = TABLE_2.get(bare(label))
+    for place, (label, called) in enumerate(zip(table.names, _papers_names(table), strict=True)):
+        printed = TABLE_2.get(called)
         theirs = []
         for _, first in PAPERS_SPLITS:
             theirs += [Cell(printed[first], decimals=3), Cell(printed[first + 1])] if printed else [NOTHING] * 2
@@ -150,7 +165,8 @@ def table_2(table: RankTable) -> PaperTable | None:
         "Table 2: CLIP score and Fréchet distance by data set",
         tuple(columns),
         tuple(rows),
-        f"Ours at {settings}; the paper's with 25 steps, on other data and by another judge: compare orders only.",
+        f"Ours at {settings}; the paper's with 25 steps, on other data and by another judge: compare orders only"
+        f"{_several(table)}.",
     )
 
 
@@ -175,18 +191,19 @@ def table_5(geneval: pd.DataFrame, results: pd.DataFrame) -> PaperTable | None:
         (str(name), str(task)): _mean(part, wanted)
         for (name, task), part in geneval.groupby(["name", "task"], sort=False)
     }
-    rows: list[tuple[str | Cell, ...]] = [
-        (name, *(cells.get((name, task), NOTHING) for task in tasks), f"{sizes[name]:g}" if name in sizes else "–")
-        for name in names
-    ]
-    for label, depth, _, printed in TABLE_5:
+    measure = PASS_RATE if strict else "graded"
+    rows: list[tuple[str | Cell, ...]] = []
+    for name in names:
+        depth = f"{sizes[name]:g}" if name in sizes else "–"
+        rows.append((name, measure, *(cells.get((name, task), NOTHING) for task in tasks), depth))
+    for label, theirs, _, printed in TABLE_5:
         found = dict(zip(("overall", *GENEVAL_TASKS), map(Cell, printed), strict=True))
-        rows.append((f"{PAPER}: {label}", *(found.get(task, NOTHING) for task in tasks), str(depth)))
+        rows.append((f"{PAPER}: {label}", PASS_RATE, *(found.get(task, NOTHING) for task in tasks), str(theirs)))
     what = "Share of images that pass" if strict else "Graded score, since most runs pass no strict test"
     return PaperTable(
         "table5",
         "Table 5: GenEval by run",
-        ("model", *(TASK_NAMES.get(task, task.replace("_", " ")) for task in tasks), "depth"),
+        ("model", "measure", *(TASK_NAMES.get(task, task.replace("_", " ")) for task in tasks), "depth"),
         tuple(rows),
         f"{what}; ours by this study's prompts and scorer, the paper's by GenEval's.",
         printed=len(TABLE_5),

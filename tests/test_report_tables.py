@@ -98,6 +98,26 @@ def test_table_1(ranking: tuple[pd.DataFrame, PaperTable, PaperTable]) -> None:
     assert list(first.page().columns) == ["name", "all", "5 steps", "50 steps", *list(first.columns[4:])]
 
 
+def test_the_papers_numbers_stand_by_no_formulation_at_several_depths() -> None:
+    frame = scores()
+    papers = {"rf": 5.67, "v/cos": 9.17, "rf/lognorm(0.00,1.00)": 1.54}
+    two = pd.concat([frame.assign(name=f"d{depth} " + frame["name"], depth=depth) for depth in (2, 3)])
+    plain = frame[frame["name"] == "v/cos"].assign(fid=0.2)
+    table = rank(pd.concat([two[two["name"] != "d3 v/cos"], plain], ignore_index=True), bootstrap=20)
+    numbers = table_1(table).numbers().set_index("name")["paper: all"]
+    assert numbers["v/cos"] == 9.17  # as the paper ranked it
+    assert numbers.drop("v/cos").isna().all()
+    second = table_2(table)
+    assert second is not None
+    clip = second.numbers().set_index("name")["paper: ImageNet CLIP"]
+    assert clip["v/cos"] == 0.244 and clip.drop("v/cos").isna().all()
+    assert all("at several depths has none" in found.note for found in (table_1(table), second))
+    one = table_1(rank(two[two["depth"] == 3].reset_index(drop=True), bootstrap=20))
+    assert "several depths" not in one.note
+    numbers = one.numbers().set_index("name")["paper: all"]
+    assert {name: numbers[f"d3 {name}"] for name in papers} == papers
+
+
 def test_table_2(ranking: tuple[pd.DataFrame, PaperTable, PaperTable]) -> None:
     frame, _, second = ranking
     numbers = second.numbers().set_index("name")
@@ -115,6 +135,7 @@ def test_table_5() -> None:
     assert table is not None
     assert table.columns == (
         "model",
+        "measure",
         "overall",
         "single",
         "two",
@@ -129,6 +150,7 @@ def test_table_5() -> None:
     assert dict(numbers["attribution"].iloc[:3]) == pytest.approx(dict(wide["color_attr"]))
     assert list(numbers["source"]) == ["ours"] * 3 + ["paper"] * 6
     assert numbers.loc["paper: depth 38, 1024², DPO", "overall"] == 0.74
+    assert set(numbers["measure"]) == {"pass rate"}
     assert "Share of images" in table.note
     page = table.page()
     assert page["overall"].iloc[0] == "0.16\n0.14 to 0.18" and page["overall"].iloc[-1] == "0.74"
@@ -138,6 +160,9 @@ def test_table_5_where_nothing_passes_is_of_graded_scores() -> None:
     table = table_5(*geneval(rate=0.0))
     assert table is not None and "most runs pass no strict test" in table.note
     assert table.numbers()["overall"].iloc[0] == pytest.approx(0.36)
+    assert list(table.numbers()["measure"]) == ["graded"] * 3 + ["pass rate"] * 6
+    rows = [line.split(" & ") for line in table.latex().splitlines() if line.endswith(r"\\")]
+    assert [row[1] for row in rows] == ["measure", *["graded"] * 3, *["pass rate"] * 6]
     many = table_5(*geneval(runs=MOST_ROWS + 5))
     assert many is not None and len(many.numbers()) == MOST_ROWS + 5 + 6
     shown = many.page()
@@ -165,7 +190,10 @@ def test_the_papers_numbers_are_set_apart(ranking: tuple[pd.DataFrame, PaperTabl
     page = render("t", "", tables_section([ranking[1], fifth]))
     assert re.search(r'<th class="paper">paper: all</th>', page)
     cells = dict(re.findall(r"<tr><td[^>]*>([^<]+)</td><td( class=\"paper\")?", page))
-    assert cells["paper: depth 18, 512²"] and not cells["run 0"]
+    assert cells["rf"] == cells["v/cos"] == ""
+    rows = re.findall(r"<tr><td([^>]*)>([^<]+)</td><td([^>]*)>", page.split("Table 5")[1])
+    printed = {name: ("paper" in label, "paper" in cell) for label, name, cell in rows}
+    assert printed["paper: depth 18, 512²"] == (True, True) and printed["run 0"] == (False, False)
     assert tables_section([]) == []
     plain = Section("p", tables=[(pd.DataFrame({"paper trail": ["1"]}), "")])
     assert 'class="paper"' not in render("t", "", [plain])
