@@ -17,6 +17,8 @@ from scaling.study import StudyTables, levels, values
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 """Of a training, where its loss is told."""
+NEAR = 0.05
+"""Of a training: a loss is told for a quarter if it was measured no farther from there."""
 
 
 def loss_section(tables: StudyTables, look: Look, folder: Path) -> Section:
@@ -26,29 +28,50 @@ def loss_section(tables: StudyTables, look: Look, folder: Path) -> Section:
         part.findings.append(findings.depth_finding(tables.results))
     last = tables.curves.assign(val_loss=values(tables.curves, "val_loss")).dropna(subset=["val_loss"])
     if last.empty:
-        part.missing.append("curves.csv has no validation yet")
+        part.missing.append(
+            "curves.csv has no validation yet"
+            if tables.curves.empty
+            else "no val_loss in curves.csv is a finite number"
+        )
         return part
     if tables.curves["depth"].nunique() > 1 and not one_budget(tables):
         part.findings.append(findings.compute_finding(tables.curves, frontier(tables.curves)))
     for x, caption in (("step", "against training steps"), ("train_flops", "against training compute")):
         png = save(figures.loss_curves(tables.curves, look, x), folder, f"loss_{x.removeprefix('train_')}")
         part.figures.append((png, f"Validation loss {caption}, a line a run, a point a validation{look.told_apart}"))
-    steps = np.unique(last["step"])
-    alike = last.groupby("name")["step"].max().nunique() == 1
-    rows = []
-    for name, run in last.groupby("name", sort=False):
-        at = run.set_index("step")["val_loss"]
-        shown = _quarters(steps if alike else np.sort(at.index.to_numpy()))
-        labels = [f"step {m:,}" for m in shown] if alike else [f"{q:.0%} of its steps" for q in QUARTERS]
-        cells = [f"{at[m]:.4f}" if m in at.index else "–" for m in shown]
-        rows.append({"run": name, **dict(zip(labels, cells, strict=True))})
-    part.tables.append((pd.DataFrame(rows), "Validation loss on the way"))
+    part.tables.append(_on_the_way(tables, last))
     return part
 
 
-def _quarters(steps: np.ndarray) -> list[int]:
-    """Of sorted steps those at or next after each of QUARTERS."""
-    return [int(steps[int(np.ceil(len(steps) * quarter)) - 1]) for quarter in QUARTERS]
+def _on_the_way(tables: StudyTables, last: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The loss of each run at some of its validations ``last``, and a caption: at the same steps where all runs end at
+    one, else at QUARTERS of each run's own length."""
+    caption, steps = "Validation loss on the way", np.unique(last["step"])
+    alike = last.groupby("name")["step"].max().nunique() == 1
+    if not alike:
+        caption += f"; a dash where there was no validation within {NEAR:.0%} of its steps from there"
+    ends = tables.curves.groupby("name")["step"].max()
+    if len(tables.results):
+        ends = values(tables.results, "steps").groupby(tables.results["name"]).max().combine_first(ends)
+    rows = []
+    for name, run in last.groupby("name", sort=False):
+        at = run.set_index("step")["val_loss"]
+        if alike:
+            shown = [int(steps[int(np.ceil(len(steps) * quarter)) - 1]) for quarter in QUARTERS]
+            cells = {f"step {m:,}": f"{at[m]:.4f}" if m in at.index else "–" for m in shown}
+        else:
+            cells = dict(zip((f"{q:.0%} of its steps" for q in QUARTERS), near_quarters(at, ends[name]), strict=True))
+        rows.append({"run": name, **cells})
+    return pd.DataFrame(rows), caption
+
+
+def near_quarters(at: pd.Series, length: float) -> list[str]:
+    """Of losses by step the one nearest to each of QUARTERS of ``length`` steps; a dash where none is NEAR it."""
+    cells = []
+    for quarter in QUARTERS:
+        far = np.abs(at.index.to_numpy(dtype=float) / length - quarter)
+        cells.append(f"{at.iloc[far.argmin()]:.4f}" if far.min() <= NEAR + 1e-9 else "–")
+    return cells
 
 
 def law_section(tables: StudyTables, analysis: Analysis, look: Look, folder: Path) -> Section:
@@ -107,9 +130,14 @@ def level_section(tables: StudyTables, look: Look, folder: Path) -> Section:
     """Loss per level of t, and its ratio to the baseline's at the same depth."""
     part = Section("Loss per t bin")
     columns = levels(tables.results)
-    complete = tables.results.dropna(subset=columns) if columns else pd.DataFrame()
+    known = tables.results.assign(**{column: values(tables.results, column) for column in columns})
+    complete = known.dropna(subset=columns) if columns else pd.DataFrame()
     if complete.empty:
-        part.missing.append("no finished run has losses per level (val_loss_0, val_loss_1, …)")
+        part.missing.append(
+            "no finished run has finite losses at all levels (val_loss_0, val_loss_1, …)"
+            if columns
+            else "no finished run has losses per level (val_loss_0, val_loss_1, …)"
+        )
         return part
     plain = baseline(list(complete["formulation"]))
     ratios = level_ratios(complete, plain)
