@@ -117,9 +117,11 @@ def _main(argv: list[str] | None) -> int:
         )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells there, at length, what we tell in a line
+    runs_models = False
     try:
         args = parser(command).parse_args(words)
-        if "root" in vars(args):  # the commands that run models
+        runs_models = "root" in vars(args)
+        if runs_models:
             prepare_host()
         code: int = args.run(args)
         return code
@@ -129,7 +131,7 @@ def _main(argv: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        what = _told(error)
+        what = _told(error, runs_models)
         if what is None:
             raise
         return _say(f"mmdit: {what}", EXIT_BAD_INPUT)
@@ -141,12 +143,17 @@ def _main(argv: list[str] | None) -> int:
         return _say(f"mmdit: {error}", EXIT_INFRASTRUCTURE)
 
 
-def _told(error: OSError) -> str | None:
-    """The line for an operating system's refusal that the user can do something about."""
+def _told(error: OSError, runs_models: bool) -> str | None:
+    """The line for an operating system's refusal that the user can do something about.
+
+    A file that isn't there is one where a command only reads and writes what it was told; in a run it is ours.
+    """
+    named = error.filename2 or error.filename  # of a file that replaces another, the latter
     if error.errno in NO_SPACE:
-        return f"{error.filename or 'root'}: disk full; free space and run again, what was saved is kept"
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-        return f"{error.filename}: {error.strerror}; choose another place"
+        return f"{named or 'root'}: disk full; free space and run again, what was saved is kept"
+    elsewhere = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+    if error.errno in elsewhere or (error.errno == errno.ENOENT and not runs_models):
+        return f"{named}: {error.strerror}; choose another place"
     return None
 
 

@@ -123,7 +123,7 @@ def tree_of(args: argparse.Namespace) -> Tree | None:
     count = COUNT if args.count is None else args.count
     part = Part() if args.part is None else Part.parse(args.part)
     images = wanted(args.out, len(questions), count, part, only_missing=args.only_missing)
-    make_folder(args.out)
+    make_folder(args.out, "out")
     return Tree(args.out, questions, count, part, images)
 
 

@@ -46,12 +46,14 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
     return result
 
 
-def make_folder(folder: Path) -> None:
-    """Create ``folder``, or say in one line why it can't be written."""
+def make_folder(folder: Path, option: str = "root") -> None:
+    """Create ``folder``, or say in one line why it can't be written, and by which option to name another."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)  # another process of this run may have been first
     except OSError as error:
-        raise UserError(f"root={folder}: cannot be written ({error.strerror}); choose another --root") from error
+        raise UserError(
+            f"{option}={folder}: cannot be written ({error.strerror}); choose another --{option}"
+        ) from error

@@ -119,7 +119,7 @@ def train_run(args: argparse.Namespace) -> int:
 def evaluate_run(args: argparse.Namespace) -> int:
     """Print a row a task; the run's own result.json stays as it is."""
     run, ema, places = _trained(args)
-    make_folder(args.out)
+    make_folder(args.out, "out")
     data = training_data(run, places.data)
     found = drawing(run, data, places.vae)
     if found is None:
@@ -178,7 +178,7 @@ def sample_run(args: argparse.Namespace) -> int:
         geneval_tree.tell_new_words(run, places.data, tree.captions)
         geneval_tree.draw_run(tree, run, ema, latent, args.drop)
         return tree.tell(args)
-    make_folder(args.out)
+    make_folder(args.out, "out")
     images = generate(
         run, ema, args.prompt, 1 if args.count is None else args.count, drop=tuple(args.drop), latent=latent
     )

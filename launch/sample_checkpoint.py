@@ -99,7 +99,7 @@ def sample_checkpoint(args: argparse.Namespace, tree: Tree | None) -> int:
         if name not in ENCODERS:
             unknown("drop", name, ENCODERS)
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    make_folder(args.out)
+    make_folder(args.out, "out")
     keep_compiled_programs(args.root)
 
     checkpoint = open_checkpoint(args.checkpoint)  # reads no weights yet

@@ -27,6 +27,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename == str(temporary):  # which nobody asked for
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     push(path)
