@@ -67,6 +67,18 @@ def test_roots_of_studies_and_bare_trees(tmp_path: Path) -> None:
         open_gallery(tmp_path / "trees")
 
 
+def test_a_single_run_is_told_as_what_it_is(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", runs=1)
+    with pytest.raises(UserError, match=f"expected two or more runs with samples, found only '{WORD} 0'"):
+        open_gallery(study)
+    (run,) = study.iterdir()
+    with pytest.raises(UserError, match=f"is a single run; expected its study's folder, {study}"):
+        open_gallery(run)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="found none"):
+        open_gallery(tmp_path / "empty")
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [

@@ -141,6 +141,9 @@ def test_the_first_answer_counts_and_only_ones_own_ticket(tmp_path: Path, study:
             ):
                 async with voter.session.post(server.url + "/api/vote", json=body) as response:
                     assert response.status == status
+            deep = {"data": "[" * 2000, "headers": {"Content-Type": "application/json"}}
+            async with first.post(server.url + "/api/vote", **deep) as response:
+                assert response.status == 400 and await response.text() == "expected a JSON object\n"
             async with second.get(server.url + pair["left"]) as response:
                 assert response.status == 404
 

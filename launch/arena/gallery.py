@@ -106,7 +106,11 @@ def open_gallery(root: Path) -> Gallery:
     }
     gallery = Gallery(tuple(images), images, {name: tree.resolve() for name, tree in trees.items()})
     if len(images) < 2:
-        told = ", ".join(images) or "none"
+        if (root / CONFIG).exists():
+            raise UserError(
+                f"root={str(root)!r}: is a single run; expected its study's folder, {root.resolve().parent}"
+            )
+        told = f"only {next(iter(images))!r}" if images else "none"
         raise UserError(f"root={str(root)!r}: expected two or more runs with samples, found {told}")
     if not any(gallery.common(a, b) for a in images for b in images if a < b):
         raise UserError(f"root={str(root)!r}: no prompt that two of its {len(images)} runs have both drawn")

@@ -206,7 +206,7 @@ class Arena:
 async def _json(request: web.Request) -> dict[str, Any]:
     try:
         given = await request.json()
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of brackets in brackets
         given = None
     if not isinstance(given, dict):
         raise web.HTTPBadRequest(text="expected a JSON object\n")
