@@ -8,7 +8,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from launch.tables import EXIT_OK, command_parser, resampling_options, text_table
+from launch.tables import EXIT_OK, command_parser, enough, resampling_options, text_table
 
 if TYPE_CHECKING:
     from scaling.bins import Bins
@@ -57,7 +57,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="partial correlation too, of rows that are the same in these columns",
     )
     parser.add_argument("--bins", action="store_true", help="x_0, x_1, …, each beside x: is one the better predictor?")
-    resampling_options(parser, default=2000)
+    resampling_options(parser, default=2000, count=enough)
     parser.set_defaults(run=run_correlate)
 
 

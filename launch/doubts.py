@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from launch.tables import ENOUGH_DRAWS
+
 if TYPE_CHECKING:
     from mmdit_jax.config import DataConfig, Run
     from scaling.laws import Law
 
 RECIPE = ("formulation", "architecture", "dataset", "parametrization", "learning_rate", "batch")
 """Columns in which runs of one law are alike."""
-ENOUGH_DRAWS = 100
-"""Resamples from which on an interval's ends are told."""
 MOST_SHOWN = 4
 """Values of a column that are named."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from launch.elo_text import Key, elo_text, label, others
-from launch.tables import EXIT_OK, check_out, command_parser, natural, out_option, resampling_options
+from launch.tables import EXIT_OK, check_out, command_parser, enough, natural, out_option, resampling_options
 from scaling.plain import plain
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--against", metavar="NAME", help="how often NAME wins against each, by question")
     parser.add_argument("--next", metavar="K", type=natural, default=0, help="the K battles that would tell most")
     out_option(parser)
-    resampling_options(parser)
+    resampling_options(parser, count=enough)
     parser.set_defaults(run=run_elo)
 
 

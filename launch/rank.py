@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.tables import EXIT_OK, check_out, command_parser, out_option, resampling_options, text_table
+from launch.tables import EXIT_OK, check_out, command_parser, enough, out_option, resampling_options, text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--complete", action="store_true", help="rank the names, settings and seeds that are complete; say what is not"
     )
     out_option(rank)
-    resampling_options(rank)
+    resampling_options(rank, count=enough)
     rank.set_defaults(run=run_rank)
 
     efficiency = command_parser(
@@ -66,7 +66,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     efficiency.add_argument("--score", metavar="COL", default="clip", help="score to be high (%(default)s)")
     efficiency.add_argument("--path", metavar="COL", help="path length (path_length, where there is such a column)")
     out_option(efficiency)
-    resampling_options(efficiency)
+    resampling_options(efficiency, count=enough)
     efficiency.set_defaults(run=run_efficiency)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,8 @@ import pandas as pd
 from scaling.errors import TableError
 
 EXIT_OK = 0
+ENOUGH_DRAWS = 100
+"""Resamples from which on an interval's ends are told: of fewer, they are the luck of one or two."""
 
 
 def command_parser(
@@ -38,11 +41,13 @@ def table_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
-def resampling_options(parser: argparse.ArgumentParser, default: int = 1000) -> None:
-    """The same, and --bootstrap and --seed."""
+def resampling_options(
+    parser: argparse.ArgumentParser, default: int = 1000, count: Callable[[str], int] | None = None
+) -> None:
+    """The same, and --bootstrap and --seed. ``count`` reads the number of resamples; default: ``natural``."""
     table_options(parser)
     parser.add_argument(
-        "--bootstrap", metavar="N", type=natural, default=default, help="resamples (%(default)s); 0: none"
+        "--bootstrap", metavar="N", type=count or natural, default=default, help="resamples (%(default)s); 0: none"
     )
     parser.add_argument("--seed", metavar="N", type=natural, default=0, help="of the resampling (%(default)s)")
 
@@ -79,6 +84,15 @@ def natural(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
     return int(text)
+
+
+def enough(text: str) -> int:
+    """A number of resamples whose percentiles are an interval's ends: ENOUGH_DRAWS or more, or 0 for none."""
+    if not 0 < natural(text) < ENOUGH_DRAWS:
+        return int(text)
+    raise argparse.ArgumentTypeError(
+        f"{text!r}: too few for an interval; expected {ENOUGH_DRAWS} or more, or 0 for none"
+    )
 
 
 def text_table(frame: pd.DataFrame) -> str:

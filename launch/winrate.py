@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from launch.tables import EXIT_OK, command_parser, resampling_options, text_table
+from launch.tables import EXIT_OK, command_parser, enough, resampling_options, text_table
 
 if TYPE_CHECKING:
     from scaling.win_rates import WinRate
@@ -28,7 +28,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--against", metavar="NAME", required=True, help="the player to beat")
     parser.add_argument("--by", metavar="COL[,COL]", default="", help="tell these apart, as question,judge")
     parser.add_argument("--trainings", metavar="COL", help="column that tells trainings of one recipe apart")
-    resampling_options(parser)
+    resampling_options(parser, count=enough)
     parser.set_defaults(run=run_winrate)
 
 

@@ -40,14 +40,14 @@ def printed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[str, st
 
 def test_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     battles(30, 10, 5).to_csv(tmp_path / "b.csv", index=False)
-    out, err = printed(capsys, tmp_path / "b.csv", "--bootstrap", 50, "--json")
+    out, err = printed(capsys, tmp_path / "b.csv", "--bootstrap", 100, "--json")
     found = json.loads(out)
     assert err == "" and out.count("\n") == 1
     assert [row["name"] for row in found["ratings"]] == ["a", "b"]
     assert {"name", "elo", "low", "high", "battles", "rank", "rank_low", "rank_high"} <= set(found["ratings"][0])
-    assert found["ratings"][0]["battles"] == 45 and found["intervals"] == "bootstrap" and found["draws"] == 50
-    text, _ = printed(capsys, tmp_path / "b.csv", "--bootstrap", 50)
-    assert "45 battles on 45 prompts, 50 bootstraps over 45 prompts" in text
+    assert found["ratings"][0]["battles"] == 45 and found["intervals"] == "bootstrap" and found["draws"] == 100
+    text, _ = printed(capsys, tmp_path / "b.csv", "--bootstrap", 100)
+    assert "45 battles on 45 prompts, 100 bootstraps over 45 prompts" in text
 
 
 def test_pooling_is_never_silent(votes: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,17 +61,17 @@ def test_pooling_is_never_silent(votes: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_table_for_each_question_is_that_of_its_rows(votes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, _ = printed(capsys, votes, "--by", "question", "--pool", "--bootstrap", 40, "--json")
+    out, _ = printed(capsys, votes, "--by", "question", "--pool", "--bootstrap", 100, "--json")
     tables = json.loads(out)["tables"]
     assert [table["question"] for table in tables] == list(ASKED)
-    alone, _ = printed(capsys, votes, "--where", f"question={ASKED[2]}", "--pool", "--bootstrap", 40, "--json")
+    alone, _ = printed(capsys, votes, "--where", f"question={ASKED[2]}", "--pool", "--bootstrap", 100, "--json")
     assert {key: value for key, value in tables[2].items() if key != "question"} == json.loads(alone)
-    text, _ = printed(capsys, votes, "--by", "question", "--pool", "--bootstrap", 40)
+    text, _ = printed(capsys, votes, "--by", "question", "--pool", "--bootstrap", 100)
     assert [line for line in text.splitlines() if line.startswith("question=")] == [f"question={q}" for q in ASKED]
 
 
 def test_figures_tables_sides_and_next(votes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = (votes, "--by", "question", "--pool", "--bootstrap", 40, "--side-bias", "--anchor", "m0=1000")
+    words = (votes, "--by", "question", "--pool", "--bootstrap", 100, "--side-bias", "--anchor", "m0=1000")
     out, _ = printed(capsys, *words, "--against", "m0", "--next", 3, "--out", tmp_path / "out", "--json")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "elo.pdf",

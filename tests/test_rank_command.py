@@ -59,14 +59,14 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rank_prints_tables_and_writes_files(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "folder"
-    assert main(["rank", str(table), "--reference", "sd3", "--bootstrap", "50", "--out", str(out)]) == 0
+    assert main(["rank", str(table), "--reference", "sd3", "--bootstrap", "100", "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    found = rank(pd.read_parquet(table), bootstrap=50)
+    found = rank(pd.read_parquet(table), bootstrap=100)
     lines = text.splitlines()
     head = next(line for line in lines if line.startswith("name"))
     assert head.split("  ")[-1].strip() == "50 steps" and " 5 steps" in head and "25 steps" in head
     assert lines[2].startswith(found.names[0]) and f"{found.places[0].all.rank:.2f} [" in lines[2]
-    assert "16 names, 24 settings; 95 % intervals from 50 resamples of the prompts; one training each" in text
+    assert "16 names, 24 settings; 95 % intervals from 100 resamples of the prompts; one training each" in text
     assert "scores at scenes/ema/euler-25-g5, emoji/ema/euler-25-g5" in text
     assert f"{found.names[0]}: over {found.names[1]} {found.pairs[0, 1]:.2f}, " in text
     assert "Spearman with sd3 over 16 names: " in text and "over the prompts" in text
@@ -86,13 +86,13 @@ def test_rank_prints_tables_and_writes_files(table: Path, tmp_path: Path, capsys
 
 
 def test_rank_json_is_the_contract(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["rank", str(table), "--where", "guidance=5", "--by", "weights", "--bootstrap", "20", "--json"]
+    args = ["rank", str(table), "--where", "guidance=5", "--by", "weights", "--bootstrap", "100", "--json"]
     assert main([*args, "--reference", "sd3"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {"name", "rank", "low", "high"} <= set(told["rows"][0]) and len(told["settings"]) == 16
     assert [row["name"] for row in told["rows"]] == told["names"]
     assert [row["rank"] for row in told["rows"]] == sorted(row["rank"] for row in told["rows"])
-    assert told["resampled"] == "prompts" and told["draws"] == 20 and set(told["rows"][0]["groups"]) == {"ema", "raw"}
+    assert told["resampled"] == "prompts" and told["draws"] == 100 and set(told["rows"][0]["groups"]) == {"ema", "raw"}
     assert np.array(told["pairs"], dtype=float).shape == (16, 16)
     assert set(told["reference"]) == {
         *("source", "column", "names", "spearman", "over_names", "over_measurement", "groups")
@@ -124,7 +124,7 @@ def test_among_leaves_the_others_out_before_peeling(tmp_path: Path, capsys: pyte
 
 def test_efficiency_command(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     only = [word for part in ("dataset=scenes", "weights=ema", "guidance=5") for word in ("--where", part)]
-    args = ["efficiency", str(table), "--group", "name", *only, "--bootstrap", "20"]
+    args = ["efficiency", str(table), "--group", "name", *only, "--bootstrap", "100"]
     assert main([*args, "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "5/50 steps" in text and "path length" in text and "of the prompts" in text
@@ -158,6 +158,21 @@ def test_bad_input_is_one_line(table: Path, tmp_path: Path, capsys: pytest.Captu
             out, err = capsys.readouterr()
             assert stopped.value.code == 2 and out == "" and err.count("\n") == 1
             assert f"{option}: '-1': expected a whole number, 0 or more" in err
+
+
+@pytest.mark.parametrize("command", ["rank", "efficiency", "elo", "winrate", "correlate"])
+def test_too_few_resamples_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one, or a dozen, the interval's ends would leave out its own estimate."""
+    needed = {"winrate": ["--against", "a"], "correlate": ["--x", "a", "--y", "b"]}.get(command, [])
+    for draws in ("1", "2", "99"):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "table.csv", *needed, "--bootstrap", draws])
+        out, err = capsys.readouterr()
+        assert stopped.value.code == 2 and out == "" and err.count("\n") == 1
+        assert f"'{draws}': too few for an interval; expected 100 or more, or 0 for none" in err
+    for draws in ("0", "100"):  # the table comes next
+        assert main([command, "table.csv", *needed, "--bootstrap", draws]) == 2
+        assert "no such file" in capsys.readouterr().err
 
 
 def test_what_is_complete_can_be_ranked(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
