@@ -31,11 +31,8 @@ class Cells:
 
     @property
     def resampled(self) -> str:
-        """What the table lets a bootstrap resample: ``prompts and seeds``, ``prompts``, ``seeds`` or ``none``.
-
-        A single draw of the prompts has no spread, and counts as none.
-        """
-        parts = ["prompts"] * (self.draws > 1) + ["seeds"] * (len(self.seeds) > 1)
+        """What the table lets a bootstrap resample: ``prompts and seeds``, ``prompts``, ``seeds`` or ``none``."""
+        parts = ["prompts"] * (self.draws > 0) + ["seeds"] * (len(self.seeds) > 1)
         return " and ".join(parts) or "none"
 
     def mean(self, column: str) -> np.ndarray:

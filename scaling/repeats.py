@@ -29,7 +29,7 @@ def repeats(
     strata = np.zeros(len(cells.columns), dtype=np.int64) if strata is None else strata
     kinds, names = int(strata.max()) + 1, list(cells.values)
     draws = np.zeros((count, kinds), dtype=np.int64)
-    if cells.draws > 1:
+    if cells.draws:
         draws = rng.integers(1, cells.draws + 1, size=(count, kinds))
     out = {name: np.empty((count, len(cells.rows), len(cells.columns))) for name in names}
     for stratum in range(kinds):
@@ -73,7 +73,7 @@ def _luck(cells: Cells, places: np.ndarray, count: int, rng: np.random.Generator
 def _centred(scores: np.ndarray) -> np.ndarray:
     """Scores ``[..., 1 + draws]`` with the draws about the first, spread as draws about their true mean would be."""
     draws = scores.shape[-1] - 1
-    if draws < 2:  # a single one has no spread
+    if draws == 0:
         return scores
     spread = scores[..., 1:] - scores[..., 1:].mean(axis=-1, keepdims=True)
     return np.concatenate([scores[..., :1], scores[..., :1] + spread * np.sqrt(draws / (draws - 1))], axis=-1)

@@ -81,8 +81,8 @@ def win_rates(
     require(battles, ["prompt", "left", "right", "outcome", *by, *([trainings] if trainings else [])])
     left, right = (labels(battles, column).astype(str) for column in ("left", "right"))
     outcome = np.array(OUTCOMES)[outcomes(battles)]
-    if draws < 0:
-        raise TableError(f"bootstrap={draws}: expected 0 or more")
+    if draws < 0 or draws == 1:  # a single resample has no spread
+        raise TableError(f"bootstrap={draws}: expected 0, or 2 or more (some hundreds are good)")
     met = (left == against) != (right == against)
     if not met.any():
         raise TableError(
