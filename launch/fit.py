@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from launch.approaches import APPROACHES, run_approach
-from launch.tables import EXIT_OK, check_out, ends, on_host, out_option, resampling_options, text_table
+from launch.approaches import APPROACHES, OPTIONS, run_approach, without_highest
+from launch.doubts import beyond, few_draws, mixed, repeated
+from launch.fit_text import compare_text, law_text, point_text
+from launch.tables import EXIT_OK, check_out, on_host, out_option, resampling_options
+from scaling.errors import TableError
 from scaling.plain import plain
 
 if TYPE_CHECKING:
@@ -64,7 +69,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--compare", action="store_true", help="forms by how well they foretell the largest runs")
     out_option(parser)
     resampling_options(parser)
-    parser.set_defaults(run=run_fit)
+    parser.set_defaults(run=run_fit, unset={name: parser.get_default(name) for name in OPTIONS})
 
 
 def column_options(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +77,7 @@ def column_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--c", metavar="COL", default="train_flops", help="compute (%(default)s)")
     parser.add_argument("--n", metavar="COL", default="params", help="parameters (%(default)s)")
     parser.add_argument("--d", metavar="COL", default="images", help="data (%(default)s)")
-    parser.add_argument("--tokens-per-image", metavar="K", type=float, help="count D in image tokens: --d times K")
+    parser.add_argument("--tokens-per-image", metavar="K", type=_positive, help="count D in image tokens: --d times K")
     parser.add_argument(
         "--loss", metavar="COL", default="val_loss", help="losses; several by commas or * (%(default)s)"
     )
@@ -91,13 +96,18 @@ def run_fit(args: argparse.Namespace) -> int:
     on_host()
     table = where(read_table(args.table), args.where)
     args.points = points = [parse_point(text) for text in args.at]
+    losses = matching(table, args.loss)
+    doubts = repeated(table, (args.c, args.n, args.d, *losses)) + mixed(table)
     if args.law in APPROACHES:
-        return run_approach(table, args, _one(matching(table, args.loss)), units(args))
+        return run_approach(table, args, _one(losses), units(args), doubts)
+    if args.tolerance is not None:
+        raise TableError(f"tolerance={args.tolerance:g}: --law {args.law} takes no --tolerance")
     told = []
-    for loss in matching(table, args.loss):
+    for loss in losses:
         law = fit(table, args, args.law, loss)
         told.append((loss, law, [at_point(law, point) for point in points]))
-    twice = repeated(table, args, [loss for loss, _, _ in told])
+    # Whether every law's intervals are profiles depends on the rows' groups alone.
+    doubts += few_draws(args.bootstrap) if told[0][1].interval.startswith("bootstrap") else []
     compared = compare(table, args) if args.compare else None
     if args.out is not None:
         from scaling.law_figures import write_laws
@@ -109,7 +119,7 @@ def run_fit(args: argparse.Namespace) -> int:
                 **law.to_json(),
                 "loss": loss,
                 "columns": told_columns(args, law, loss),
-                "doubts": twice,
+                "doubts": doubts,
                 **({"at": at} if at else {}),
             }
             for loss, law, at in told
@@ -118,10 +128,10 @@ def run_fit(args: argparse.Namespace) -> int:
         print(json.dumps({**whole, **({"compare": compared.to_json()} if compared is not None else {})}))
         return EXIT_OK
     for loss, law, at in told:
-        print(law_text(args, law, loss))
+        print(law_text(law, loss, told_columns(args, law, loss)))
         for found in at:
             print(point_text(found))
-        print("".join(f"before you rely on it: {doubt}\n" for doubt in twice))
+        print("".join(f"before you rely on it: {doubt}\n" for doubt in doubts))
     if compared is not None:
         print(compare_text(compared))
     return EXIT_OK
@@ -129,7 +139,6 @@ def run_fit(args: argparse.Namespace) -> int:
 
 def fit(table: pd.DataFrame, args: argparse.Namespace, name: str, loss: str) -> Law:
     """The law ``name`` of ``loss`` by the options of ``column_options`` and ``add_parsers``."""
-    from scaling.errors import TableError
     from scaling.law_kinds import KINDS
     from scaling.laws import fit_law
     from scaling.tables import labels, numbers, require
@@ -162,7 +171,21 @@ def abscissa(table: pd.DataFrame, args: argparse.Namespace, name: str) -> Any:
     from scaling.tables import numbers
 
     found = numbers(table, vars(args)[COLUMNS[name]], positive=True)
-    return found * args.tokens_per_image if name == "D" and args.tokens_per_image else found
+    return found * args.tokens_per_image if name == "D" and args.tokens_per_image is not None else found
+
+
+def of_run(run: Mapping[str, Any], args: argparse.Namespace, name: str) -> float:
+    """C, N or D of a run that a law is asked about, as ``launch.execute.describe`` tells it.
+
+    Raises TableError where it is not told under the name of the rows' column.
+    """
+    column = vars(args)[COLUMNS[name]]
+    if column not in run:
+        raise TableError(
+            f"{COLUMNS[name]}={column!r}: no column of a run's own, which has params, images, train_flops and "
+            "train_flops_6nd; rename the table's column"
+        )
+    return float(abscissa(pd.DataFrame([run]), args, name)[0])
 
 
 def units(args: argparse.Namespace) -> dict[str, str]:
@@ -194,19 +217,8 @@ def law_rows(table: pd.DataFrame, args: argparse.Namespace, law: Law, loss: str)
     return frame
 
 
-def repeated(table: pd.DataFrame, args: argparse.Namespace, losses: list[str]) -> list[str]:
-    """A sentence where rows are the same to the last digit: tables that were put together may hold a run twice."""
-    columns = [name for name in dict.fromkeys((args.c, args.n, args.d, *losses)) if name in table.columns]
-    count = int(table.duplicated(subset=columns).sum())
-    if not count:
-        return []
-    return [f"{count} rows repeat another's {', '.join(columns)}: a run that counts twice makes intervals too short"]
-
-
 def parse_point(text: str) -> dict[str, float]:
     """``N=1e9,D=1e12`` as numbers. Raises TableError where it is not such."""
-    from scaling.errors import TableError
-
     found = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
@@ -225,25 +237,18 @@ def at_point(law: Law, point: dict[str, float]) -> dict[str, Any]:
 
     Raises TableError where the point lacks an abscissa of the law.
     """
-    from scaling.errors import TableError
-
     missing = [x for x in law.kind.abscissae if x not in point]
     if missing:
         raise TableError(f"at={point}: {missing[0]} is missing; expected {', '.join(law.kind.abscissae)}")
     at = [point[x] for x in law.kind.abscissae]
     (low,), (high,) = (end.reshape(-1) for end in law.profile_band(*at))
     (new_low,), (new_high,) = (end.reshape(-1) for end in law.new_run(*at))
-    outside = [
-        f"{x}={value:g} is {max(value / high_end, low_end / value):.3g} times beyond the data"
-        for x, value, (low_end, high_end) in zip(law.kind.abscissae, at, law.ranges, strict=True)
-        if not low_end <= value <= high_end
-    ]
     return {
         **{x: value for x, value in zip(law.kind.abscissae, at, strict=True)},
         "loss": float(law.predict(*at)),
         "law": plain([low, high]),
         "new_run": plain([new_low, new_high]),
-        "beyond": outside,
+        "beyond": beyond(law, point),
     }
 
 
@@ -254,56 +259,26 @@ def compare(table: pd.DataFrame, args: argparse.Namespace) -> HoldOut:
     from scaling.units import matching
 
     loss = matching(table, args.loss)[0]
+    table, _ = without_highest(table, loss, args.drop_highest)
     columns = {"loss": numbers(table, loss, positive=True), "C": abscissa(table, args, "C")}
     columns |= {x: abscissa(table, args, x) for x in ("N", "D") if vars(args)[COLUMNS[x]] in table.columns}
     groups = None if args.group is None else labels(table, args.group)
     return leave_largest_out(columns, groups=groups, huber=args.huber)
 
 
-def law_text(args: argparse.Namespace, law: Law, loss: str) -> str:
-    """The law as lines: what of what, each parameter with its interval, and what is not known."""
-    counted = told_columns(args, law, loss)
-    lines = [f"{loss} = {law.kind.equation}   ({law.rows} rows, {law.groups} groups)"]
-    lines += [f"  {x}: {counted[x]['unit']}" for x in law.kind.abscissae]
-    for name, value in law.params.items():
-        low, high = law.intervals[name]
-        lines.append(f"{name:>6} = {value:<12.6g} {100 * law.level:g} % interval {ends(low, high)}")
-    lines.append(
-        f"intervals by {law.interval}; {law.draws} bootstraps of {law.bootstrap}; Huber delta {law.huber:g}; "
-        f"objective {law.objective:.6g}; condition {law.identification.condition:.3g}; "
-        f"a run misses by {100 * law.run_noise:.2g} %"
-    )
-    if law.dropped:
-        lines.append(f"left out as outliers (highest losses): rows {', '.join(str(row + 1) for row in law.dropped)}")
-    return "\n".join(lines + [f"not identifiable: {reason}" for reason in law.reasons])
-
-
-def point_text(found: dict[str, Any]) -> str:
-    """One line a point of ``--at``."""
-    at = ", ".join(f"{x} = {found[x]:.4g}" for x in COLUMNS if x in found)
-    law, run = (ends(*found[name], digits=5) for name in ("law", "new_run"))
-    beyond = f"; {'; '.join(found['beyond'])}" if found["beyond"] else ""
-    return f"at {at}: {found['loss']:.5g}, law {law}, a new run {run}{beyond}"
-
-
-def compare_text(found: HoldOut) -> str:
-    """The forms, best first."""
-    rows = pd.DataFrame(found.table()).map(_cell)
-    noise = f"noise of a run: {100 * found.noise:.2g} % (from {found.noise_from})" if found.noise_from else ""
-    lines = ["the largest runs, foretold from the rest (errors in %):", text_table(rows), noise]
-    return "\n".join([line for line in lines if line] + [f"before you rely on it: {doubt}" for doubt in found.doubts])
-
-
 def _one(losses: list[str]) -> str:
     """Raises TableError for several columns of losses."""
-    from scaling.errors import TableError
-
     if len(losses) > 1:
         raise TableError(f"loss={', '.join(losses)!r}: expected one column for this law")
     return losses[0]
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return "" if value is None else str(value)
+def _positive(text: str) -> float:
+    """An argument that is a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -160,7 +160,7 @@ def _laws(
                 doubts.append(f"the vertices lie {misfit:.2g} times as far from the power law as their errors explain")
         elif not freedom:
             doubts.append("nothing tells noise: every budget has as many runs as a parabola has coefficients")
-    return allocation(
+    found = allocation(
         "isoflop",
         grid.middles if budgets else np.array([np.nan]),
         lines,
@@ -171,6 +171,7 @@ def _laws(
         widen=widen,
         doubts=tuple(doubts),
     )
+    return replace(found, points=budgets)
 
 
 def _doubts(found: Sequence[Budget], index: np.ndarray, d: str | None) -> list[str]:

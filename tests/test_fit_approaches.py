@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from launch import cli
+from scaling.errors import TableError
 
 
 def loss(n: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -96,3 +97,99 @@ def test_compare(grids: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_several_losses_are_refused(grids: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["fit", str(grids / "isoflop.csv"), "--law", "isoflop", "--loss", "val_loss,images"])
     assert code == 2 and "expected one column" in capsys.readouterr().err
+
+
+def test_the_highest_losses_are_dropped(grids: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As if they had not been in the table, whichever approach."""
+    for name, law, count in (("isoflop", "isoflop", 3), ("ladders", "ladders", 3), ("curves", "envelope", 120)):
+        table = pd.read_csv(grids / f"{name}.csv")
+        highest = table["val_loss"].nlargest(count)
+        table.drop(highest.index).to_csv(grids / "fewer.csv", index=False)
+        words = ("--law", law, "--json")
+        dropped = json.loads(told(capsys, str(grids / f"{name}.csv"), *words, "--drop-highest", str(count)))
+        fewer = json.loads(told(capsys, str(grids / "fewer.csv"), *words))
+        whole = json.loads(told(capsys, str(grids / f"{name}.csv"), *words))
+        assert dropped.pop("dropped") == sorted(highest.index) and fewer.pop("dropped") == [] == whole.pop("dropped")
+        assert dropped == fewer != whole
+    text = told(capsys, str(grids / "isoflop.csv"), "--law", "isoflop", "--drop-highest", "1")
+    assert "left out as outliers (highest losses): rows" in text
+
+
+def test_forms_are_compared_without_the_highest(grids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, np.ndarray]] = []
+
+    def asked(columns: dict[str, np.ndarray], **_: object) -> None:
+        given.append(columns)
+        raise TableError("enough")
+
+    monkeypatch.setattr("scaling.hold_out.leave_largest_out", asked)
+    words = ["fit", str(grids / "isoflop.csv"), "--compare", "--bootstrap", "0", "--drop-highest", "4"]
+    assert cli.main(words) == 2
+    table = pd.read_csv(grids / "isoflop.csv")
+    kept = table.drop(table["val_loss"].nlargest(4).index)
+    for name, column in (("loss", "val_loss"), ("N", "params"), ("D", "images"), ("C", "train_flops")):
+        np.testing.assert_array_equal(given[0][name], kept[column])
+
+
+@pytest.mark.parametrize(
+    ("words", "told_of"),
+    [
+        (("isoflop", "--out", "figures"), "out: --law isoflop takes no --out"),
+        (("isoflop", "--compare"), "compare: "),
+        (("isoflop", "--at", "C=1e16"), "at: "),
+        (("isoflop", "--huber", "0.1"), "huber: "),
+        (("isoflop", "--floor"), "floor: "),
+        (("isoflop", "--tolerance", "0"), "tolerance=0: expected"),
+        (("isoflop", "--d", "tokens", "--tokens-per-image", "4"), "'tokens': not in the table"),
+        (("isoflop", "--drop-highest", "35"), "of 35 losses none is left"),
+        (("isoflop", "--drop-highest", "-1"), "expected 0 or more"),
+        (("envelope", "--tolerance", "0.1"), "tolerance: "),
+        (("envelope", "--starts", "10"), "starts: "),
+        (("ladders", "--resample", "runs"), "resample: "),
+        (("ladders", "--at", "N=1e7,D=1e6"), "C is missing"),
+        (("power", "--tolerance", "0.1"), "--law power takes no --tolerance"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    grids: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told_of: str
+) -> None:
+    code = cli.main(["fit", str(grids / "isoflop.csv"), "--law", *words])
+    out, err = capsys.readouterr()
+    assert code == 2 and told_of in err and err.count("\n") == 1 and not out
+
+
+@pytest.mark.parametrize("count", ["0", "nan", "-1", "inf", "few"])
+def test_tokens_are_counted_by_a_number_above_0(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["fit", "t.csv", "--tokens-per-image", count])
+    assert caught.value.code == 2 and f"'{count}': expected a number above 0" in capsys.readouterr().err
+
+
+def test_doubts_of_the_rows(grids: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Recipes that share a law, runs that are there twice, intervals by a handful of resamples."""
+    table = pd.read_csv(grids / "isoflop.csv")
+    table.assign(formulation=["rf", "eps"] * 17 + ["rf"]).to_csv(grids / "mixed.csv", index=False)
+    pd.concat([table, table[:2]]).to_csv(grids / "twice.csv", index=False)
+    for law in ("power", "isoflop"):
+        assert "formulation (rf, eps) share a law" in told(capsys, str(grids / "mixed.csv"), "--law", law)
+        found = json.loads(told(capsys, str(grids / "mixed.csv"), "--law", law, "--json"))
+        assert any("formulation (rf, eps) share a law" in doubt for doubt in found["doubts"])
+        assert "share a law" not in told(capsys, str(grids / "isoflop.csv"), "--law", law)
+        assert "2 rows repeat another's" in told(capsys, str(grids / "twice.csv"), "--law", law)
+        words = ["fit", str(grids / "isoflop.csv"), "--law", law, "--group", "train_flops"]
+        assert cli.main([*words, "--bootstrap", "3"]) == 0
+        assert "3 bootstraps: what they tell" in capsys.readouterr().out
+        assert cli.main([*words, "--bootstrap", "0"]) == 0
+        assert "bootstraps:" not in capsys.readouterr().out
+
+
+def test_what_was_not_fitted_has_no_number(grids: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "floor = none fitted" in told(capsys, str(grids / "isoflop.csv"), "--law", "power")
+    assert "none fitted" not in told(capsys, str(grids / "isoflop.csv"), "--law", "power", "--floor")
+    assert "E = none fitted" in told(capsys, str(grids / "isoflop.csv"), "--law", "parameters", "--no-floor")
+    table = pd.read_csv(grids / "isoflop.csv")
+    table.assign(val_loss=table["params"] ** -0.1).to_csv(grids / "falling.csv", index=False)
+    text = told(capsys, str(grids / "falling.csv"), "--law", "isoflop")
+    assert "through 0 optima" in text and "0 budgets with a vertex" in text and "nan" not in text
+    found = json.loads(told(capsys, str(grids / "falling.csv"), "--law", "isoflop", "--json"))
+    assert found["allocation"]["points"] == 0 and found["allocation"]["params"]["a"] is None
