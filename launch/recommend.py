@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from launch.fit import LAWS, abscissa, column_options, fit
-from launch.tables import EXIT_OK, ends, on_host, resampling_options, text_table
+from launch.doubts import mixed, passes, repeated, unlike
+from launch.fit import LAWS, column_options, fit, of_run
+from launch.recommend_text import as_json, sentence, shown
+from launch.tables import EXIT_OK, on_host, resampling_options, text_table
 from mmdit_jax.config import Run
 from mmdit_jax.errors import UserError
-from scaling.plain import plain
 
 if TYPE_CHECKING:
     from scaling.laws import Law
@@ -70,35 +71,43 @@ def run_recommend(args: argparse.Namespace) -> int:
     _check(args)
     on_host()
     table = where(read_table(args.table), args.where)
-    runs = candidates(args)
-    spent = budgets(args, runs)
-    laws, refused = _laws(table, args)
-    options = []
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for run, (steps, told) in zip(runs, spent, strict=True):
+    runs = candidates(args, table)
+    sized: dict[str, tuple[Run, dict[str, Any]]] = {}
+    for run, (steps, told) in zip(runs, budgets(args, runs), strict=True):
         if steps is None:
             print(f"d{run.model.depth}: left out, {told['why']}", file=sys.stderr)
             continue
-        sized = replace(run, steps=steps)
-        row = pd.DataFrame([_described(sized)])
-        for recipe in laws:
-            n, d, c = (float(abscissa(row, args, x)[0]) for x in ("N", "D", "C"))
-            options.append(Option(recipe, f"d{run.model.depth}", n, d, c))
-            rows[recipe, f"d{run.model.depth}"] = {**_described(sized), **told}
+        sized[f"d{run.model.depth}"] = replace(run, steps=steps), told
+    _check_sizes(args, sized)
+    laws, refused = _laws(table, args)
+    if len(laws) * len(sized) < 2:
+        raise UserError(
+            f"depths={', '.join(sized)}: nothing to compare; expected two or more --depths, or --by with two or more "
+            "recipes"
+        )
+    options = []
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for size, (run, told) in sized.items():
+        row = _described(run)
+        for recipe, law in laws.items():
+            at = {"N": row["params"], "D": row["images"], "C": row["train_flops"]}
+            at |= {x: of_run(row, args, x) for x in law.kind.abscissae}
+            options.append(Option(recipe, size, at["N"], at["D"], at["C"]))
+            rows[recipe, size] = {**row, **told}
     found = recommend(laws, options)
-    doubts = (*refused, *found.doubts)
+    doubts = (*refused, *found.doubts, *_doubts(args, table, found, {size: run for size, (run, _) in sized.items()}))
     if args.json:
-        print(json.dumps(_told(found, rows, doubts)))
+        print(json.dumps(as_json(found, rows, doubts)))
         return EXIT_OK
-    print(text_table(_shown(found, rows, several=len(laws) > 1)))
+    print(text_table(shown(found, rows, several=len(laws) > 1)))
     print(sentence(found, rows, several=len(laws) > 1))
     for doubt in doubts:
         print(f"before you rely on it: {doubt}")
     return EXIT_OK
 
 
-def candidates(args: argparse.Namespace) -> list[Run]:
-    """A run of each depth, its steps still open."""
+def candidates(args: argparse.Namespace, table: pd.DataFrame) -> list[Run]:
+    """A run of each depth, its steps still open; all else as in the first of the study's runs that is in the table."""
     if args.study is None:
         from launch.planning.paper import planned_run
 
@@ -109,7 +118,9 @@ def candidates(args: argparse.Namespace) -> list[Run]:
     from launch.studies import load_study
 
     runs = load_study(args.study).runs
-    base, depths = runs[0], sorted({run.model.depth for run in runs})
+    known = set(table["run_id"].astype(str)) if "run_id" in table.columns else set()
+    base = next((run for run in runs if run.run_id in known), runs[0])
+    depths = sorted({run.model.depth for run in runs})
     grown = {run.model.depth: run.model for run in runs}
     if args.depths is not None:
         strange = [depth for depth in args.depths if depth not in grown]
@@ -191,27 +202,29 @@ def _laws(table: pd.DataFrame, args: argparse.Namespace) -> tuple[dict[str, Law]
     return laws, refused
 
 
-def sentence(found: Recommendation, rows: Mapping[tuple[str, str], dict[str, Any]], *, several: bool) -> str:
-    """What to do, how surely, and what being wrong costs."""
-    first, *others = found.choices
-    row = rows[first.option.recipe, first.option.size]
-    what = f"{first.option.size} {first.option.recipe}" if several else first.option.size
-    second = others[0]
-    then = f"{second.option.size} {second.option.recipe}" if several else second.option.size
-    return (
-        f"Spend it on {what} for {row['steps']:,} steps of {row['batch']:,}: loss {first.loss:.4g}, 95 % interval "
-        f"{ends(first.low, first.high, digits=4)}. It is the best of {len(found.choices)} in {100 * first.best:.0f} % "
-        f"of resampled laws; being wrong costs {100 * first.regret:.2g} % of loss on average "
-        f"(95 % below {100 * first.regret_high:.2g} %), as much as {_waste(first.waste)} of the budget. "
-        f"Next is {then}, with {100 * second.regret:.2g} %."
-    )
+def _doubts(
+    args: argparse.Namespace, table: pd.DataFrame, found: Recommendation, sized: Mapping[str, Run]
+) -> list[str]:
+    """What the rows and the best size say against it, beside what the laws do."""
+    from scaling.tables import labels
 
-
-def _waste(share: float) -> str:
-    """A share of the budget; it is looked for up to all but the first of SHARES."""
-    from scaling.recommend import SHARES
-
-    return f"{'more than ' if share >= 1 - SHARES[0] else ''}{100 * share:.2g} %"
+    best = found.choices[0].option
+    run = sized[best.size]
+    own = table if args.by is None else table[labels(table, args.by) == best.recipe]
+    # The recipe's own columns are those of the rows; what is spent is counted by these of the study's.
+    counted = ("architecture", "dataset", "batch") if args.study is not None else ("batch",)
+    doubts = mixed(table, by=args.by, parts=True)
+    doubts += repeated(table, (args.c, args.n, args.d, args.loss, args.by or ""))
+    doubts += unlike(_described(run), own, [name for name in counted if name != args.by])
+    if args.by != "dataset" or best.recipe == run.data.name:
+        doubts += passes(run, own)
+        others = [other for size, other in sized.items() if size != best.size]
+        again = sum(bool(passes(other, own)) for other in others)
+        doubts += [f"images are repeated so at {again} of the {len(others)} other sizes"] if again else []
+    if args.topology is not None:
+        bound = "step times are a bound that no real step reaches"
+        doubts.append(f"{bound}; what a step costs at any size slows small models most")
+    return doubts
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -220,49 +233,13 @@ def _described(run: Run) -> dict[str, Any]:
     return describe(run)
 
 
-def _shown(found: Recommendation, rows: Mapping[tuple[str, str], dict[str, Any]], *, several: bool) -> pd.DataFrame:
-    shown = []
-    for choice in found.choices:
-        row = rows[choice.option.recipe, choice.option.size]
-        line: dict[str, str] = {"size": choice.option.size}
-        if several:
-            line["recipe"] = choice.option.recipe
-        line |= {"parameters": f"{row['params']:,}", "steps": f"{row['steps']:,}", "FLOPs": f"{row['train_flops']:.2e}"}
-        if "hours" in row:
-            line["hours"] = f"{row['hours']:.3g}"
-        line |= {
-            "loss": f"{choice.loss:.4g}",
-            "95 % interval": ends(choice.low, choice.high, digits=4),
-            "best": f"{100 * choice.best:.0f} %",
-            "regret": f"{100 * choice.regret:.2g} %",
-            "of the budget": _waste(choice.waste),
-        }
-        shown.append(line)
-    return pd.DataFrame(shown)
-
-
-def _told(
-    found: Recommendation, rows: Mapping[tuple[str, str], dict[str, Any]], doubts: Sequence[str]
-) -> dict[str, Any]:
-    told = []
-    for choice in found.choices:
-        row = rows[choice.option.recipe, choice.option.size]
-        item: dict[str, Any] = {"size": choice.option.size, "recipe": choice.option.recipe}
-        item |= {name: row[name] for name in ("depth", "params", "steps", "batch", "images", "train_flops")}
-        item |= {name: row[name] for name in ("step_seconds", "hours", "peak_gib", "mfu_bound") if name in row}
-        for name in ("loss", "low", "high", "best", "regret", "regret_high", "waste"):
-            item[name] = plain(vars(choice)[name])
-        told.append({**item, "beyond": list(choice.beyond)})
-    return {"choices": told, "doubts": list(doubts)}
-
-
 def _depths(text: str) -> tuple[int, ...]:
     """``4,8-10`` as 4, 8, 9, 10."""
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()) or int(first) < 1:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected depths, as 4,8-10")
+        if not first.isdigit() or (last and not last.isdigit()) or int(first) < 1 or int(last or first) < int(first):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected depths from low to high, as 4,8-10")
         found += range(int(first), int(last or first) + 1)
     return tuple(dict.fromkeys(found))
 
@@ -278,3 +255,13 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"hours={args.hours:g}: of which pod? expected --topology T (see mmdit plan --help)")
     if args.study is not None and args.resolution is not None:
         raise UserError(f"resolution={args.resolution}: the study has its own; expected it without --study")
+
+
+def _check_sizes(args: argparse.Namespace, sized: Mapping[str, object]) -> None:
+    if not sized:
+        raise UserError("depths: none is left; expected one that the budget can be spent on")
+    if len(sized) > 1 and args.law != "joint":
+        raise UserError(
+            f"law={args.law!r}: cannot choose among {len(sized)} sizes, as it knows no trade of N against D; expected "
+            "--law joint, or one of --depths and --by"
+        )

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import ladder_small
+from experiments import ladder_small, quickstart
 from launch import cli
 from launch.execute import describe
 from launch.plan import laid_out
 from launch.planning.request import Request
 from launch.planning.target import parse
-from launch.recommend import _laws, add_parsers
+from launch.recommend import _laws, add_parsers, candidates
 
 LAW = {"E": 0.05, "A": 4.0, "alpha": 0.3, "B": 40.0, "beta": 0.5}
 
@@ -113,12 +113,52 @@ def test_hours_of_a_pod_by_its_plans(tmp_path: Path, capsys: pytest.CaptureFixtu
     for depth, choice in told.items():
         assert choice["steps"] == int(7200 / seconds[depth]) and choice["hours"] == pytest.approx(2.0, abs=1e-3)
         assert choice["peak_gib"] == 2 * depth and choice["step_seconds"] == seconds[depth]
+    assert any("a bound that no real step reaches" in doubt for doubt in found["doubts"])
     code = cli.main(
         ["recommend", str(tmp_path / "results.csv"), "--study", "ladder_small", "--bootstrap", "100", *words]
     )
     out, err = capsys.readouterr()
     assert code == 0 and "d10: left out, it needs 20.0 GiB a device" in err
     assert "hours" in out and "95 % interval" in out and "of the budget" in out
+
+
+def test_what_the_rows_say_against_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data that are seen again, another batch, recipes in one law, a bound of time: each is told, and only then."""
+    good = table(0.002)
+    good = good[good["formulation"] == "good"]
+
+    def doubts(frame: pd.DataFrame, *words: str) -> str:
+        return " | ".join(recommend(tmp_path, frame, capsys, "--bootstrap", "100", "--flops", *words)["doubts"])
+
+    again = doubts(good, "1e15", "--depths", "9,10")
+    one = replace(ladder_small.study().runs[0], model=ladder_small.model(9))
+    passes = 1e15 / one.train_flops(1) * one.batch / one.data.examples
+    assert f"{passes:.3g} passes over the 65,536 training examples" in again and "at most 0.49" in again
+    assert "at 1 of the 1 other sizes" in again
+    once = doubts(good, "1e13", "--depths", "4-6")
+    assert not any(word in once for word in ("passes", "repeated", "batch", "share a law", "bound"))
+    both = pd.concat([table(0.002), table(0.002)[:2]], ignore_index=True)
+    told = doubts(both, "1e13", "--depths", "4-6", "--batch", "64")
+    assert "batch=64: the rows have 32" in told and "2 rows repeat" in told
+    assert "formulation (good, poor) share a law" in told and "--by formulation" in told
+    assert "share a law" not in doubts(both, "1e13", "--depths", "4-6", "--by", "formulation")
+
+
+def test_the_studys_run_that_is_in_the_table_is_the_base() -> None:
+    """Of quickstart, whose runs are of two data sets: sizes of the one that the rows are of."""
+    parser = argparse.ArgumentParser()
+    add_parsers(parser.add_subparsers())
+    args = parser.parse_args(["recommend", "t.csv", "--flops", "1e13", "--study", "quickstart"])
+    for name in ("scenes", "emoji"):
+        rows = [describe(run) for run in quickstart.study().runs if run.data.name == name]
+        assert {run.data.name for run in candidates(args, pd.DataFrame(rows[::-1]))} == {name}
+
+
+def test_one_size_by_a_law_of_compute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Recipes may be told apart by it where nothing else is chosen."""
+    words = ("--flops", "2e13", "--depths", "4", "--by", "formulation", "--law", "power", "--bootstrap", "100")
+    found = recommend(tmp_path, table(0.002), capsys, *words)
+    assert [choice["recipe"] for choice in found["choices"]] == ["good", "poor"]
 
 
 def test_noise_and_reach_raise_the_regret_and_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +172,12 @@ def test_noise_and_reach_raise_the_regret_and_are_told(tmp_path: Path, capsys: p
     assert not any(doubt.startswith(":") for doubt in ends["doubts"])  # of the one law there is no recipe to name
 
 
+def test_depths_go_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["recommend", "t.csv", "--flops", "1e13", "--depths", "16-4"])
+    assert caught.value.code == 2 and "'16-4': expected depths from low to high" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -140,13 +186,18 @@ def test_noise_and_reach_raise_the_regret_and_are_told(tmp_path: Path, capsys: p
         (("--hours", "2"), "of which pod"),
         (("--flops", "-1"), "above 0"),
         (("--flops", "1e13", "--study", "mup_small", "--depths", "9"), "do not follow from the depth"),
-        (("--flops", "1e13", "--study", "ladder_small", "--depths", "4"), "nothing to compare"),
+        (("--flops", "1e13", "--study", "ladder_small", "--depths", "4"), "depths=d4: nothing to compare"),
+        (("--flops", "1", "--study", "ladder_small", "--depths", "400"), "depths: none"),
+        (("--flops", "1e13", "--study", "ladder_small", "--law", "power"), "cannot choose among 6 sizes"),
+        (("--flops", "1e13", "--study", "ladder_small", "--law", "parameters"), "--law joint"),
+        (("--flops", "1e13", "--study", "ladder_small", "--law", "data"), "--law joint"),
+        (("--flops", "1e13", "--study", "ladder_small", "--n", "count"), "rename the table's column"),
     ],
 )
 def test_bad_input_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
 ) -> None:
-    table(0.001).to_csv(tmp_path / "results.csv", index=False)
+    table(0.001).assign(count=lambda rows: rows["params"]).to_csv(tmp_path / "results.csv", index=False)
     code = cli.main(["recommend", str(tmp_path / "results.csv"), "--bootstrap", "100", *words])
     err = capsys.readouterr().err
-    assert code == 2 and told in err and err.count("\n") == 1
+    assert code == 2 and told in err and err.count("\n") == 1 + err.count("left out")
