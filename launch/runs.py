@@ -12,10 +12,11 @@ from launch import geneval_tree, sample_checkpoint
 from launch.compiled import keep_compiled_programs
 from launch.drawing import drawing, live
 from launch.execute import Handling, execute, restore_ema
-from launch.places import make_folder
+from launch.places import CONFIG, Places, make_folder
 from launch.runtime import add_handling, add_study, add_vae, check_handling, places_of
-from launch.studies import load_study
+from launch.studies import find_run, load_study, trainings
 from mmdit_jax.config import Run
+from mmdit_jax.config_values import overridden
 from mmdit_jax.copies import pull
 from mmdit_jax.data import pipeline
 from mmdit_jax.diffusion.sampler_config import METHODS
@@ -102,8 +103,9 @@ def train_run(args: argparse.Namespace) -> int:
     if args.lock_seconds < 0:
         raise UserError(f"lock-seconds={args.lock_seconds:g}: expected 0 or more")
     join()  # before anything else: a run's id takes the encoders' weights, and so a device
-    study = load_study(args.study, args.overrides)
-    run, places = study.find(args.run_key), places_of(args, study, fetch=False)
+    study = load_study(args.study)
+    run = overridden(find_run(study, args.run_key, args.overrides), args.overrides)
+    places = places_of(args, study, fetch=False)
     handling = Handling(args.quiet, args.rewinds, args.hang_seconds, args.lock_seconds, process_began())
     try:
         execute(run, places, handling)
@@ -118,7 +120,7 @@ def train_run(args: argparse.Namespace) -> int:
 
 def evaluate_run(args: argparse.Namespace) -> int:
     """Print a row a task; the run's own result.json stays as it is."""
-    run, ema, places = _trained(args)
+    run, run_id, ema, places = _trained(args)
     make_folder(args.out, "out")
     data = training_data(run, places.data)
     found = drawing(run, data, places.vae)
@@ -127,7 +129,7 @@ def evaluate_run(args: argparse.Namespace) -> int:
         raise no_autoencoder(data.source)
     scores = evaluate(run, ema, args.out, found.captions, drop=tuple(args.drop), latent=found.latent)
     if args.json:
-        print(json.dumps({"run_id": run.run_id, "name": run.name, **scores}))
+        print(json.dumps({"run_id": run_id, "name": run.name, **scores}))
         return 0
     for row in (*scores["geneval"], *scores.get("typography", ())):
         print(
@@ -167,7 +169,7 @@ def sample_run(args: argparse.Namespace) -> int:
         raise UserError(f"prompt: none{after}; give one or more")
     if args.checkpoint is not None:
         return sample_checkpoint.sample_checkpoint(args, tree)
-    run, ema, places = _trained(args)
+    run, _, ema, places = _trained(args)
     latent = None
     if pipeline.open_encoded(run.data.name, places.data) is not None:
         folders = {name: vars(args)[name] or args.text for name in sample_checkpoint.ENCODERS}
@@ -190,10 +192,18 @@ def sample_run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _trained(args: argparse.Namespace) -> tuple[Run, Any, Any]:
-    study = load_study(args.study, args.overrides)
-    run, places = study.find(args.run_key), places_of(args, study, fetch=False)
-    pull(places.run_dir(run))
+def _trained(args: argparse.Namespace) -> tuple[Run, str, Any, Places]:
+    """The run as it is to be evaluated, the id by which it was trained, its EMA weights, and where it lies.
+
+    How it is evaluated may differ from what it was trained with, whose id it keeps (``trainings``).
+    """
+    study = load_study(args.study)
+    found, places = find_run(study, args.run_key, args.overrides), places_of(args, study, fetch=False)
+    run, *_ = ways = trainings(found, args.overrides)
+    for trained in ways:
+        pull(places.run_dir(trained))
+        if (places.run_dir(trained) / CONFIG).exists():
+            break
     for name in args.drop:
         if name not in run.data.text_encoders:
             unknown("drop", name, run.data.text_encoders)
@@ -201,9 +211,9 @@ def _trained(args: argparse.Namespace) -> tuple[Run, Any, Any]:
     settings = replace(run.evaluation, sampler=replace(run.evaluation.sampler, **given))
     if args.seed is not None:
         settings = replace(settings, seed=args.seed)
-    ema = restore_ema(run, places.run_dir(run))
+    ema = restore_ema(run, places.run_dir(trained))
     keep_compiled_programs(places.root)
-    return replace(run, evaluation=settings), ema, places
+    return replace(run, evaluation=settings), trained.run_id, ema, places
 
 
 def _add_sampler(parser: argparse.ArgumentParser, default: str) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import pkgutil
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import experiments
 from mmdit_jax import config
-from mmdit_jax.config import Study
+from mmdit_jax.config import Run, Study
 from mmdit_jax.config_values import overridden
 from mmdit_jax.errors import UserError, nearest
 from mmdit_jax.models import MMDiTConfig
@@ -55,6 +57,36 @@ def load_study(name_or_path: str, overrides: list[str] | None = None) -> Study:
             f"study={name_or_path!r}: study() returned {type(study).__name__}, expected mmdit_jax.config.Study"
         )
     return Study(study.name, tuple(overridden(run, overrides or ()) for run in study.runs))
+
+
+def find_run(study: Study, key: str, overrides: Sequence[str]) -> Run:
+    """The run of this name or id, which may be that with ``overrides``; they are left for the caller to set.
+
+    So they are asked of this run alone: others of the study may be such that they refuse them.
+
+    Raises:
+        UserError: not in the study.
+    """
+    for run in study.runs:
+        if key in (run.name, run.run_id):
+            return run
+    for run in study.runs:
+        with contextlib.suppress(UserError):
+            if any(key == trained.run_id for trained in trainings(run, overrides)):
+                return run
+    return study.find(key)  # which isn't there: says what is nearest
+
+
+def trainings(run: Run, overrides: Sequence[str]) -> list[Run]:
+    """``run`` as it may have been trained, where it is to be evaluated with ``overrides``: with all of them, as the
+    whole study was run; then without the last of ``evaluation``, the last two, and at last without any of these."""
+    scored = [item.strip().startswith("evaluation.") for item in overrides]
+    found = []
+    for kept in range(sum(scored), -1, -1):
+        given = iter(range(sum(scored)))
+        items = [item for item, of in zip(overrides, scored, strict=True) if not of or next(given) < kept]
+        found.append(overridden(run, items))
+    return found
 
 
 def _import(name_or_path: str) -> ModuleType:
