@@ -15,7 +15,7 @@ import pandas as pd
 
 from launch.doubts import beyond, mixed, passes, repeated, unlike
 from launch.execute import describe
-from launch.fit import COLUMNS, LAWS, abscissa, column_options, fit, told_columns
+from launch.fit import LAWS, column_options, fit, of_run, told_columns
 from launch.places import Places, make_folder, read_result
 from launch.runtime import TOLD, add_study, places_of
 from launch.studies import load_study
@@ -123,7 +123,8 @@ def foretell(args: argparse.Namespace, study: Study, places: Places) -> list[dic
     """Fit, and add a line for each run of ``args.only``.
 
     Raises:
-        UserError: a run that has begun or is among the rows, or a column that no run has.
+        UserError: a run that has begun or is among the rows.
+        TableError: no law of the rows, a column that no run has, or a prediction that is there already.
     """
     runs = [study.find(key) for key in dict.fromkeys(args.only)]
     _require_not_begun(runs, places)
@@ -133,7 +134,7 @@ def foretell(args: argparse.Namespace, study: Study, places: Places) -> list[dic
     _require_not_among(runs, table)
     kind = KINDS[args.law]
     rows = [describe(run) for run in runs]
-    ats = [{x: own(row, args, x) for x in kind.abscissae} for row in rows]
+    ats = [{x: of_run(row, args, x) for x in kind.abscissae} for row in rows]
     losses = matching(table, args.loss)
     if len(losses) > 1:
         raise UserError(f"loss={args.loss!r}: several columns; expected one")
@@ -183,21 +184,6 @@ def _require_not_among(runs: Iterable[Run], table: pd.DataFrame) -> None:
                     f"run={run.name!r}: is among the rows that the law is fitted to ({column}={mine!r}); expected them "
                     f"without it, as by --where '{column}!={mine}'"
                 )
-
-
-def own(row: Mapping[str, Any], args: argparse.Namespace, name: str) -> float:
-    """C, N or D of a run that ``row`` describes, by the column that the law has it from.
-
-    Raises:
-        UserError: no run has this column.
-    """
-    column = str(vars(args)[COLUMNS[name]])
-    if column not in row:
-        raise UserError(
-            f"{COLUMNS[name]}={column!r}: no column of a run's own, which has params, images, train_flops and "
-            "train_flops_6nd; rename the table's column"
-        )
-    return float(abscissa(pd.DataFrame([row]), args, name)[0])
 
 
 def done_runs(study: Study, places: Places) -> pd.DataFrame:
