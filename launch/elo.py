@@ -210,7 +210,8 @@ def _write(
     from scaling.look import save
     from scaling.win_bars import baseline_frame, win_bars
 
-    save(elo_figure({", ".join(key): table for key, table in tables.items()}), folder, "elo")
+    series = {", ".join(key): table for key, table in tables.items()}
+    save(elo_figure(series), folder, "elo")
     frames = []
     for key, table in tables.items():
         frame = pd.DataFrame([vars(rating) for rating in table.ratings])
@@ -221,5 +222,5 @@ def _write(
     for key, found in won.items():
         name = "_".join(["win_rates", *(re.sub(r"[^\w.-]+", "-", value) for value in key)])
         frame = baseline_frame(found)
-        save(win_bars(frame, str(against)), folder, name)
+        save(win_bars(frame, str(against), beside=tuple(series)), folder, name)
         frame.to_csv(folder / f"{name}.csv", index=False)

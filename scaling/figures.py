@@ -246,10 +246,11 @@ def elo_figure(tables: Mapping[str, EloTable]) -> Figure:
 
     names = list(dict.fromkeys(rating.name for table in tables.values() for rating in table.ratings))
     row = 0.45 if len(names) <= 16 else 0.24
+    hues = HUES if list(tables) != [""] else ("#222222",)
     with drawing((SIZE[0], max(2.6, row * len(names) + 1.4))) as (figure, axes):
         handles = []
         for index, (judge, table) in enumerate(tables.items()):
-            hue, marker = HUES[(index - 1) % len(HUES)] if index else "#222222", MARKERS[index % len(MARKERS)]
+            hue, marker = hues[index % len(hues)], MARKERS[index % len(MARKERS)]
             for rating in table.ratings:
                 place = names.index(rating.name) + 0.32 * (2 * (index + 0.5) / len(tables) - 1)
                 axes.plot([rating.low, rating.high], [place, place], color=hue, lw=1.5)

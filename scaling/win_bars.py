@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,18 +41,23 @@ def baseline_frame(found: WinRates) -> pd.DataFrame:
     return frame.drop(columns=["mean", "place"])
 
 
-def win_bars(frame: pd.DataFrame, against: str) -> Figure:
-    """A group of bars a competitor, one a question, with intervals and the line of 50 %; from ``baseline_frame``."""
+def win_bars(frame: pd.DataFrame, against: str, beside: Sequence[str] = ()) -> Figure:
+    """A group of bars a competitor, one a question, with intervals and the line of 50 %; from ``baseline_frame``.
+
+    ``beside``: the questions in the order of ``figures.elo_figure``, if it shows these: each has the same colour there.
+    """
     from matplotlib.patches import Patch
 
     opponents = list(dict.fromkeys(frame["opponent"]))
     asked = list(dict.fromkeys(frame.sort_values("question", key=_places)["question"]))
+    order = list(beside) if set(asked) <= set(beside) else asked
+    hues = {question: HUES[order.index(question) % len(HUES)] for question in asked}
     thick = 0.8 / len(asked)
     with drawing((5.4, max(2.2, (0.22 * len(asked) + 0.12) * len(opponents) + 1.2))) as (figure, axes):
         for _, row in frame.iterrows():
             index = asked.index(row["question"])
             place = opponents.index(row["opponent"]) + thick * (index - (len(asked) - 1) / 2)
-            axes.barh(place, 100 * row["rate"], height=0.9 * thick, color=HUES[index % len(HUES)], alpha=0.85, lw=0)
+            axes.barh(place, 100 * row["rate"], height=0.9 * thick, color=hues[row["question"]], alpha=0.85, lw=0)
             if np.isfinite(row["low"]):
                 axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color="#222222", lw=1.1)
         axes.axvline(50, color="#222222", lw=1.0, linestyle="--")
@@ -62,7 +68,7 @@ def win_bars(frame: pd.DataFrame, against: str) -> Figure:
         axes.grid(False, axis="y")
         axes.set_xlabel(f"win rate of {against} (%), ties as half")
         if asked != [""]:
-            legend_above(figure, [Patch(color=HUES[i % len(HUES)], alpha=0.85, label=q) for i, q in enumerate(asked)])
+            legend_above(figure, [Patch(color=hues[question], alpha=0.85, label=question) for question in asked])
         return figure
 
 

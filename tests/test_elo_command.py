@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from elo_cases import battles, simulate
+from matplotlib.colors import to_hex
 
 from launch.cli import main
 from scaling.win_bars import baseline_frame, win_bars
@@ -118,6 +120,26 @@ def test_bars_are_in_the_announcements_order(votes: Path) -> None:
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(list(100 * frame["rate"]))
     assert [line for line in axes.lines if list(line.get_xdata()) == [50, 50]]
     assert axes.get_xlabel() == "win rate of m0 (%), ties as half"
+
+
+@pytest.mark.parametrize("order", [ASKED, ASKED[::-1], ASKED[1:2]])
+def test_a_question_has_one_colour_in_both_figures(
+    votes: Path, order: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pd.read_csv(votes)
+    pd.concat([table[table["question"] == question] for question in order]).to_csv(tmp_path / "v.csv", index=False)
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr("scaling.look.save", lambda figure, folder, name: drawn.update({name: figure}))
+    (tmp_path / "out").mkdir()
+    words = ["elo", str(tmp_path / "v.csv"), "--by", "question", "--pool", "--bootstrap", "0", "--against", "m0"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    colours = []
+    for name in ("elo", "win_rates"):
+        (legend,) = drawn[name].legends
+        shown = zip(legend.get_texts(), legend.legend_handles, strict=True)
+        got = {text.get_text(): to_hex(h.get_color() if name == "elo" else h.get_facecolor()) for text, h in shown}
+        colours.append(got)
+    assert colours[0] == colours[1] and set(colours[0]) == set(order) and len(set(colours[0].values())) == len(order)
 
 
 def test_bad_input_is_one_line(votes: Path, capsys: pytest.CaptureFixture[str]) -> None:
