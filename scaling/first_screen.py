@@ -181,13 +181,13 @@ def surety_text(contest: Contest, winner: str | None = None) -> str:
 
 
 def _other_judges(contest: Contest, analysis: Analysis, results: pd.DataFrame) -> str:
-    """Which judges of a rating's question put another recipe first."""
+    """Which judges of a rating's question show another recipe to be first."""
     if contest.kind != "elo":
         return ""
     found = []
     for judge, elo in analysis.judges.get(contest.question, {}).items():
         own = by_elo(elo, results)
-        if own is not None and own.names[0] != contest.names[0]:
+        if own is not None and own.names[0] != contest.names[0] and own.low > 0:
             low, high = (_number(x, 0) for x in (own.low, own.high))
             found.append(f"; its judge {judge} has {bare(own.names[0])} first, by {own.margin:.0f} ({low} to {high})")
     return "".join(found)

@@ -12,6 +12,7 @@ from scipy import stats
 
 from scaling.errors import TableError
 from scaling.identify import Identification, identify
+from scaling.lack import LACKING, averaged, lack_of_fit
 from scaling.law_bootstrap import Problem, bootstrap, left_out_residuals
 from scaling.law_kinds import POWER, Kind
 from scaling.law_parameters import logs_of, percentiles_of, profiled_of, values_of
@@ -40,6 +41,8 @@ class Law:
     rows: int
     groups: int
     ranges: tuple[tuple[float, float], ...]
+    ratios: tuple[float, float]
+    """Of a law of two abscissae, the least and the largest of the second over the first among the rows; else NaN."""
     scatter: float
     """Robust standard deviation of log residuals."""
     run_noise: float
@@ -52,6 +55,9 @@ class Law:
     dropped: tuple[int, ...]
     _problem: Problem = field(repr=False)
     _theta: np.ndarray = field(repr=False)
+    _valleys: np.ndarray = field(repr=False)
+    """Where descents ended ``[starts, 1 + size]``, the objective first."""
+    _profiled: bool = field(repr=False)
     _samples: np.ndarray = field(repr=False)
     _widen: float = field(repr=False)
 
@@ -84,7 +90,8 @@ class Law:
     def profile_band(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """As ``band``, by profiles: the losses that the law can be forced to have there at no significant cost.
 
-        Where rows share groups it is ``band``, as ``intervals`` are the bootstrap's then, if there is a bootstrap.
+        Where rows share groups of the caller's it is ``band``, as ``intervals`` are the bootstrap's then, if there is a
+        bootstrap.
         """
         u, shape = self._offsets(abscissae)
         low, high = self._ends(u)
@@ -102,6 +109,18 @@ class Law:
         noise = float(stats.t.ppf((1 + self.level) / 2, freedom)) * self.run_noise
         low, high = (centre + sign * np.hypot(end - centre, noise) for sign, end in zip((-1, 1), ends, strict=True))
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
+
+    def beyond(self, *at: float) -> dict[str, float]:
+        """How many times each abscissa of a point, or the ratio of two, lies outside of what was fitted to; if it does.
+
+        Along a fixed ratio laws with exchanged exponents fit alike, and off it they say other things.
+        """
+        told = dict(zip(self.kind.abscissae, zip(at, self.ranges, strict=True), strict=True))
+        if len(at) == 2:
+            first, second = self.kind.abscissae
+            told[f"{second}/{first}"] = (at[1] / at[0], self.ratios)
+        outside = {name: max(value / high, low / value) for name, (value, (low, high)) in told.items()}
+        return {name: times for name, times in outside.items() if times > 1 + 1e-9}
 
     def draws_of(self, *abscissae: ArrayLike) -> np.ndarray:
         """Losses of the resampled laws, ``[draws, points]``, as far about the law's own as intervals are stretched."""
@@ -152,8 +171,8 @@ class Law:
 
     def _ends(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) ``[points]`` of the law's log loss."""
-        if self.groups == self.rows or not len(self._samples):
-            return band(self._problem, self._theta, u, self.level)
+        if self._profiled or not len(self._samples):
+            return band(self._problem, self._theta, self._valleys, u, self.level)
         low, high = self._resampled_ends(u)
         return low, high
 
@@ -197,7 +216,9 @@ def fit_law(
     noise of training alone), or "auto": groups where there are at least MIN_GROUPS, else residuals.
 
     Intervals are profile likelihood's where every row is a group of its own, else the bootstrap's percentiles,
-    stretched for the few degrees of freedom.
+    stretched for the few degrees of freedom. Rows at the same abscissae are repetitions (seeds). Where the law misses
+    their means by more than they differ (``scaling.lack``, 5 %), what it misses by is shared, and the law is of these
+    means, one row each: more seeds of a setting do not make a wrong law surer. (Not where seeds are resampled.)
 
     Raises TableError for fewer usable rows than parameters plus one, a single value of an abscissa, a value that is not
     a finite number above 0, or a bad option.
@@ -205,7 +226,7 @@ def fit_law(
     columns = [np.asarray(x, dtype=np.float64) for x in abscissae]
     loss = np.asarray(loss, dtype=np.float64)
     form = Powers(len(kind.abscissae), floor)
-    if huber <= 0:
+    if not huber > 0:
         raise TableError(f"huber={huber}: expected a number above 0 (1e-3 is the usual one)")
     if starts < 1:
         raise TableError(f"starts={starts}: expected 1 or more (100 is the usual number)")
@@ -232,27 +253,35 @@ def fit_law(
     problem = Problem(form, logs - logs.mean(axis=0), np.log(loss), member, huber, logs.mean(axis=0), starts)
     theta, objective, ends = _best(problem)
     residual = problem.target - form.log_loss(theta[None], problem.u)[0]
+    profiled, how, luck = group_total == len(loss), "profile likelihood", 0.0
+    lack = lack_of_fit(problem.u, residual, form.size) if profiled and resample != "seeds" else None
+    if lack is not None and lack.p < LACKING:
+        problem, luck = averaged(problem, lack), lack.luck_of_one
+        group_total = problem.groups
+        theta, objective, ends = _best(problem)
+        residual = problem.target - form.log_loss(theta[None], problem.u)[0]
+        how = f"{how} of settings' means, as the law misses these by more than seeds differ (F = {lack.f:.3g})"
     samples, method = bootstrap(problem, theta, resample, draws, np.random.default_rng(seed))
     # Jackknifed residuals already pay for the parameters; only the mean of the groups is left to pay for.
-    spent = 1 if method == "residuals" and group_total < len(loss) else form.size
+    spent = 1 if method == "residuals" and group_total < len(problem.target) else form.size
     widen = small_sample_factor(group_total, spent, level)
     params = values_of(kind, problem, theta)
     percentiles = percentiles_of(kind, problem, theta, samples, level, widen)
-    profiled = profiled_of(kind, problem, theta, ends[:, 1:], level) if group_total == len(loss) else None
-    intervals = percentiles if profiled is None else profiled
+    intervals = profiled_of(kind, problem, theta, ends[:, 1:], level) if profiled else percentiles
     out = left_out_residuals(problem, theta)
     return Law(
         kind=kind,
         params=params,
         intervals=intervals,
-        interval="profile likelihood" if profiled is not None else f"bootstrap of {method}",
+        interval=how if profiled else f"bootstrap of {method}",
         percentiles=percentiles,
         objective=objective,
         rows=len(loss),
         groups=group_total,
         ranges=tuple((float(x.min()), float(x.max())) for x in columns),
+        ratios=_ratios(columns),
         scatter=float(1.4826 * np.median(np.abs(residual - np.median(residual)))),
-        run_noise=float(np.sqrt(np.mean(out**2))),
+        run_noise=float(np.sqrt(np.mean(out**2) + luck**2)),
         identification=identify(kind, problem, theta, params, intervals, ends, loss),
         bootstrap=method,
         draws=len(samples),
@@ -261,6 +290,8 @@ def fit_law(
         dropped=tuple(int(row) for row in dropped),
         _problem=problem,
         _theta=theta,
+        _valleys=ends,
+        _profiled=profiled,
         _samples=samples,
         _widen=widen,
     )
@@ -269,6 +300,13 @@ def fit_law(
 def fit_power_law(compute: np.ndarray, loss: np.ndarray, *, floor: bool = False, **options: Any) -> Law:
     """L = floor + a·C^(−b); the options of ``fit_law``."""
     return fit_law(POWER, [compute], loss, floor=floor, **options)
+
+
+def _ratios(columns: Sequence[np.ndarray]) -> tuple[float, float]:
+    if len(columns) != 2:
+        return float("nan"), float("nan")
+    ratio = columns[1] / columns[0]
+    return float(ratio.min()), float(ratio.max())
 
 
 def _best(problem: Problem) -> tuple[np.ndarray, float, np.ndarray]:

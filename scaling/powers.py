@@ -47,6 +47,19 @@ class Powers:
             parts.append(np.exp(theta[:, None, -1:] - total[..., None]))
         return np.concatenate(parts, axis=-1)
 
+    def lifted(self, theta: np.ndarray, least: float) -> np.ndarray:
+        """theta ``[P, size]`` with E at half of ``least``, a log loss, and scales as much lower at the centre.
+
+        A descent sees no slope of log E where E is next to nothing: it has to be put where it matters to leave.
+        """
+        found = theta.copy()
+        at = self.log_loss(theta, np.zeros((1, self.terms)))[:, 0]
+        found[:, -1] = least + np.log(0.5)
+        powers = np.maximum(np.exp(at) - np.exp(theta[:, -1]), 1e-300)
+        wanted = np.maximum(np.exp(at) - np.exp(found[:, -1]), 0.1 * np.exp(at))
+        found[:, : self.terms] += np.log(wanted / powers)[:, None]
+        return found
+
     def box(self, u: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) ``[size]``: where theta is looked for, far beyond what data of this range can tell.
 

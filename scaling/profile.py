@@ -7,34 +7,23 @@ follow a bent valley, and are open at the end where the objective never rises en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from scaling.descent import descend, huber
 from scaling.law_bootstrap import Problem
+from scaling.profile_walk import Local, Walk
 
-STEPS = np.concatenate([np.linspace(0.25, 3.0, 12), [3.5, 4.0, 5.0, 6.0, 8.0, 11.0, 16.0, 24.0, 40.0]])
-"""Where a profile is looked at, on either side, in standard errors of the linearised fit; beyond, to the box's end."""
-_BEYOND = 11
-"""Further places from the last of STEPS to the end of the box, each as many times farther."""
 _NEAR = 0.3
 """Of the way to a crossing: a longer gap between the two places about it is looked at again."""
 _FAR = 5.0
 """How far from the fit a band is looked for, on the log of the loss."""
-_REGULAR = 1.5
-"""How many times longer or shorter than in theory an arm may be, before other starts are tried."""
 _INNER = 1.8
 """In theory's arms, how far places are looked at first: a regular profile ends there, and those beyond are slow."""
 _ITERATIONS = 100
-_KERNEL = 0.6
-"""Standard deviation of the kernel of the density at zero, in units of σ·n^(−1/5). The normal rule's 1.06 flattens the
-peak that is asked for: of 36 rows with t3 noise 95 % intervals would hold 97.7 % (96.7 so), of normal 96.8 (96.3)."""
-_ROUNDING = 1e-10
-"""Log losses that are nearer to a law than this are exact: what is left over is arithmetic's."""
+_NOTHING = 0.02
+"""Of the least loss: a floor below this has no slope to leave by, and is looked for higher up as well."""
 _FORCE = 1e3
 """How many times all rows together the one weighs that a law is forced through."""
 
@@ -48,7 +37,7 @@ def profiles(
     infinite where no value on that side is excluded, up to the box's end. Rows that share a fate (groups) are taken as
     such: the threshold is for the fewer independent ones.
     """
-    local = _Local.of(problem, theta, level)
+    local = Local.of(problem, theta, level)
     ones = np.ones((1, len(problem.target)))
     found = []
     for q in quantities:
@@ -64,19 +53,24 @@ def profiles(
                 upper=problem.upper, fixed=(q, centre + moves), iterations=_ITERATIONS,
             )  # fmt: skip
 
+        def look(part: np.ndarray, start: np.ndarray, walk: Walk, held: Any = held) -> None:
+            walk.keep(part, *held(walk.moves[part], start[part]))
+            if (flat := part & _flat(problem, walk)).any():
+                walk.keep(flat, *held(walk.moves[flat], problem.form.lifted(walk.thetas[flat], problem.target.min())))
+
         moves = local.moves(q, reach)
-        walk = _Walk.of(moves, theta)
+        walk = Walk.of(moves, theta)
         first = theta + moves[:, None] * local.along(q)
         inner = np.abs(moves) <= _INNER * local.arm(q)
         for part in (inner, ~inner):
-            walk.keep(part, *held(moves[part], first[part]))
+            look(part, first, walk)
             if local.regular(q, walk):
                 break
         else:
             # Again from the better neighbour, and from where other descents ended: the least of all is the profile.
             everywhere = np.ones(len(moves), bool)
-            walk.keep(everywhere, *held(moves, walk.neighbours()))
-            walk.keep(everywhere, *held(moves, _nearest(ends, q, centre + moves)))
+            look(everywhere, walk.neighbours(), walk)
+            look(everywhere, _nearest(ends, q, centre + moves), walk)
         moves, objective, thetas = walk.seen()
         sides = [local.crossing(moves, objective, sign) for sign in (-1, 1)]
         for k, (sign, side) in enumerate(zip((-1, 1), sides, strict=True)):
@@ -89,176 +83,68 @@ def profiles(
     return found
 
 
-def band(problem: Problem, theta: np.ndarray, u: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+def band(
+    problem: Problem, theta: np.ndarray, valleys: np.ndarray, u: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) ``[m]`` at ``level`` of the law's log loss at ``u [m, K]``, in or beyond the range of the data.
 
-    The law is forced through a value there by a row of its own, which weighs more than all others together.
+    The law is forced through a value there by a row of its own, which weighs more than all others together. Of
+    ``valleys [starts, 1 + size]``, where other descents ended with their objective, those that are not significantly
+    worse belong to the band: off the rows a fit as good may say another thing.
     """
-    local = _Local.of(problem, theta, level)
+    local = Local.of(problem, theta, level)
     slopes = problem.form.jacobian(theta[None], u)[0]
     centre = problem.form.log_loss(theta[None], u)[0]
     rows = len(problem.target)
     low, high = np.empty(len(u)), np.empty(len(u))
     weight = np.append(np.ones(rows), _FORCE * rows)[None]
+    good = valleys[valleys[:, 0] <= local.threshold, 1:]
     for k, q in enumerate(slopes):
         moves = local.moves(q, [-_FAR, _FAR])
         targets = np.column_stack([np.tile(problem.target, (len(moves), 1)), centre[k] + moves])
-        walk = _Walk.of(moves, theta)
+        walk = Walk.of(moves, theta)
         first = theta + moves[:, None] * local.along(q)
         inner = np.abs(moves) <= _INNER * local.arm(q)
-        for part, start in ((inner, first), (~inner, first), (np.ones(len(moves), bool), None)):
+
+        def forced(part: np.ndarray, start: np.ndarray, k: int = k, targets: np.ndarray = targets) -> Any:
             found, _ = descend(
-                problem.form, np.vstack([problem.u, u[k]]), (walk.neighbours() if start is None else start)[part],
-                targets[part], weight, delta=problem.delta, lower=problem.lower, upper=problem.upper,
+                problem.form, np.vstack([problem.u, u[k]]), start[part], targets[part], weight, delta=problem.delta,
+                lower=problem.lower, upper=problem.upper,
             )  # fmt: skip
             value = huber(problem.form.log_loss(found, problem.u) - problem.target, problem.delta).sum(axis=1)
-            walk.keep(part, found, value, problem.form.log_loss(found, u[k : k + 1])[:, 0] - centre[k])
+            return found, value, problem.form.log_loss(found, u[k : k + 1])[:, 0] - centre[k]
+
+        def look(part: np.ndarray, start: np.ndarray, walk: Walk, forced: Any = forced) -> None:
+            walk.keep(part, *forced(part, start))
+            if (flat := part & _flat(problem, walk)).any():
+                walk.keep(flat, *forced(flat, problem.form.lifted(walk.thetas, problem.target.min())))
+
+        everywhere = np.ones(len(moves), bool)
+        for part, start in ((inner, first), (~inner, first), (everywhere, None)):
+            look(part, walk.neighbours() if start is None else start, walk)
             if local.regular(q, walk):
                 break
-        reached, best, _ = walk.seen()
-        low[k], high[k] = (centre[k] + local.crossing(reached, best, sign).at for sign in (-1, 1))
+        sides = [local.crossing(*walk.seen()[:2], sign).at for sign in (-1, 1)]
+        there = problem.form.log_loss(good, u[k : k + 1])[:, 0] - centre[k]
+        if len(there) and (there.min() < sides[0] or there.max() > sides[1]):
+            look(everywhere, good[np.abs(there - moves[:, None]).argmin(axis=1)], walk)
+            sides = [local.outermost(*walk.seen()[:2], sign) for sign in (-1, 1)]
+            sides = [min(sides[0], there.min()), max(sides[1], there.max())]
+        # A fit that goes through points follows them: at an edge of few rows its profile is narrower than the noise.
+        least = float(np.sqrt(max(q @ local.plain @ q, 0.0) * local.quantile))
+        low[k], high[k] = centre[k] + min(sides[0], -least), centre[k] + max(sides[1], least)
     return low, high
 
 
-@dataclass(frozen=True)
-class _Walk:
-    """A profile as far as it has been looked at: the least objective at each place, infinite where nobody was yet."""
-
-    moves: np.ndarray
-    """Where each of ``[P]`` places is, from the fit."""
-    objective: np.ndarray
-    thetas: np.ndarray
-
-    @classmethod
-    def of(cls, moves: np.ndarray, theta: np.ndarray) -> _Walk:
-        return cls(moves.copy(), np.full(len(moves), np.inf), np.tile(theta, (len(moves), 1)))
-
-    def keep(
-        self, part: np.ndarray, thetas: np.ndarray, objective: np.ndarray, moves: np.ndarray | None = None
-    ) -> None:
-        """Of what was found at the places ``part [P]`` (a mask) what is better than before."""
-        better = objective < self.objective[part]
-        index = np.flatnonzero(part)[better]
-        self.thetas[index], self.objective[index] = thetas[better], objective[better]
-        if moves is not None:
-            self.moves[index] = moves[better]
-
-    def seen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(moves, objective, thetas) of the places that were looked at."""
-        known = np.isfinite(self.objective)
-        return self.moves[known], self.objective[known], self.thetas[known]
-
-    def neighbours(self) -> np.ndarray:
-        """For each place the theta ``[P, size]`` of that of its two neighbours with the lower objective."""
-        before = np.append(np.inf, self.objective[:-1])
-        after = np.append(self.objective[1:], np.inf)
-        index = np.arange(len(self.objective)) + np.where(before <= after, -1, 1)
-        return self.thetas[np.clip(index, 0, len(self.objective) - 1)]
+def _flat(problem: Problem, walk: Walk) -> np.ndarray:
+    """The places ``[P]`` at which the floor is next to nothing."""
+    if not problem.form.floor:
+        return np.zeros(len(walk.moves), bool)
+    flat: np.ndarray = walk.thetas[:, -1] < problem.target.min() + np.log(_NOTHING)
+    return flat
 
 
 def _nearest(ends: np.ndarray, q: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Of ``ends [m, size]`` the one whose q·theta is nearest to each of ``values [P]``, ``[P, size]``."""
     found: np.ndarray = ends[np.abs(ends @ q - values[:, None]).argmin(axis=1)]
     return found
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Where a profile crosses the threshold, infinite if nowhere, and the two places about it; from the centre."""
-
-    at: float
-    inner: float = 0.0
-    outer: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Local:
-    """The fit near its optimum: where to look along a direction, and what rise of the objective is too much."""
-
-    spread: np.ndarray
-    """Covariance ``[size, size]`` of the linearised fit."""
-    best: float
-    threshold: float
-    quantile: float
-    """Of F at the level, with one degree of freedom above."""
-
-    @classmethod
-    def of(cls, problem: Problem, theta: np.ndarray, level: float) -> _Local:
-        residual = problem.form.log_loss(theta[None], problem.u)[0] - problem.target
-        jacobian = problem.form.jacobian(theta[None], problem.u)[0]
-        best = float(huber(residual, problem.delta).sum())
-        unit, inside, freedom = _unit(residual, problem)
-        quantile = float(stats.f.ppf(level, 1, freedom))
-        length = np.maximum(np.sqrt((jacobian**2).sum(axis=0)), 1e-12)
-        # The ridge is far below what data can tell, and keeps what they do not tell finite.
-        inverse = np.linalg.inv((jacobian / length).T @ (jacobian / length) + 1e-10 * np.eye(len(theta)))
-        return cls(unit / inside * inverse / np.outer(length, length), best, best + unit / 2 * quantile, quantile)
-
-    def arm(self, q: np.ndarray) -> float:
-        """How far, by the linearised fit, a profile of q·theta crosses from it."""
-        return float(np.sqrt(max(q @ self.spread @ q, 0.0) * self.quantile))
-
-    def regular(self, q: np.ndarray, walk: _Walk) -> bool:
-        """Whether a profile crosses about where the linearised fit says: then it has met no other valley."""
-        arm = self.arm(q)
-        moves, objective, _ = walk.seen()
-        found = [abs(self.crossing(moves, objective, sign).at) for sign in (-1, 1)]
-        return all(arm / _REGULAR < at < arm * _REGULAR for at in found)
-
-    def along(self, q: np.ndarray) -> np.ndarray:
-        """How theta moves, to first order, with q·theta."""
-        moved: np.ndarray = self.spread @ q / max(float(q @ self.spread @ q), 1e-300)
-        return moved
-
-    def moves(self, q: np.ndarray, reach: Sequence[float]) -> np.ndarray:
-        """Places ``[P]`` from low to high, in units of q·theta from the fit, within ``reach`` (low < 0 < high)."""
-        error = max(float(np.sqrt(max(q @ self.spread @ q, 0.0))), 1e-9)
-        sides = []
-        for end in map(abs, reach):
-            if end < 1e-9:  # the fit is at the box's end
-                sides.append(np.zeros(0))
-                continue
-            # Near an end of the box a standard error may lie beyond it: some places are wanted before.
-            near = STEPS * min(error, end / 4)
-            near = near[near < end]
-            beyond = np.geomspace(near[-1], end, len(STEPS) - len(near) + _BEYOND + 1)[1:]
-            sides.append(np.append(near, beyond))
-        return np.concatenate([-sides[0][::-1], sides[1]])
-
-    def crossing(self, moves: np.ndarray, objective: np.ndarray, sign: int) -> _Side:
-        """Where the objective, walked from the centre outwards to the side of ``sign``, first passes the threshold."""
-        there = np.flatnonzero(moves * sign > 0)
-        there = there[np.argsort(moves[there] * sign, kind="stable")]
-        # Signed roots are nearly straight, whatever the steps.
-        root = np.sqrt(np.maximum(np.append(self.best, objective[there]) - self.best, 0.0))
-        need = np.sqrt(max(self.threshold - self.best, 0.0))
-        at = np.append(0.0, moves[there])
-        above = np.flatnonzero(root > need)
-        if not len(above):
-            return _Side(sign * np.inf)
-        k = int(above[0])
-        share = (need - root[k - 1]) / max(root[k] - root[k - 1], 1e-300)
-        return _Side(float(at[k - 1] + share * (at[k] - at[k - 1])), float(at[k - 1]), float(at[k]))
-
-
-def _unit(residual: np.ndarray, problem: Problem) -> tuple[float, float, int]:
-    """(τ, E ψ′, degrees of freedom): τ = E ψ² / E ψ′, by which twice the rise of the objective is χ² with one degree.
-
-    A fit with a small delta goes through ``size`` points; their residuals tell nothing and are left out. The density at
-    zero, that E ψ′ is made of, is a normal kernel's over the others.
-    """
-    rows, size, delta = len(residual), problem.form.size, problem.delta
-    free = max(rows - size, 1)
-    slope = np.clip(residual, -delta, delta)
-    square = max(float((slope**2).sum()) / free, _ROUNDING**2)
-    rest = np.sort(np.abs(residual))[min(size, rows - 1) :]
-    width = max(_KERNEL * 1.4826 * float(np.median(rest)) * len(rest) ** -0.2, 1e-12)
-    # E ψ′ = P(|r| < δ), r smoothed by the kernel.
-    inside = float(np.mean(stats.norm.cdf((delta - rest) / width) - stats.norm.cdf((-delta - rest) / width)))
-    if problem.groups < rows:
-        totals = np.bincount(problem.member, weights=slope, minlength=problem.groups)
-        # Rows of a group that err together are worth fewer: the design effect of their scores.
-        square *= max(float((totals**2).sum() / max((slope**2).sum(), 1e-300)), 1.0)
-        free = max(problem.groups - size, 1)
-    inside = max(inside, 1e-12)
-    return square / inside, inside, free

@@ -78,11 +78,7 @@ def recommend(laws: Mapping[str, Law], options: Sequence[Option]) -> Recommendat
         law = laws[option.recipe]
         point = _point(law, option, 1.0)
         low, high = (float(end.reshape(-1)[0]) for end in law.profile_band(*point))
-        told = tuple(
-            f"{x} is {max(value / top, bottom / value):.3g} times beyond the runs"
-            for x, value, (bottom, top) in zip(law.kind.abscissae, point, law.ranges, strict=True)
-            if not bottom / 1.001 <= value <= top * 1.001
-        )
+        told = tuple(f"{x} is {times:.3g} times beyond the runs" for x, times in law.beyond(*point).items())
         regret = float(regrets[:, index].mean())
         # The best loss of a part of the budget, read backwards: which part would have done.
         enough = float(np.interp(np.log(curve[-1] * (1 + regret)), np.log(curve[::-1]), SHARES[::-1]))

@@ -81,7 +81,7 @@ def test_profiles_cover(delta: float) -> None:
         rng = np.random.default_rng(1000 + seed)
         n, d, loss = study(seed)
         law = fit_law(JOINT, [n, d], loss, huber=delta, draws=0)
-        assert law.interval == "profile likelihood"
+        assert law.interval.startswith("profile likelihood")  # of means, in one study in twenty
         for name, value in TRUE.items():
             hits[name] += law.intervals[name][0] <= value <= law.intervals[name][1]
         far = (1.5e7, 2e5)
@@ -97,7 +97,7 @@ def test_profiles_cover(delta: float) -> None:
 def test_profile_of_a_straight_line_is_students() -> None:
     """Least squares (a large delta) of a law without floor is linear in theta: the profile is the t interval."""
     rng = np.random.default_rng(0)
-    x = np.repeat(np.geomspace(1e12, 1e15, 10), 2)
+    x = np.geomspace(1e12, 1e15, 20)
     loss = 30 * x**-0.15 * np.exp(rng.normal(0, 0.02, 20))
     law = fit_law(PARAMETERS, [x], loss, floor=False, huber=10.0, draws=0)
     line = stats.linregress(np.log(x), np.log(loss))
