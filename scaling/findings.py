@@ -162,7 +162,7 @@ def _extremes_finding(ratios: pd.DataFrame, baseline: str) -> str:
 
 def task_finding(geneval: pd.DataFrame) -> str:
     """Who passes most, whether that is more than chance, and whether the order is shown."""
-    overall = geneval[geneval["task"] == "overall"]
+    overall = geneval[(geneval["task"] == "overall") & values(geneval, "rate").notna()]
     if overall.empty:
         return "No run has an overall score yet."
     overall = overall.sort_values("rate", ascending=False, kind="stable")

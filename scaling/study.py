@@ -71,6 +71,8 @@ def load_study(folder: Path) -> StudyTables:
     ):
         if len(frame):
             require(frame, columns)
+    if len(curves):  # a run that diverged has validated to infinity on the way: no loss
+        curves = curves.assign(val_loss=values(curves, "val_loss"))
     runs = _runs(results, curves)
     if runs.empty:
         raise TableError(

@@ -182,6 +182,18 @@ def test_same_tables_same_bytes(full: tuple[Path, Page], tmp_path: Path) -> None
         assert path.read_bytes() == other.replace(str(again).encode(), str(folder).encode()), path.name
 
 
+def test_a_run_that_went_to_infinity_does_not_stop_the_report(tmp_path: Path) -> None:
+    """One validation of a curve is infinite, and nothing was scored."""
+    folder = study(tmp_path / "s")
+    curves, geneval = (pd.read_csv(folder / f"{name}.csv") for name in ("curves", "geneval"))
+    curves.loc[curves.index[3], "val_loss"] = np.inf
+    curves.to_csv(folder / "curves.csv", index=False)
+    geneval.assign(rate=np.nan, low=np.nan, high=np.nan).to_csv(folder / "geneval.csv", index=False)
+    page = Page(write_report(folder, title="s", draws=20).read_text(encoding="utf-8"))
+    assert "No run has an overall score yet" in page.texts["genEval-proxy".lower()]
+    assert "loss follows C" in page.texts["power-law-over-compute"]
+
+
 def test_partial_studies_say_what_is_missing(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
     for name in ("geneval.csv", "battles.csv", "figures/samples.png"):
