@@ -95,7 +95,8 @@ class Law:
         """
         u, shape = self._offsets(abscissae)
         low, high = self._ends(u)
-        return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
+        with np.errstate(over="ignore"):  # what is open at the top is infinite
+            return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
     def new_run(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Pointwise (low, high) at ``level`` of the loss of one new run: the law's own uncertainty and a run's noise.
@@ -108,7 +109,8 @@ class Law:
         freedom = max(self.groups - self._problem.form.size, 1)
         noise = float(stats.t.ppf((1 + self.level) / 2, freedom)) * self.run_noise
         low, high = (centre + sign * np.hypot(end - centre, noise) for sign, end in zip((-1, 1), ends, strict=True))
-        return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
+        with np.errstate(over="ignore"):
+            return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
     def beyond(self, *at: float) -> dict[str, float]:
         """How many times each abscissa of a point, or the ratio of two, lies outside of what was fitted to; if it does.
