@@ -78,13 +78,13 @@ def truth(n: Any, d: Any) -> Any:
 
 
 def coverage(
-    design: tuple[int, int, int], noise: str, huber: float, studies: int, draws: int, pool: Executor | None = None
+    design: tuple[int, int, int], noise: str, huber: float, studies: int, draws: int, pool: Executor
 ) -> dict[str, Any]:
     """Shares of studies whose 95 % interval holds the truth: of every parameter, of the law and of a new run at twice
     the largest N and D; of the power law along the budgets that are best for each size too."""
     started = time.perf_counter()
     one = functools.partial(_study, design, noise, huber, draws)
-    told = list(map(one, range(studies)) if pool is None else pool.map(one, range(studies), chunksize=5))
+    told = list(pool.map(one, range(studies), chunksize=5))
     shares = {name: round(float(np.mean([hits[name] for hits in told])), 4) for name in told[0]}
     return {"studies": studies, "covered": shares, "seconds": round(time.perf_counter() - started, 1)}
 

@@ -190,13 +190,10 @@ def _additive(measure: str, found: Blocks, apart: list[str]) -> Contest:
     order = np.lexsort((np.array(found.names), mean))
     first, second = order[:2]
     behind = (mean - mean[first])[order]
-    nan = float("nan")
-    low = high = best = nan
-    ahead = np.full(len(order), nan)
+    margin, low, high = _lower(found, first, second)
+    best, ahead = float("nan"), np.full(len(order), np.nan)
     if np.isfinite(found.noise):
         error = np.array([found.error(first, other, found.noise) for other in order])
-        arm = stats.t.ppf(SETTLED, found.freedom) * error[1]
-        low, high = (1 - np.exp(-(behind[1] + sign * arm)) for sign in (-1, 1))
         safe = np.where(error > 0, error, 1.0)
         told = np.where(error > 0, stats.t.cdf(behind / safe, found.freedom), np.where(behind > 0, 1.0, 0.5))
         ahead[1:] = told[1:]
@@ -208,9 +205,9 @@ def _additive(measure: str, found: Blocks, apart: list[str]) -> Contest:
         measure=measure,
         names=tuple(found.names[place] for place in order),
         scores=tuple(np.exp(mean[order]).tolist()),
-        margin=float(1 - np.exp(-behind[1])),
-        low=float(low),
-        high=float(high),
+        margin=margin,
+        low=low,
+        high=high,
         ahead=tuple(ahead.tolist()),
         best=best,
         how=_repeated(seeds, sizes),
@@ -245,11 +242,16 @@ def _crossed(contest: Contest, frame: pd.DataFrame) -> Crossed | None:
     first, other = int(np.argmin(found.effect)), found.names.index(contest.names[0])
     if first == other:
         return None
+    steps = f" and {largest['steps']:,.0f} steps" if here["steps"].nunique() > 1 else ""
+    return Crossed(f"depth {largest['depth']:g}{steps}", found.names[first], *_lower(found, first, other))
+
+
+def _lower(found: Blocks, first: int, other: int) -> tuple[float, float, float]:
+    """(share, low, high) by which the loss of ``first`` is below another's; NaN ends where nothing tells noise."""
     gap = found.effect[other] - found.effect[first]
     arm = stats.t.ppf(SETTLED, found.freedom) * found.error(first, other, found.noise) if found.freedom else np.nan
-    low, high = (float(1 - np.exp(-(gap + sign * arm))) for sign in (-1, 1))
-    steps = f" and {largest['steps']:,.0f} steps" if here["steps"].nunique() > 1 else ""
-    return Crossed(f"depth {largest['depth']:g}{steps}", found.names[first], float(1 - np.exp(-gap)), low, high)
+    share, low, high = (float(1 - np.exp(-log)) for log in (gap, gap - arm, gap + arm))
+    return share, low, high
 
 
 def _repeated(seeds: int, sizes: int) -> str:

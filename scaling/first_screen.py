@@ -65,7 +65,7 @@ def first_screen(
         margin.append(_size_margin(size))
         surety.append(_size_surety(size))
     decided = decided and crossed is None
-    steps = next_steps(tables, analysis, contests, size, winner, decided, names)
+    steps = next_steps(tables, contests, size, winner, decided, names)
     return FirstScreen(headline, tuple(margin), (*surety, *gaps), steps, decided)
 
 
@@ -141,7 +141,7 @@ def _without_contest(tables: StudyTables, known: pd.DataFrame, names: Names, gap
         return FirstScreen(headline, (f"Lowest validation loss {lowest:.4f}",), gaps or ("–",), (step,), False)
     what = f"{kinds[0]}, the only recipe, is best at {size.names[0]}"
     headline = f"{what} at equal steps." if size.settled else f"Not decided: {what} at equal steps (not settled)."
-    steps = next_steps(tables, Analysis(), [], size, kinds[0], size.settled, names)
+    steps = next_steps(tables, [], size, kinds[0], size.settled, names)
     return FirstScreen(headline, (_size_margin(size),), (_size_surety(size), *gaps), steps, size.settled)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from scaling.law_bootstrap import Problem
+from scaling.law_bootstrap import Problem, settings
 
 LACKING = 0.05
 """A lower p counts as shown."""
@@ -32,8 +32,7 @@ def lack_of_fit(u: np.ndarray, residual: np.ndarray, size: int) -> Lack | None:
 
     None where nothing is repeated, or there are no more settings than parameters.
     """
-    _, setting = np.unique(np.round(u, 9), axis=0, return_inverse=True)
-    setting = setting.reshape(-1)
+    setting = settings(u)
     count = np.bincount(setting)
     between, within = len(count) - size, len(residual) - len(count)
     if between < 1 or within < 1:

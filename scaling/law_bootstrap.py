@@ -122,14 +122,19 @@ def _residual_targets(problem: Problem, theta: np.ndarray, draws: int, rng: np.r
     return fitted + signs[:, problem.member] * left_out_residuals(problem, theta)
 
 
+def settings(u: np.ndarray) -> np.ndarray:
+    """Which rows ``[n]`` of ``u [n, K]`` repeat each other: a number from 0 on for each setting."""
+    _, found = np.unique(np.round(u, 9), axis=0, return_inverse=True)
+    return found.reshape(-1)
+
+
 def _seed_targets(problem: Problem, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Rows at the same abscissae are repetitions of a run: each gets their mean and one of their deviations.
 
     Deviations from a mean of m are √((m − 1)/m) too small. What the law misses by is not in this: every resampled
     table has the same means.
     """
-    _, cell = np.unique(np.round(problem.u, 9), axis=0, return_inverse=True)
-    cell = cell.reshape(-1)
+    cell = settings(problem.u)
     count = np.bincount(cell)
     if (count < 2).any():
         raise TableError(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scaling.analysis import Analysis, by_question
+from scaling.analysis import by_question
 from scaling.contest import SETTLED, Contest, Crossed
 from scaling.errors import TableError
 from scaling.findings import scientific
@@ -20,11 +20,12 @@ from scaling.reference import bare
 from scaling.study import StudyTables, values
 
 MOST_SEEDS = 8
-"""More than this to tell two recipes apart is too dear to be told: they are as good as equal."""
+"""More than this to tell two recipes apart is too dear to be advised."""
 EQUAL = 0.01
 """Losses of which the whole interval is no farther apart are as good as equal."""
 MOST_STEPS = 2
 MOST_PAIRS = 10_000
+"""Of a study's runs, that are looked through for one of the first two recipes."""
 LEAST = 3
 """Sizes, and lengths of training, from which on ``mmdit recommend`` can tell a joint law's exponents from its floor."""
 
@@ -76,7 +77,6 @@ def seeds_wanted(contest: Contest) -> tuple[int, float] | None:
 
 def next_steps(
     tables: StudyTables,
-    analysis: Analysis,
     contests: Sequence[Contest],
     size: Contest | None,
     winner: str | None,
