@@ -85,7 +85,7 @@ class Law:
         """Pointwise (low, high) of the law (not of a single new run) by the bootstrap; NaN without one."""
         u, shape = self._offsets(abscissae)
         low, high = self._resampled_ends(u) if len(self._samples) else np.full((2, len(u)), np.nan)
-        return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
+        return _raised(low, high, shape)
 
     def profile_band(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """As ``band``, by profiles: the losses that the law can be forced to have there at no significant cost.
@@ -95,8 +95,7 @@ class Law:
         """
         u, shape = self._offsets(abscissae)
         low, high = self._ends(u)
-        with np.errstate(over="ignore"):  # what is open at the top is infinite
-            return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
+        return _raised(low, high, shape)
 
     def new_run(self, *abscissae: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Pointwise (low, high) at ``level`` of the loss of one new run: the law's own uncertainty and a run's noise.
@@ -109,8 +108,7 @@ class Law:
         freedom = max(self.groups - self._problem.form.size, 1)
         noise = float(stats.t.ppf((1 + self.level) / 2, freedom)) * self.run_noise
         low, high = (centre + sign * np.hypot(end - centre, noise) for sign, end in zip((-1, 1), ends, strict=True))
-        with np.errstate(over="ignore"):
-            return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
+        return _raised(low, high, shape)
 
     def beyond(self, *at: float) -> dict[str, float]:
         """How many times each abscissa of a point, or the ratio of two, lies outside of what was fitted to; if it does.
@@ -302,6 +300,12 @@ def fit_law(
 def fit_power_law(compute: np.ndarray, loss: np.ndarray, *, floor: bool = False, **options: Any) -> Law:
     """L = floor + a·C^(−b); the options of ``fit_law``."""
     return fit_law(POWER, [compute], loss, floor=floor, **options)
+
+
+def _raised(low: np.ndarray, high: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of log losses; what is open at the top is infinite."""
+    with np.errstate(over="ignore"):
+        return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
 
 def _ratios(columns: Sequence[np.ndarray]) -> tuple[float, float]:
