@@ -3,7 +3,7 @@
 mmdit study run signs_small
 
 Two seeds of each, depth 3 on 32 px, 1500 steps of 32 images, about six minutes a run on two cores; one word in seven is
-held out and asked for all the same. Words stand in one size, place and colour (`signs_fixed`), letters on the borders of
+held out and asked for all the same. Words stand in one size, place and colour (`signs_fixed`), letters on borders of
 patches: where they wander (`signs`), 1,700 steps teach the place of letters, and not yet their shapes. Scores of
 typography beside chance: typography.csv, docs/proxies.md.
 """

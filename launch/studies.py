@@ -42,7 +42,7 @@ def load_study(name_or_path: str, overrides: list[str] | None = None) -> Study:
     """The study of this name in experiments/, or of this Python file; ``overrides`` are ``field=value`` for every run.
 
     Raises:
-        UserError: no such study, no ``study()`` in it, an unknown field, or a value that a config refuses.
+        UserError: no such study, no ``study()`` in it, an unknown field, or a value that a run refuses.
     """
     module = _import(name_or_path)
     make = vars(module).get("study")
@@ -56,7 +56,7 @@ def load_study(name_or_path: str, overrides: list[str] | None = None) -> Study:
         raise UserError(
             f"study={name_or_path!r}: study() returned {type(study).__name__}, expected mmdit_jax.config.Study"
         )
-    return Study(study.name, tuple(overridden(run, overrides or ()) for run in study.runs))
+    return Study(study.name, tuple(_overridden(study, overrides or ())))
 
 
 def find_run(study: Study, key: str, overrides: Sequence[str]) -> Run:
@@ -87,6 +87,24 @@ def trainings(run: Run, overrides: Sequence[str]) -> list[Run]:
         items = [item for item, of in zip(overrides, scored, strict=True) if not of or next(given) < kept]
         found.append(overridden(run, items))
     return found
+
+
+def _overridden(study: Study, overrides: Sequence[str]) -> list[Run]:
+    """Every run with ``overrides``. Raises UserError where one refuses; if others would not, says which it is."""
+    taken: list[Run] = []
+    refused: list[tuple[str, UserError]] = []
+    for run in study.runs:
+        try:
+            taken.append(overridden(run, overrides))
+        except UserError as error:
+            refused.append((run.name, error))
+    if not refused:
+        return taken
+    name, why = refused[0]
+    if not taken:
+        raise why
+    takers = f"{len(taken)} of {len(study.runs)} runs would take it"
+    raise UserError(f"{why} (so says {name!r}; {takers}: a study file of your own can set it in these)") from why
 
 
 def _import(name_or_path: str) -> ModuleType:

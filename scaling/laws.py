@@ -151,6 +151,7 @@ class Law:
             "params": plain(self.params),
             "intervals": plain(self.intervals),
             "interval": self.interval,
+            "fixed": [] if self._problem.form.floor else [self.kind.floor],
             "bootstrap_intervals": plain(self.percentiles),
             "objective": self.objective,
             "rows": self.rows,

@@ -38,6 +38,22 @@ def test_settings_that_another_run_refuses(mixed: Study) -> None:
         find_run(mixed, "rg", [COMPOSED])
 
 
+def second_on_emoji(path: Path) -> None:
+    """Change the tiny study's file so that its second run refuses what asks for scenes."""
+    emoji = "{'data': dataclasses.replace(data, name='emoji')}"
+    text = path.read_text().replace("**base)", f"**(base | {emoji} if name != 'rf' else base))")
+    path.write_text(text.replace("    return", "    import dataclasses\n    return"))
+
+
+def test_a_setting_that_one_run_refuses_says_which(tiny_study: Path) -> None:
+    second_on_emoji(tiny_study)
+    with pytest.raises(UserError, match=r"ask for scenes; .* \(so says 'log normal'; 1 of 2 runs would take it"):
+        load_study(str(tiny_study), [COMPOSED])
+    with pytest.raises(UserError) as told:  # refused by every run
+        load_study(str(tiny_study), ["stepz=1"])
+    assert "did you mean 'steps'" in str(told.value) and "so says" not in str(told.value)
+
+
 def test_how_it_is_scored_is_not_what_was_trained(mixed: Study) -> None:
     """The study may have been run with the settings that come first, or with none of them."""
     first = mixed.runs[0]
@@ -51,12 +67,7 @@ def test_how_it_is_scored_is_not_what_was_trained(mixed: Study) -> None:
 @pytest.mark.slow
 def test_a_finished_run_is_scored_with_other_settings(mmdit: Mmdit) -> None:
     """Of a study that was run with settings of its own, in which the other run is on emoji."""
-    text = mmdit.study.read_text()
-    mmdit.study.write_text(
-        text.replace("    return", "    import dataclasses\n    return").replace(
-            "**base)", "**(base | {'data': dataclasses.replace(data, name='emoji')} if name != 'rf' else base))"
-        )
-    )
+    second_on_emoji(mmdit.study)
     study, more = ("--set", "steps=10", "--set", "evaluation.seed=5"), ("--set", COMPOSED)
     trained = mmdit("train", "tiny.py", "--run", "rf", "--quiet", *study)
     assert trained.returncode == 0, trained.stderr

@@ -134,6 +134,10 @@ def test_fit_command_prints_one_object(tmp_path, capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     assert {"law", "params", "intervals", "objective", "rows", "identifiable"} <= set(found)
     assert set(found["params"]) == {"a", "b", "floor"} and found["rows"] == 12
+    assert found["fixed"] == []
+    assert command("fit", str(tmp_path / "t.csv"), *shared[:-1], "--json") == 0
+    without = json.loads(capsys.readouterr().out)
+    assert without["fixed"] == ["floor"] and without["params"]["floor"] == 0
     assert command("fit", str(tmp_path / "t.parquet"), *shared, "--json") == 0
     assert json.loads(capsys.readouterr().out) == found
     assert command("fit", str(tmp_path / "t.csv"), *shared) == 0
