@@ -30,6 +30,8 @@ def test_wilson_is_scipys() -> None:
     for passed, n in ((0, 40), (1, 40), (13, 40), (40, 40), (3, 4)):
         expected = binomtest(passed, n).proportion_ci(0.95, method="wilson")
         np.testing.assert_allclose(wilson(passed, n), expected, atol=1e-12)
+    for n in range(2, 400):  # rounding leaves no rate outside of its own interval
+        assert wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1
 
 
 def test_interval_of_the_overall_covers_the_truth() -> None:

@@ -32,7 +32,8 @@ def wilson(passed: float, n: float) -> tuple[float, float]:
     """Wilson's 95 % interval of a rate of ``passed`` out of ``n``, either of which may be an effective number."""
     centre = (passed + _Z**2 / 2) / (n + _Z**2)
     half = _Z / (n + _Z**2) * math.sqrt(passed * (n - passed) / n + _Z**2 / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    rate = passed / n  # which rounding would put outside, by a bit, where it is 0 or 1
+    return max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate))
 
 
 def rate_interval(passed: np.ndarray) -> tuple[float, float]:
