@@ -13,9 +13,15 @@ import pandas as pd
 
 from scaling.errors import TableError
 
+NAMES = ("name", "run", "run_id", "left", "right", "prompt", "question", "judge", "voter", "ticket", "training")
+"""Columns that are read as text even where all cells look like numbers: 0010000 and 10000 are two runs."""
 
-def read_table(path: str | Path) -> pd.DataFrame:
+
+def read_table(path: str | Path, *, text: Iterable[str] = ()) -> pd.DataFrame:
     """Read a CSV (any suffix) or Parquet (``.parquet``, ``.pq``) file; blank cells become NaN, nothing else does.
+
+    Of a CSV, NAMES and the columns ``text`` are text as it stands, and of others those that are not all numbers. A
+    Parquet file has types of its own.
 
     Raises TableError where the file is missing, unreadable, or holds no rows.
     """
@@ -28,7 +34,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
         if path.suffix.lower() in (".parquet", ".pq"):
             table = pd.read_parquet(path)
         else:
-            table = pd.read_csv(path, keep_default_na=False, na_values=[""], skipinitialspace=True)
+            # pandas passes over columns that are not there; a header may have a blank after a name.
+            kinds = {f"{name}{blank}": str for name in (*NAMES, *text) for blank in ("", " ")}
+            table = pd.read_csv(path, keep_default_na=False, na_values=[""], skipinitialspace=True, dtype=kinds)
     except pd.errors.EmptyDataError:
         raise TableError(f"table={str(path)!r}: empty file; expected a header line and rows") from None
     except (OSError, ValueError) as error:  # ParserError, UnicodeDecodeError and pyarrow's errors are ValueErrors
