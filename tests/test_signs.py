@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +15,7 @@ from mmdit_jax.data.signs import HELD_OUT, SIGNS, TRAINED, WORDS, example, examp
 from mmdit_jax.data.signs.renderer import INKS, PAIRS, letters
 from mmdit_jax.data.store import BUILDERS
 from mmdit_jax.errors import UserError
-from mmdit_jax.evaluation.evaluate import evaluation_prompts
+from mmdit_jax.evaluation.evaluate import evaluate, evaluation_prompts
 from mmdit_jax.evaluation.typography_template import read_templates
 from mmdit_jax.models.text import assemble, context_shape, shapes_of, text_encoder
 
@@ -101,12 +103,19 @@ def test_fixed_signs_are_short_words_in_one_place(tmp_path) -> None:
     assert read_templates(images) == [word_of(text) for text in captions]
 
 
-def test_fixed_signs_are_judged_as_signs_are() -> None:
+def test_fixed_signs_are_judged_as_signs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the chance of their own words."""
     run = signs_small.study().runs[0]
     assert run.data.name == "signs_fixed"
     asked = evaluation_prompts(run, [example(0, "validation", i)[0] for i in range(4)])
     assert [prompt.task for prompt in asked] == ["seen", "unseen", "seen", "unseen"]
     assert set(SIGNS) <= set(SETS) and set(SIGNS) <= set(BUILDERS)
+    images, captions = examples(0, "validation", 0, 8, 32, fixed=True)
+    monkeypatch.setattr("mmdit_jax.evaluation.typography.ocr_available", lambda: False)
+    monkeypatch.setattr("mmdit_jax.evaluation.evaluate.generate", lambda *_: images[:, None])
+    monkeypatch.setattr("mmdit_jax.evaluation.evaluate.judge_match", lambda *_: 0.5)
+    *_, unseen, overall = evaluate(run, None, tmp_path, captions)["typography"]
+    assert overall["rate"] == 1 and unseen["chance"] > 0.02  # of the words of `signs` half as much
 
 
 def test_letters_spell() -> None:

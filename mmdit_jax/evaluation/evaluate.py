@@ -122,7 +122,7 @@ def evaluate(
     match = judge_match(images, [item.prompt for item in asked], packaged_judge())
     scores: dict[str, Any] = {"geneval": rows, "judge_match": match, "judge_match_chance": 1 / (DISTRACTORS + 1)}
     if run.data.name in SIGNS:
-        scores["typography"] = typography(images, asked)
+        scores["typography"] = typography(images, asked, fixed=run.data.name == "signs_fixed")
     if run.evaluation.compbench_prompts:
         composed = compositions(run.evaluation.compbench_prompts, run.evaluation.seed)
         captions = [item.prompt for item in composed]

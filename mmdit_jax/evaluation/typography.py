@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
+from scipy.special import stdtrit
 
 from mmdit_jax.data.scenes.prompts import Prompt
 from mmdit_jax.data.signs.captions import example, word_of
 from mmdit_jax.data.signs.words import HELD_OUT
 from mmdit_jax.errors import UserError
-from mmdit_jax.evaluation.compbench import graded_interval
-from mmdit_jax.evaluation.geneval import CHANCE_SCENES, CHANCE_SEED, mean_interval, rate_interval
+from mmdit_jax.evaluation.geneval import CHANCE_SCENES, CHANCE_SEED, FEWEST, mean_interval, wilson
 from mmdit_jax.evaluation.typography_ocr import ocr_available, read_ocr
 from mmdit_jax.evaluation.typography_template import read_templates
 
@@ -63,17 +63,20 @@ def letter_scores(images: np.ndarray, prompts: Sequence[Prompt], reader: Reader)
     return np.array([letter_accuracy(a, b) for a, b in zip(read, words, strict=True)]).reshape(len(prompts), count)
 
 
-def typography(images: np.ndarray, prompts: Sequence[Prompt], *, seed: int = 0) -> list[dict[str, Any]]:
+def typography(
+    images: np.ndarray, prompts: Sequence[Prompt], *, seed: int = 0, fixed: bool = False
+) -> list[dict[str, Any]]:
     """For every reader a row a task in the order of ``TASKS``, then "overall": the mean of the tasks' values.
 
     Columns as of ``geneval``, and "reader". ``rate``: share of images whose word is read exactly; ``graded``: mean
-    ``letter_accuracy``. Both with 95 % intervals, and beside what signs with random words of the set would score if
-    they were read without error.
+    ``letter_accuracy``. Both with 95 % intervals (``word_interval``: of other words of the kind), and beside what signs
+    with random words of the set would score if they were read without error.
 
     Args:
         images: uint8 [P, K, H, W, 3], K samples of each prompt.
         prompts: P prompts, as of ``sign_prompts``.
         seed: of the words that chance is measured with.
+        fixed: whether the set is `signs_fixed`, of short words alone.
 
     Raises:
         UserError: images of another shape, or no prompt.
@@ -82,7 +85,8 @@ def typography(images: np.ndarray, prompts: Sequence[Prompt], *, seed: int = 0) 
         raise UserError(
             f"images.shape={images.shape}: expected [P, K, H, W, 3] with P={len(prompts)} prompts, 1 or more"
         )
-    by_chance = chance(prompts, seed)
+    by_chance = chance(prompts, seed, fixed=fixed)
+    words = np.array([word_of(prompt.prompt) for prompt in prompts])
     rows: list[dict[str, Any]] = []
     for name, reader in readers().items():
         scores = letter_scores(images, prompts, reader)
@@ -90,14 +94,42 @@ def typography(images: np.ndarray, prompts: Sequence[Prompt], *, seed: int = 0) 
         for task in TASKS:
             member = np.array([prompt.task == task for prompt in prompts])
             if member.any():
-                own.append({"reader": name, "task": task, **_row(scores[member], by_chance[member])})
+                own.append({"reader": name, "task": task, **_row(scores[member], words[member], by_chance[member])})
         rows += [*own, {"reader": name, "task": "overall", **_overall(own, scores.size)}]
     return rows
 
 
-def chance(prompts: Sequence[Prompt], seed: int = 0) -> np.ndarray:
+def word_interval(scores: np.ndarray, words: Sequence[str] | np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean score of images whose words come several times, some more often than others.
+
+    Images of one word are alike, so their number says little of other words. Wilson's interval on the effective number
+    of images by the spread of the words' totals (Korn and Graubard's adjustment, with Student's t for the number of
+    words; no more than independent images would be). Where fewer than FEWEST words have a score above 0, or below 1,
+    they can't tell it: a word's images then count as one; and where all scores are 0, or 1, as many as there are words.
+
+    Args:
+        scores: in [0, 1] [P, K], K images of each of P prompts.
+        words: P words, a prompt's each.
+    """
+    _, which = np.unique(words, return_inverse=True)
+    totals = np.bincount(which, scores.sum(axis=1))
+    sizes = np.bincount(which) * scores.shape[1]
+    count, images, mean = len(sizes), scores.size, float(totals.sum() / scores.size)
+    if mean in (0, 1):
+        return wilson(mean * count, count)
+    n = images**2 / float((sizes**2).sum())
+    if min((totals > 0).sum(), (totals < sizes).sum()) >= FEWEST:
+        spread = count / (count - 1) * float(((totals - mean * sizes) ** 2).sum()) / images**2
+        variance = max(spread, float(scores.var()) / images)
+        most = max(images, count**2)  # of scores that hardly vary
+        n = mean * (1 - mean) / max(variance, mean * (1 - mean) / most)
+    n *= (stdtrit(np.inf, 0.975) / stdtrit(max(count - 1, 1), 0.975)) ** 2
+    return wilson(mean * n, n)
+
+
+def chance(prompts: Sequence[Prompt], seed: int = 0, *, fixed: bool = False) -> np.ndarray:
     """(exact, letters) that random words of the set score against each prompt's: float64 [P, 2], by simulation."""
-    others = [example(CHANCE_SEED + seed, "validation", i)[1].word for i in range(CHANCE_SCENES)]
+    others = [example(CHANCE_SEED + seed, "validation", i, fixed=fixed)[1].word for i in range(CHANCE_SCENES)]
     found = []
     for prompt in prompts:
         scores = np.array([letter_accuracy(other, word_of(prompt.prompt)) for other in others])
@@ -105,10 +137,10 @@ def chance(prompts: Sequence[Prompt], seed: int = 0) -> np.ndarray:
     return np.array(found)
 
 
-def _row(scores: np.ndarray, by_chance: np.ndarray) -> dict[str, Any]:
-    exact = scores == 1
-    low, high = rate_interval(exact)
-    graded_low, graded_high = graded_interval(scores.mean(axis=1))
+def _row(scores: np.ndarray, words: np.ndarray, by_chance: np.ndarray) -> dict[str, Any]:
+    exact = (scores == 1).astype(float)
+    low, high = word_interval(exact, words)
+    graded_low, graded_high = word_interval(scores, words)
     chance_exact, chance_letters = by_chance.mean(axis=0)
     return {
         "n": scores.size,
