@@ -62,13 +62,23 @@ class World:
     judges: int = 0
     taste: float = 0.0
     """Spread of a player's strength from judge to judge."""
+    zipf: float = 0.0
+    """Judge k votes as k^(−zipf); 0: all alike."""
+    fresh: int = 0
+    """If not 0, so many battles, each on a prompt of its own, are all that the last player has."""
 
     def battles(self, rng: np.random.Generator) -> pd.DataFrame:
         """One study: columns prompt, left, right, outcome, judge."""
         players, count = len(self.strength), self.prompts * self.per_prompt
         prompt = np.repeat(np.arange(self.prompts), self.per_prompt)
         judge = rng.integers(max(self.judges, 1), size=count)
-        left, right = self._seats(count, rng)
+        if self.zipf:
+            votes = np.arange(1, self.judges + 1) ** -self.zipf
+            judge = rng.choice(self.judges, size=count, p=votes / votes.sum())
+        left, right = self._seats(count, players - bool(self.fresh), rng)
+        own = np.arange(self.fresh) * self.per_prompt
+        left[own] = players - 1
+        right[own] = rng.integers(players - 1, size=self.fresh)
         strength = np.array(self.strength)
         local = self.luck * rng.normal(size=(self.prompts, players))
         liked = self.taste * rng.normal(size=(max(self.judges, 1), players))
@@ -104,8 +114,7 @@ class World:
         z = np.ones((len(left), int(with_side)))
         return fit(Design(left, right, z, players), 1e6 * counts[None])[0, :-1]
 
-    def _seats(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        players = len(self.strength)
+    def _seats(self, count: int, players: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         left = rng.integers(players, size=count)
         right = (left + rng.integers(1, players, size=count)) % players
         if not self.lopsided:
@@ -127,7 +136,16 @@ WORLDS: dict[str, tuple[World, dict[str, Any]]] = {
         World((0.8, 0.3, 0.3, -0.4, -1.0), 60, 20, luck=0.6, judges=25, taste=0.4),
         {"cluster": ("prompt", "judge")},
     ),
+    "12 judges, votes by Zipf": (
+        World((0.6, 0.2, -0.2, -0.6), 60, 7, ties=0.4, judges=12, taste=1.0, zipf=1.0),
+        {"cluster": ("prompt", "judge")},
+    ),
+    "25 judges, few have most votes": (
+        World((0.6, 0.2, -0.2, -0.6), 60, 7, ties=0.4, judges=25, taste=1.0, zipf=1.5),
+        {"cluster": ("prompt", "judge")},
+    ),
     "ten equal models": (World((0.0,) * 10, 100, 10, luck=0.5), {}),
+    "equal models, one with 3 battles": (World((0.0,) * 6, 100, 3, ties=1e-9, fresh=3), {}),
 }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from launch.elo_text import Key, elo_text, label, others
+from launch.elo_text import APART, GROUP, Key, elo_text, label, others
 from launch.tables import EXIT_OK, check_out, command_parser, enough, natural, out_option, resampling_options
 from scaling.plain import plain
 
@@ -54,7 +54,10 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--covariate", metavar="COL", action="append", default=[], help="a number that may favour the left; repeatable"
     )
     parser.add_argument(
-        "--cluster", metavar="COL[,COL]", default="prompt", help="battles that belong together (%(default)s)"
+        "--cluster",
+        metavar="COL[,COL]",
+        default="prompt",
+        help="battles that belong together, as prompt,judge (%(default)s)",
     )
     parser.add_argument("--against", metavar="NAME", help="how often NAME wins against each, by question")
     parser.add_argument("--next", metavar="K", type=natural, default=0, help="the K battles that would tell most")
@@ -64,41 +67,31 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def run_elo(args: argparse.Namespace) -> int:
-    """Rate the runs and print them best first, as text or as one JSON object (``ratings``: a list)."""
-    from scaling.elo import rate
-    from scaling.errors import TableError
+    """Rate the runs and print them best first, as text or as one JSON object.
+
+    The object has ``ratings``, a list; with --by, or with runs that never met, ``tables`` of such.
+    """
     from scaling.tables import read_table, where
 
     check_out(args.out)
-    by = _words(args.by)
-    battles = where(read_table(args.battles), args.where)
+    by, cluster = words(args.by), words(args.cluster)
+    sides = [args.side_bias] if args.side_bias not in (None, "all") else []
+    battles = where(read_table(args.battles, text=(*by, *cluster, *sides)), args.where)
     if not args.pool:
-        for line in pooled(battles, (*by, *_words(args.cluster))):
+        for line in pooled(battles, (*by, *cluster)):
             print(line, file=sys.stderr)
-    anchors = _anchors(args.anchor)
     parts = split(battles, by)
-    tables: dict[Key, EloTable] = {}
-    for key, part in parts.items():
-        try:
-            tables[key] = rate(
-                part,
-                draws=args.bootstrap,
-                seed=args.seed,
-                anchors=anchors,
-                side_bias=args.side_bias,
-                covariates=args.covariate,
-                cluster=_words(args.cluster),
-            )
-        except TableError as error:
-            raise TableError(f"{label(by, key)}: {error}" if by else str(error)) from None
+    anchors = _anchors(args.anchor)
+    tables = _rated(parts, by, anchors, args)
     won = _against(battles, by, args) if args.against is not None else {}
     following = _following(parts, by, args.next) if args.next else []
+    rated_by = by if len(next(iter(tables))) == len(by) else (*by, GROUP)
     if args.out is not None:
-        _write(tables, by, won, args.against, args.out)
+        _write(tables, rated_by, won, args.against, args.out)
     if args.json:
-        print(json.dumps(_object(tables, by, won, following, args)))
+        print(json.dumps(_object(tables, rated_by, won, following, args)))
     else:
-        print(elo_text(tables, by, won, following, args.against))
+        print(elo_text(tables, rated_by, won, following, args.against))
     return EXIT_OK
 
 
@@ -127,7 +120,48 @@ def split(battles: pd.DataFrame, by: Sequence[str]) -> Parts:
     return {tuple(key): battles[index == place].reset_index(drop=True) for place, key in enumerate(unique)}
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _rated(parts: Parts, by: Sequence[str], anchors: dict[str, float], args: argparse.Namespace) -> dict[Key, EloTable]:
+    """A table for each part; where any has runs that never met, for each group of each, whose number ends the key."""
+    from scaling.elo import rate
+    from scaling.errors import TableError
+
+    found: dict[tuple[Key, int], EloTable] = {}
+    for key, part in parts.items():
+        try:
+            for number, group in enumerate(_groups(part, anchors), 1):
+                own = part[part["left"].astype(str).isin(group)].reset_index(drop=True)
+                found[key, number] = rate(
+                    own,
+                    draws=args.bootstrap,
+                    seed=args.seed,
+                    anchors={name: elo for name, elo in anchors.items() if name in group},
+                    side_bias=args.side_bias,
+                    covariates=args.covariate,
+                    cluster=words(args.cluster),
+                )
+        except TableError as error:
+            raise TableError(f"{label(by, key)}: {error}" if by else str(error)) from None
+    if len(found) == len(parts):
+        return {key: table for (key, _), table in found.items()}
+    return {(*key, str(number)): table for (key, number), table in found.items()}
+
+
+def _groups(battles: pd.DataFrame, anchors: dict[str, float]) -> list[list[str]]:
+    """Runs that battles link, or, where several are given, known ratings. Raises TableError for those of no run."""
+    from scaling.components import components
+    from scaling.errors import TableError
+
+    groups = components(battles)
+    names = sorted(name for group in groups for name in group)
+    if absent := [name for name in anchors if name not in names]:
+        raise TableError(f"anchor={absent[0]!r}: no battle of it; expected one of {', '.join(names)}")
+    held = [group for group in groups if len(anchors) > 1 and anchors.keys() & set(group)]
+    merged = [sorted(name for group in held for name in group)] if held else []
+    return sorted([*merged, *(group for group in groups if group not in held)])
+
+
+def words(text: str) -> tuple[str, ...]:
+    """An option's ``COL,COL``."""
     return tuple(word for word in text.split(",") if word)
 
 
@@ -156,7 +190,9 @@ def _against(battles: pd.DataFrame, by: Sequence[str], args: argparse.Namespace)
     question = ("question",) if "question" in battles.columns else ()
     parts = split(battles, others(by))
     return {
-        key: win_rates(part, args.against, by=question, draws=args.bootstrap, seed=args.seed)
+        key: win_rates(
+            part, args.against, by=question, cluster=words(args.cluster), draws=args.bootstrap, seed=args.seed
+        )
         for key, part in parts.items()
     }
 
@@ -183,6 +219,8 @@ def _object(
     shown: dict[str, Any] = {}
     if by:
         shown["tables"] = [{**dict(zip(by, key, strict=True)), **table.to_json()} for key, table in tables.items()]
+        if GROUP in by:
+            shown["note"] = APART
     else:
         shown = dict(tables[()].to_json())
     if args.against is not None:
@@ -210,8 +248,14 @@ def _write(
     from scaling.look import save
     from scaling.win_bars import baseline_frame, win_bars
 
-    series = {", ".join(key): table for key, table in tables.items()}
-    save(elo_figure(series), folder, "elo")
+    # Ratings of runs that never met have no axis in common: a figure for each group.
+    groups: dict[str, dict[str, EloTable]] = {}
+    for key, table in tables.items():
+        own, group = (key[:-1], f"_group{key[-1]}") if GROUP in by else (key, "")
+        groups.setdefault(group, {})[", ".join(own)] = table
+    for group, series in groups.items():
+        save(elo_figure(series), folder, f"elo{group}")
+    drawn = tuple(dict.fromkeys(name for series in groups.values() for name in series))
     frames = []
     for key, table in tables.items():
         frame = pd.DataFrame([vars(rating) for rating in table.ratings])
@@ -222,5 +266,5 @@ def _write(
     for key, found in won.items():
         name = "_".join(["win_rates", *(re.sub(r"[^\w.-]+", "-", value) for value in key)])
         frame = baseline_frame(found)
-        save(win_bars(frame, str(against), beside=tuple(series)), folder, name)
+        save(win_bars(frame, str(against), beside=drawn), folder, name)
         frame.to_csv(folder / f"{name}.csv", index=False)

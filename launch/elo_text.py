@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Key = tuple[str, ...]
 """Values of the columns of --by; empty without it."""
 
+GROUP = "met_group"
+"""What tells tables apart whose runs never met, beside the columns of --by."""
+APART = "runs of different groups never met, not even through others: their ratings do not compare"
 DOUBTFUL = 0.05
 """Anchors that agree with the battles less than this are remarked on."""
 
@@ -28,7 +31,7 @@ def label(by: Sequence[str], key: Key) -> str:
 
 def others(by: Sequence[str]) -> Key:
     """The columns of --by that tell figures of win rates apart: in each there are all questions."""
-    return tuple(column for column in by if column != "question")
+    return tuple(column for column in by if column not in ("question", GROUP))
 
 
 def elo_text(
@@ -42,6 +45,8 @@ def elo_text(
     parts = []
     for key, table in tables.items():
         parts.append("\n".join([*([label(by, key)] if by else []), _ratings_text(table)]))
+    if GROUP in by:
+        parts.append(APART)
     for key, found in won.items():
         parts.append("\n".join([*([label(others(by), key)] if key else []), _won_text(found, str(against))]))
     if following:
@@ -76,7 +81,8 @@ def _ratings_text(table: EloTable) -> str:
     if table.separated:
         groups = "; ".join(", ".join(group) for group in table.separated)
         lines.append(
-            f"wins go one way between ({groups}): how far apart these are, and its interval, is the prior's word"
+            f"wins go one way between ({groups}): how far apart these are, and its interval, is the prior's word; "
+            "their ranks are a sign test's"
         )
     clusters = " and ".join(f"{count} {column}{'s' * (count != 1)}" for column, count in table.clusters.items())
     drawn = f"{len(table.samples)} bootstraps over {clusters}; ranks are simultaneous"
@@ -96,6 +102,7 @@ def _won_text(found: WinRates, against: str) -> str:
     from scaling.win_bars import baseline_frame
 
     frame = baseline_frame(found)
+    bounded = bool(frame["low"].notna().any())
     rows = []
     for row in frame.to_dict("records"):
         shown = {
@@ -105,8 +112,9 @@ def _won_text(found: WinRates, against: str) -> str:
         }
         if not row["question"]:
             del shown["question"]
-        if math.isfinite(row["low"]):
-            shown["95 % interval"] = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        if bounded:
+            told = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if math.isfinite(row["low"]) else ""
+            shown["95 % interval"] = told
         rows.append(shown | {"battles": f"{row['battles']:,}"})
     prompts = f"{found.prompts} prompt{'s' * (found.prompts != 1)}"
     return f"{text_table(pd.DataFrame(rows))}\nties as half, 50 % is even; {prompts}, {found.how}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from launch.elo import words
 from launch.tables import EXIT_OK, command_parser, enough, resampling_options, text_table
 
 if TYPE_CHECKING:
@@ -20,13 +21,19 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = command_parser(
         subparsers,
         "winrate",
-        "win rates against one player, ties as half, with intervals over prompts and trainings",
+        "win rates against one player, ties as half, with intervals over prompts, judges and trainings",
         'mmdit winrate studies/text_encoders_small/without_battles.csv --against "all encoders" --by question,judge '
         "--trainings run",
     )
     parser.add_argument("battles", help="CSV or Parquet file with columns prompt, left, right, outcome")
     parser.add_argument("--against", metavar="NAME", required=True, help="the player to beat")
     parser.add_argument("--by", metavar="COL[,COL]", default="", help="tell these apart, as question,judge")
+    parser.add_argument(
+        "--cluster",
+        metavar="COL[,COL]",
+        default="prompt",
+        help="battles that belong together, as prompt,judge (%(default)s)",
+    )
     parser.add_argument("--trainings", metavar="COL", help="column that tells trainings of one recipe apart")
     resampling_options(parser, count=enough)
     parser.set_defaults(run=run_winrate)
@@ -37,11 +44,14 @@ def run_winrate(args: argparse.Namespace) -> int:
     from scaling.tables import read_table, where
     from scaling.win_rates import win_rates
 
+    by, cluster = words(args.by), words(args.cluster)
+    text = (*by, *cluster, *([args.trainings] if args.trainings else []))
     found = win_rates(
-        where(read_table(args.battles), args.where),
+        where(read_table(args.battles, text=text), args.where),
         args.against,
-        by=tuple(column for column in args.by.split(",") if column),
+        by=by,
         trainings=args.trainings,
+        cluster=cluster,
         draws=args.bootstrap,
         seed=args.seed,
     )

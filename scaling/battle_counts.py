@@ -31,6 +31,12 @@ class Clusters:
     kind: np.ndarray
     count: int
 
+    @property
+    def effective(self) -> float:
+        """As many clusters of one size would tell as much: (Σ n)² / Σ n² of their battles n (Kish 1965)."""
+        sizes = self.patterns.sum(1)
+        return float(self.times @ sizes) ** 2 / float(self.times @ sizes**2)
+
     def total(self) -> np.ndarray:
         """Counts over all clusters, ``[rows, 3]``."""
         return np.asarray(self.times @ self.patterns).reshape(-1, 3)
@@ -81,25 +87,6 @@ class Battles:
             kind[cluster] = seen.setdefault(table.indices[here].tobytes() + table.data[here].tobytes(), len(seen))
         first = np.unique(kind, return_index=True)[1]
         return Clusters(table[first], np.bincount(kind).astype(np.float64), kind, count)
-
-
-def separated(counted: Battles) -> tuple[tuple[str, ...], ...]:
-    """Groups of players between which wins go one way only, without ties; none where all hang together.
-
-    Of such groups the likelihood says only that they are far apart (Ford 1957, Albert and Anderson 1984): how far is
-    the prior's word, and neither a bootstrap nor a sandwich knows.
-    """
-    kind, row = counted.cell % 3, counted.cell // 3
-    left, right = counted.design.left[row], counted.design.right[row]
-    beaten = np.concatenate([right[kind != 1], left[kind != 0]])
-    winner = np.concatenate([left[kind != 1], right[kind != 0]])
-    size = len(counted.names)
-    graph = sparse.csr_array((np.ones(len(beaten)), (beaten, winner)), shape=(size, size))
-    count, part = sparse.csgraph.connected_components(graph, directed=True, connection="strong")
-    if count == 1:
-        return ()
-    order = np.unique(part, return_index=True)[1]
-    return tuple(tuple(counted.names[i] for i in np.flatnonzero(part == part[first])) for first in np.sort(order))
 
 
 def encoded(battles: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

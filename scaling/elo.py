@@ -10,18 +10,17 @@ import pandas as pd
 from scipy import stats
 
 from scaling.anchors import agreement
-from scaling.battle_counts import Battles, Clusters, cluster_index, count_battles, separated
-from scaling.davidson import ELO, Design, chances, fit
+from scaling.battle_counts import Battles, cluster_index, count_battles
+from scaling.davidson import ELO, chances
+from scaling.elo_estimate import Estimate, bootstrap, estimated
 from scaling.errors import TableError
 from scaling.plain import plain
 from scaling.rank_intervals import rank_intervals
-from scaling.resample import group_index, interval, small_sample_factor
-from scaling.sandwich import jackknife, one_step_bootstrap, over_both
+from scaling.resample import interval
+from scaling.separation import separated, signs
 
 ZERO = 1000.0
 """The players' mean, where nothing else is anchored."""
-MOST_ROWS = 10_000
-"""Beyond so many different (pair, covariates) a bootstrap is a Newton step from the optimum, not a whole fit."""
 NORMAL_DRAWS = 4000
 """Draws of the ratings' errors that rank intervals are made of where there is no bootstrap."""
 
@@ -81,7 +80,7 @@ class EloTable:
     intervals: str
     """ "bootstrap", "sandwich" or "none": what ``low`` and ``high`` are."""
     separated: tuple[tuple[str, ...], ...]
-    """Groups whose distance, and its interval, only the prior bounds; see ``battle_counts.separated``."""
+    """Groups whose distance, and its interval, only the prior bounds; see ``separation.separated``."""
     anchors_p: float
     """How well several anchors agree with the battles; see ``anchors.agreement``."""
 
@@ -158,27 +157,28 @@ def rate(
     absent = [name for name in given if name not in counted.names]
     if absent:
         raise TableError(f"anchor={absent[0]!r}: no battle of it; expected one of {', '.join(counted.names)}")
-    estimate = _estimate(counted, [cluster_index(battles, column) for column in cluster])
+    estimate = estimated(counted, [cluster_index(battles, column) for column in cluster])
     matrix = _to_values(counted, next(iter(given)) if len(given) == 1 else None, fixed=len(given) > 1)
     shift = np.zeros(len(matrix))
     shift[: len(counted.names)] = zero
     value, spread = shift + matrix @ estimate.theta, matrix @ estimate.covariance @ matrix.T
 
-    few, kind = estimate.clusters.count, "none"
+    kind = "none"
     alike = len(estimate.clusters.times) == 1
     rng = np.random.default_rng(seed)
     samples = np.zeros((0, len(value)))
     if not alike:
         kind = "bootstrap" if draws > 0 and len(cluster) == 1 else "sandwich"
         if kind == "bootstrap":
-            samples = shift + _bootstrap(counted.design, estimate, draws, rng) @ matrix.T
+            samples = shift + bootstrap(counted.design, estimate, draws, rng) @ matrix.T
         else:
             samples = rng.multivariate_normal(value, spread, size=draws or NORMAL_DRAWS, method="eigh")
-    ends = _ends(value, spread, samples, 1 if alike else few, level)
+    ends = _ends(value, spread, samples, 0.0 if alike else estimate.freedom, level)
     shown = ends[kind] if kind != "none" else ends["sandwich"]
     rows = np.concatenate([value[None], shown, ends["sandwich"]])
     count = len(counted.names)
-    ratings, order = _ratings(counted, rows[:, :count], _ranks(value[:count], samples[:, :count], few, level))
+    ranks = _ranks(counted, estimate, value[:count], samples[:, :count], level)
+    ratings, order = _ratings(counted, rows[:, :count], ranks)
     return EloTable(
         ratings=ratings,
         tie_strength=float(np.exp(estimate.theta[-1])),
@@ -193,7 +193,7 @@ def rate(
         clusters=dict(zip(cluster, estimate.sizes, strict=True)),
         anchors=given,
         intervals=kind,
-        separated=separated(counted) if len(given) < 2 else (),
+        separated=separated(counted),
         anchors_p=agreement(counted, estimate.clusters, given),
     )
 
@@ -223,50 +223,22 @@ def _ratings(
     return ratings, order
 
 
-def _ranks(elo: np.ndarray, samples: np.ndarray, clusters: int, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rank intervals. Without ``samples`` all clusters are alike, and a sign test decides whether any rank is possible.
+def _ranks(
+    counted: Battles, estimate: Estimate, elo: np.ndarray, samples: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank intervals, by ``samples`` among players that hang together, by a sign test where wins go one way only.
 
-    Of two that are equal at most every second cluster favours the first, so that n are alike in this by a chance of
-    2^(1 − n), whoever it is; of all pairs together (Bonferroni) by no more than as many times that.
+    Without ``samples`` all clusters are alike: a sign test decides of all. Of two that are equal at most every second
+    cluster favours the first, so that n are alike in this by a chance of 2^(1 − n), whoever it is; of all pairs
+    together (Bonferroni) by no more than as many times that.
     """
+    apart, sure = signs(counted, estimate.clusters, elo, level)
     if not len(samples):
         pairs = len(elo) * (len(elo) - 1) / 2
-        if pairs * 2.0 ** (1 - clusters) > 1 - level:
-            return np.ones(len(elo), dtype=np.int64), np.full(len(elo), len(elo))
-        apart = elo[:, None] - elo > 1e-6
-        return 1 + apart.sum(0), len(elo) - apart.sum(1)
-    return rank_intervals(elo, samples - elo, level, widen=small_sample_factor(clusters, 1, level))
-
-
-@dataclass(frozen=True)
-class _Estimate:
-    """Parameters, their sandwich, the clusters to resample (of two columns, that with fewer), clusters of each."""
-
-    theta: np.ndarray
-    covariance: np.ndarray
-    clusters: Clusters
-    sizes: tuple[int, ...]
-
-
-def _estimate(counted: Battles, indices: Sequence[tuple[np.ndarray, int]]) -> _Estimate:
-    clusters = [counted.clusters(index, count) for index, count in indices]
-    theta = fit(counted.design, clusters[0].total()[None])[0]
-    covariances = [jackknife(counted.design, theta, part) for part in clusters]
-    covariance = covariances[0]
-    fewest = min(clusters, key=lambda part: part.count)
-    if len(clusters) == 2 and fewest.count > 1:
-        crossed = group_index(indices[0][0] * indices[1][1] + indices[1][0])
-        both = jackknife(counted.design, theta, counted.clusters(*crossed))
-        covariance = over_both(covariances[0], covariances[1], both)
-    return _Estimate(theta, covariance, fewest, tuple(part.count for part in clusters))
-
-
-def _bootstrap(design: Design, estimate: _Estimate, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Parameters of resampled tables: ``[draws, parameters]``."""
-    if len(design.left) > MOST_ROWS:
-        return one_step_bootstrap(design, estimate.theta, estimate.clusters, draws, rng)
-    resampled = estimate.clusters.resampled(draws, rng)
-    return np.concatenate([fit(design, part, start=estimate.theta) for part in resampled])
+        if pairs * 2.0 ** (1 - estimate.clusters.count) <= 1 - level:
+            sure |= ~apart & (np.abs(elo[:, None] - elo) > 1e-6)
+        samples, apart = elo[None], np.ones_like(apart)
+    return rank_intervals(elo, samples - elo, level, widen=_widening(estimate.freedom, level), apart=apart, sure=sure)
 
 
 def _to_values(counted: Battles, anchor: str | None, *, fixed: bool) -> np.ndarray:
@@ -283,14 +255,21 @@ def _to_values(counted: Battles, anchor: str | None, *, fixed: bool) -> np.ndarr
 
 
 def _ends(
-    value: np.ndarray, spread: np.ndarray, samples: np.ndarray, clusters: int, level: float
+    value: np.ndarray, spread: np.ndarray, samples: np.ndarray, freedom: float, level: float
 ) -> dict[str, np.ndarray]:
-    """Both kinds of intervals, ``[2, values]`` each; NaN with one cluster."""
-    if clusters < 2:
+    """Both kinds of intervals, ``[2, values]`` each; NaN without degrees of freedom."""
+    if not freedom:
         return {"sandwich": np.full((2, len(value)), np.nan)}
-    arm = stats.t.ppf((1 + level) / 2, clusters - 1) * np.sqrt(np.maximum(np.diag(spread), 0.0))
-    widen = small_sample_factor(clusters, 1, level) * np.sqrt(clusters / (clusters - 1))
+    arm = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(np.maximum(np.diag(spread), 0.0))
+    # A resampled variance is (n − 1) / n of that of n clusters.
+    widen = _widening(freedom, level) * np.sqrt(1 + 1 / freedom)
     return {
         "sandwich": np.stack([value - arm, value + arm]),
         "bootstrap": interval(samples, level, centre=value, widen=widen),
     }
+
+
+def _widening(freedom: float, level: float) -> float:
+    """Student's t over the normal quantile; 1 where there are no degrees of freedom to speak of."""
+    tail = (1 + level) / 2
+    return float(stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)) if freedom else 1.0

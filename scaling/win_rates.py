@@ -1,7 +1,8 @@
-"""Win rates against one player, ties as half, with intervals over prompts and trainings: SD3's "win rate [%]"."""
+"""Win rates against one player, ties as half, with intervals over prompts, judges, trainings: SD3's "win rate [%]"."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ SOME = 100
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often ``name`` wins: ``rate`` in [0, 1] with its interval (NaN where there is but one prompt)."""
+    """How often ``name`` wins: ``rate`` in [0, 1] with its interval (NaN where there is but one cluster)."""
 
     name: str
     question: str
@@ -40,6 +41,8 @@ class WinRates:
     against: str
     trainings: int
     prompts: int
+    clusters: Mapping[str, int]
+    """How many of what intervals are over."""
     how: str
 
     def to_json(self) -> dict[str, object]:
@@ -49,6 +52,7 @@ class WinRates:
             "rows": [{**vars(row), "low": plain(row.low), "high": plain(row.high)} for row in self.rows],
             "trainings": self.trainings,
             "prompts": self.prompts,
+            "clusters": dict(self.clusters),
         }
 
 
@@ -58,6 +62,7 @@ def win_rates(
     *,
     by: tuple[str, ...] = (),
     trainings: str | None = None,
+    cluster: Sequence[str] = ("prompt",),
     draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -65,8 +70,8 @@ def win_rates(
     """How often each player beats ``against``, from a table with columns prompt, left, right, outcome.
 
     A rate is the mean over trainings of the mean over their prompts of the mean over a prompt's battles. Intervals are
-    Wilson's over prompts (``scaling.wilson``). With two trainings or more the prompts are resampled, the same for all,
-    and the trainings' luck is drawn anew (``scaling.repeats``), but intervals are never narrower than over the prompts
+    Wilson's over clusters (``scaling.wilson``). With two trainings or more the prompts are resampled, the same for all,
+    and the trainings' luck is drawn anew (``scaling.repeats``), but intervals are never narrower than over the clusters
     alone: resamples of none but wins are wins. Without ``draws`` these have none.
 
     Args:
@@ -74,11 +79,14 @@ def win_rates(
         against: the player to beat.
         by: columns by which rates are told apart, such as question and judge.
         trainings: column that tells trainings of the same recipe apart; every one must have met the same prompts.
+        cluster: one column, or two, whose equal values belong together; (prompt, judge) for rates of other judges.
 
     Raises TableError for absent columns, an outcome other than left, right, tie, a player that is not there, or
     trainings that were not asked the same.
     """
-    require(battles, ["prompt", "left", "right", "outcome", *by, *([trainings] if trainings else [])])
+    if not 1 <= len(cluster) <= 2:
+        raise TableError(f"cluster={','.join(cluster)!r}: expected one column or two")
+    require(battles, ["prompt", "left", "right", "outcome", *by, *([trainings] if trainings else []), *cluster])
     left, right = (labels(battles, column).astype(str) for column in ("left", "right"))
     outcome = np.array(OUTCOMES)[outcomes(battles)]
     if draws < 0 or draws == 1:  # a single resample has no spread
@@ -93,9 +101,12 @@ def win_rates(
     table = pd.DataFrame({"name": name, "score": score, "prompt": labels(battles, "prompt").astype(str)})
     table["question"] = [", ".join(map(str, row)) for row in battles[list(by)].itertuples(index=False)] if by else ""
     table["training"] = labels(battles, trainings).astype(str) if trainings else ""
+    for place, column in enumerate(cluster):
+        table[f"cluster {place}"] = labels(battles, column)
     table = table[met]
+    counts = {column: table[f"cluster {place}"].nunique() for place, column in enumerate(cluster)}
     shares = _shares(table)
-    centre, ends = shares.rates(), shares.intervals(level)
+    centre, ends = shares.rates(), _intervals(table, shares, len(counts), level)
     several = len(shares.trainings) > 1
     if several:
         ends = _with_luck(ends, shares, draws, level, seed) if draws else np.full_like(ends, np.nan)
@@ -106,12 +117,33 @@ def win_rates(
         for j, question in enumerate(shares.questions)
         if (count := fought.get((player, question), 0))
     ]
-    how = f"{level * 100:g} % intervals over the prompts (Wilson's); one training each, whose luck is not in them"
-    if several:
-        how = how_resampled("prompts and seeds" if draws else "none", level, draws, len(shares.trainings))
+    how = _how(counts, level, draws, len(shares.trainings))
     if np.isnan([row.low for row in rows]).all() and (draws or not several):
-        how = "no intervals, since one prompt says nothing of others"
-    return WinRates(tuple(rows), against, len(shares.trainings), table["prompt"].nunique(), how)
+        fewest = min(counts, key=lambda column: counts[column])
+        how = f"no intervals, since one {fewest} says nothing of others"
+    return WinRates(tuple(rows), against, len(shares.trainings), table["prompt"].nunique(), counts, how)
+
+
+def _how(counts: Mapping[str, int], level: float, draws: int, trainings: int) -> str:
+    """What intervals are made of, in words."""
+    over = " and ".join("the prompts" if name == "prompt" else f"{n} {name}s" for name, n in counts.items())
+    if trainings == 1:
+        return f"{level * 100:g} % intervals over {over} (Wilson's); one training each, whose luck is not in them"
+    how = how_resampled("prompts and seeds" if draws else "none", level, draws, trainings)
+    return f"{how}, and never narrower than over {over}" if draws and list(counts) != ["prompt"] else how
+
+
+def _intervals(table: pd.DataFrame, shares: _Shares, kinds: int, level: float) -> np.ndarray:
+    """Over ``kinds`` kinds of clusters, the trainings taken as given: ``[2, names, questions]``; NaN of one cluster."""
+    ends = np.full((2, len(shares.names), len(shares.questions)), np.nan)
+    for (name, question), part in table.groupby(["name", "question"], sort=False):
+        weights = 1 / part.groupby(["training", "prompt"])["score"].transform("size").to_numpy(np.float64)
+        clusters = [group_index(pd.factorize(part[f"cluster {place}"])[0])[0] for place in range(kinds)]
+        place = shares.names.index(name), shares.questions.index(question)
+        scores = part["score"].to_numpy(np.float64)
+        ends[:, *place] = share_interval(scores, level, weights=weights, clusters=clusters)
+    centre = shares.rates()
+    return np.stack([np.minimum(ends[0], centre), np.maximum(ends[1], centre)])
 
 
 @dataclass(frozen=True)
@@ -135,17 +167,9 @@ class _Shares:
         won = self.won @ weights.T
         return np.divide(won, total, out=np.full(won.shape, 0.5), where=total > 0)
 
-    def intervals(self, level: float) -> np.ndarray:
-        """Over prompts, the trainings taken as given: ``[2, names, questions]``; NaN of fewer than two prompts."""
-        ends = np.full((2, len(self.names), len(self.questions)), np.nan)
-        for i, j in np.ndindex(*ends.shape[1:]):
-            if self.asked[i, j].any():
-                ends[:, i, j] = share_interval(self.won[i, j].mean(axis=0)[self.asked[i, j]], level)
-        return ends
-
 
 def _with_luck(ends: np.ndarray, shares: _Shares, draws: int, level: float, seed: int) -> np.ndarray:
-    """``ends [2, names, questions]`` over prompts, widened to those over prompts and trainings."""
+    """``ends [2, names, questions]`` over clusters, widened to those over prompts and trainings."""
     rng, count = np.random.default_rng(seed), shares.asked.shape[-1]
     rates = [shares.rates(np.ones((1, count)))]
     for start in range(0, draws, SOME):

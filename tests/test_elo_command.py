@@ -52,6 +52,21 @@ def test_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "45 battles on 45 prompts, 100 bootstraps over 45 prompts" in text
 
 
+def test_names_are_text_whatever_they_look_like(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Folders of checkpoints: 0010000 and 10000 are two runs, and 0010000 is the same one on both sides."""
+    rng = np.random.default_rng(0)
+    pairs = [("0020000", "base"), ("0020000", "0010000"), ("0010000", "base"), ("10000", "0010000")]
+    rows = [(k, *pairs[k % 4], rng.choice(["left", "right"]), f"0{k % 3}") for k in range(180)]
+    table = pd.DataFrame(rows, columns=["prompt", "left ", "right", "outcome", "checkpoint"])
+    table.to_csv(tmp_path / "b.csv", index=False)
+    words = ("--bootstrap", 0, "--against", "0010000", "--by", "checkpoint", "--json")
+    found = json.loads(printed(capsys, tmp_path / "b.csv", *words)[0])
+    assert [part["checkpoint"] for part in found["tables"]] == ["00", "01", "02"]
+    for part in found["tables"]:
+        assert {row["name"] for row in part["ratings"]} == {"0020000", "0010000", "10000", "base"}
+    assert {row["opponent"] for row in found["win_rates"]} == {"0020000", "10000", "base"}
+
+
 def test_pooling_is_never_silent(votes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = printed(capsys, votes, "--bootstrap", 0, "--json")
     assert len(err.splitlines()) == 2 and "ratings" in json.loads(out)

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from elo_cases import battles, simulate
+from scipy import stats
 
 from benchmarks.elo import WORLDS, coverage
 from launch.elo_text import elo_text
-from scaling import elo
+from scaling import elo_estimate
 from scaling.battle_counts import cluster_index, count_battles
 from scaling.davidson import fit
 from scaling.elo import rate
@@ -57,7 +58,7 @@ def test_one_step_of_newton_is_nearly_the_whole_fit(monkeypatch: pytest.MonkeyPa
     table = simulate(np.array([0.8, 0.1, -0.2, -0.7]), 80, 12, 0.5, seed=3, luck=0.5)
     table["words"] = rng.normal(size=len(table))
     whole = rate(table, covariates=["words"], side_bias="all", draws=300)
-    monkeypatch.setattr(elo, "MOST_ROWS", 10)
+    monkeypatch.setattr(elo_estimate, "MOST_ROWS", 10)
     fast = rate(table, covariates=["words"], side_bias="all", draws=300)
     for one, two in zip((*whole.ratings, *whole.effects), (*fast.ratings, *fast.effects), strict=True):
         assert one.elo == two.elo
@@ -89,6 +90,19 @@ def test_two_columns_to_cluster_by() -> None:
     assert np.linalg.eigvalsh(over_both(np.eye(2) * 0.1, np.eye(2) * 0.1, np.eye(2))).min() == pytest.approx(1.0)
     with pytest.raises(TableError, match="expected one column or two"):
         rate(table, cluster=("prompt", "judge", "left"))
+
+
+def test_degrees_of_freedom_are_those_of_clusters_of_one_size() -> None:
+    """12 judges of whom the first has half of the votes are no 12 judges."""
+    table = simulate(np.array([0.6, 0.0, -0.6]), 30, 8, 0.5, seed=5, luck=0.8)
+    votes = np.array([120, *[11] * 10, 10])
+    table["judge"] = np.random.default_rng(0).permutation(np.repeat(np.arange(12), votes))
+    for cluster in (("judge",), ("prompt", "judge")):
+        found = rate(table, draws=0, cluster=cluster)
+        freedom = votes.sum() ** 2 / (votes**2).sum() - 1
+        for place, rating in enumerate(found.ratings):
+            arm = stats.t.ppf(0.975, freedom) * np.sqrt(found.covariance[place, place])
+            assert (rating.low, rating.high) == pytest.approx((rating.elo - arm, rating.elo + arm))
 
 
 def test_few_prompts_give_wide_intervals_and_one_gives_none() -> None:
@@ -131,7 +145,13 @@ def test_ranks_of_all_are_right_together() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["prompts differ, sides uneven", "15 prompts that differ", "prompts and 25 judges differ"]
+    "name",
+    [
+        "prompts differ, sides uneven",
+        "15 prompts that differ",
+        "prompts and 25 judges differ",
+        "25 judges, few have most votes",
+    ],
 )
 def test_intervals_hold_the_truth_in_95_of_100_studies(name: str) -> None:
     world, options = WORLDS[name]

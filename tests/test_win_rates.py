@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, t
 
 from launch.cli import main
 from scaling.errors import TableError
@@ -104,3 +104,78 @@ def test_commands_print_no_interval_without_width(tmp_path: Path, capsys: pytest
         found = json.loads(capsys.readouterr().out)
         (row,) = found["win_rates" if command == "elo" else "rows"]
         assert row["low"] is None and row["high"] is None
+
+
+def taste(rng: np.random.Generator, voters: int, zipf: float, spread: float) -> pd.DataFrame:
+    """70 battles of "a" against an equal "b" on 60 prompts, by voters of whom the first may vote most."""
+    share = 1 / np.arange(1, voters + 1) ** zipf
+    voter = rng.choice(voters, 70, p=share / share.sum())
+    gap = rng.normal(0, spread, voters)[voter]
+    outcome = np.where(rng.random(70) < 1 / (1 + np.exp(-gap)), "left", "right")
+    columns = {"prompt": rng.integers(60, size=70), "left": "a", "right": "b", "outcome": outcome}
+    return pd.DataFrame({**columns, "voter": voter})
+
+
+@pytest.mark.parametrize(("voters", "zipf"), [(12, 0.0), (12, 1.0), (5, 0.0)])
+def test_tastes_of_few_voters_are_in_the_interval(voters: int, zipf: float) -> None:
+    rng = np.random.default_rng(0)
+    held: dict[tuple[str, ...], list[bool]] = {("prompt",): [], ("prompt", "voter"): []}
+    for _ in range(150):
+        table = taste(rng, voters, zipf, 1.4)
+        for cluster, inside in held.items():
+            (row,) = win_rates(table, "b", cluster=cluster, draws=0).rows
+            inside.append(row.low <= 0.5 <= row.high)
+    assert np.mean(held["prompt", "voter"]) >= 0.92 and np.mean(held["prompt",]) <= 0.9
+
+
+def test_two_kinds_of_clusters_are_jackknifed_and_added() -> None:
+    table = taste(np.random.default_rng(3), 8, 0.5, 2.0)
+    score = (table["outcome"] == "left").to_numpy(float)
+    weight = 1 / table.groupby("prompt")["prompt"].transform("size").to_numpy(float)
+    mean = (weight * score).sum() / weight.sum()
+
+    def left_out(*columns: str) -> tuple[float, float]:
+        groups = [g.index for _, g in table.groupby(list(columns))]
+        kept = [np.setdiff1d(table.index, rows) for rows in groups]
+        means = np.array([(weight[rows] * score[rows]).sum() / weight[rows].sum() for rows in kept])
+        sizes = np.array([weight[rows].sum() for rows in groups])
+        spread = ((means - mean) ** 2).sum() * (len(groups) - 1) / len(groups)
+        return spread, sizes.sum() ** 2 / (sizes**2).sum()
+
+    (of_prompts, prompts), (of_voters, voters) = left_out("prompt"), left_out("voter")
+    variance = of_prompts + of_voters - left_out("prompt", "voter")[0]
+    assert variance > max(of_prompts, of_voters)
+    freedom = variance**2 / (of_prompts**2 / (prompts - 1) + of_voters**2 / (voters - 1))
+    n = mean * (1 - mean) / variance * (norm.ppf(0.975) / t.ppf(0.975, freedom)) ** 2
+    (row,) = win_rates(table, "b", cluster=("prompt", "voter")).rows
+    assert (row.low, row.high) == pytest.approx(wilson(mean, max(n, voters), 0.95))
+
+
+def test_commands_cluster_win_rates_by_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = taste(np.random.default_rng(0), 5, 0.0, 2.0)
+    table.to_csv(tmp_path / "v.csv", index=False)
+    ends = []
+    for words in (["elo"], ["elo", "--cluster", "prompt,voter"], ["winrate", "--cluster", "prompt,voter"]):
+        shared = [str(tmp_path / "v.csv"), "--against", "a", "--bootstrap", "0"]
+        assert main([words[0], *shared, *words[1:]]) == 0
+        told = capsys.readouterr().out
+        assert ("the prompts and 5 voters (Wilson's)" in told) == ("--cluster" in words)
+        assert main([words[0], *shared, *words[1:], "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        (row,) = found["win_rates" if words[0] == "elo" else "rows"]
+        ends.append((row["low"], row["high"]) if words[0] == "elo" else (1 - row["high"], 1 - row["low"]))
+    assert ends[1][1] - ends[1][0] > 1.3 * (ends[0][1] - ends[0][0]) and ends[2] == pytest.approx(ends[1])
+    assert found["clusters"] == {"prompt": table["prompt"].nunique(), "voter": 5}
+    assert main(["winrate", str(tmp_path / "v.csv"), "--against", "a", "--cluster", ""]) == 2
+    assert "cluster='': expected one column or two" in capsys.readouterr().err
+    table.assign(voter="ada").to_csv(tmp_path / "one.csv", index=False)
+    assert main(["winrate", str(tmp_path / "one.csv"), "--against", "a", "--cluster", "prompt,voter"]) == 0
+    assert "no intervals, since one voter says nothing of others" in capsys.readouterr().out
+
+
+def test_an_opponent_without_an_interval_has_an_empty_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pd.concat([table_of(np.ones(4)), table_of(np.ones(1)).iloc[:1].assign(right="c")])
+    table.to_csv(tmp_path / "b.csv", index=False)
+    assert main(["elo", str(tmp_path / "b.csv"), "--against", "a", "--bootstrap", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "nan" not in told and [line for line in told.splitlines() if line.split() == ["c", "100.0", "%", "1"]]
