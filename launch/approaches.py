@@ -13,7 +13,7 @@ import pandas as pd
 
 from launch.doubts import few_draws
 from launch.fit_text import has_floor, parameter_lines
-from launch.tables import EXIT_OK, text_table
+from launch.tables import EXIT_OK, ends, text_table
 from scaling.errors import TableError
 from scaling.tables import numbers
 
@@ -147,7 +147,7 @@ def _ladders(table: pd.DataFrame, args: argparse.Namespace, loss: str) -> tuple[
         lines.append(f"at C = {compute:.4g}:")
         for row in rows:
             lines.append(
-                f"  D/N = {row.ratio:.4g}: {row.loss:.5g} [{row.low:.5g}, {row.high:.5g}], the lowest in "
+                f"  D/N = {row.ratio:.4g}: {row.loss:.5g} {ends(row.low, row.high, digits=5)}, the lowest in "
                 f"{100 * row.certainty:.0f} % of resamples"
                 + (f"; {row.beyond:.3g} times beyond" * (row.beyond > 1.001))
             )
@@ -188,8 +188,7 @@ def _ladder(ladder: Ladder) -> dict[str, str]:
     if ladder.law is None:
         return {**row, "a": "", "b": "", "floor": ""}
     for name in ("a", "b", "floor"):
-        low, high = ladder.law.intervals[name]
-        row[name] = f"{ladder.law.params[name]:.4g} [{low:.4g}, {high:.4g}]"
+        row[name] = f"{ladder.law.params[name]:.4g} {ends(*ladder.law.intervals[name], digits=4)}"
     return row if has_floor(ladder.law) else {**row, "floor": "none fitted"}
 
 
@@ -209,5 +208,5 @@ def _budget(budget: Budget) -> dict[str, str]:
     }
 
 
-def _value(name: str, value: float, ends: tuple[float, float]) -> str:
-    return f"{name:>6} = {value:<12.6g} 95 % interval [{ends[0]:.6g}, {ends[1]:.6g}]"
+def _value(name: str, value: float, interval: tuple[float, float]) -> str:
+    return f"{name:>6} = {value:<12.6g} 95 % interval {ends(*interval)}"

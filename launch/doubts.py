@@ -27,7 +27,8 @@ def repeated(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     count = int(table.duplicated(subset=there).sum())
     if not count:
         return []
-    return [f"{count} rows repeat another's {', '.join(there)}: a run that counts twice makes intervals too short"]
+    twice = "a run that counts twice is as a seed without luck, and makes intervals too short; leave one out"
+    return [f"{count} rows repeat another's {', '.join(there)}: {twice}"]
 
 
 def mixed(table: pd.DataFrame, *, by: str | None = None, parts: bool = False) -> list[str]:

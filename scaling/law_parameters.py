@@ -48,7 +48,8 @@ def percentiles_of(
 def profiled_of(kind: Kind, problem: Problem, theta: np.ndarray, ends: np.ndarray, level: float) -> dict[str, Ends]:
     """(low, high) of each by its profile; ``ends`` are other descents' (``profiles``).
 
-    An exponent that has no sign but + is 0 at least.
+    An exponent that has no sign but + is 0 at least. A scale is told at 1, far from the rows: where its exponent is
+    open, so is it.
     """
     directions = logs_of(kind, problem, np.eye(problem.form.size))
     intervals = profiles(problem, theta, np.stack(list(directions.values())), level, ends)
@@ -57,6 +58,10 @@ def profiled_of(kind: Kind, problem: Problem, theta: np.ndarray, ends: np.ndarra
         if name in kind.exponents and problem.lower[problem.form.exponents].min() >= 0:
             low = max(low, 0.0)
         found[name] = np.array([low, high])
+    for centre, scale, exponent in zip(problem.centre, kind.scales, kind.exponents, strict=True):
+        with np.errstate(invalid="ignore"):  # at a centre of 1 (log 0) the scale does not depend on the exponent
+            carried = np.sort(found[exponent] * centre)
+        found[scale] = np.where(np.isinf(carried), carried, found[scale])
     return _ends(kind, found)
 
 

@@ -22,6 +22,9 @@ from scaling.profile import band
 from scaling.projection import projected_starts
 from scaling.resample import group_index, interval, small_sample_factor
 
+MOST_ROWS = 20_000
+"""Rows of a fit: more take hours, and say no more than a part of them."""
+
 
 @dataclass(frozen=True)
 class Law:
@@ -221,8 +224,8 @@ def fit_law(
     their means by more than they differ (``scaling.lack``, 5 %), what it misses by is shared, and the law is of these
     means, one row each: more seeds of a setting do not make a wrong law surer. (Not where seeds are resampled.)
 
-    Raises TableError for fewer usable rows than parameters plus one, a single value of an abscissa, a value that is not
-    a finite number above 0, or a bad option.
+    Raises TableError for fewer usable rows than parameters plus one, more than MOST_ROWS, a single value of an
+    abscissa, a value that is not a finite number above 0, or a bad option.
     """
     columns = [np.asarray(x, dtype=np.float64) for x in abscissae]
     loss = np.asarray(loss, dtype=np.float64)
@@ -242,6 +245,9 @@ def fit_law(
     keep = np.setdiff1d(np.arange(len(loss)), dropped)
     membership = np.arange(len(loss)) if groups is None else np.asarray(groups)
     columns, loss, membership = [x[keep] for x in columns], loss[keep], membership[keep]
+    if len(loss) > MOST_ROWS:
+        thin = "as of every tenth validation of a curve"
+        raise TableError(f"rows={len(loss):,}: expected {MOST_ROWS:,} or fewer; fit to a part of them, {thin}")
     if len(loss) < form.size + 1:
         raise TableError(f"rows={len(loss)}: too few for {form.size} parameters; expected {form.size + 1} or more")
     names = ("compute",) if kind is POWER else kind.abscissae

@@ -12,6 +12,8 @@ from scaling.laws import Law
 
 SHARES = np.geomspace(0.05, 1.0, 61)
 """Parts of the budget at which the best loss is known, to say a loss as compute."""
+LEAST_INSIDE = 0.5
+"""Share of the draws that must lie within all laws' intervals, for the others to be left out."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class Option:
 class Choice:
     """An option as the laws see it.
 
-    ``best`` is the share of resampled laws by which no option is better. ``regret`` is how much higher its loss is
-    than that of the best option, as a share of it: on average over these, and with 95 of 100 below ``regret_high``.
+    ``low`` and ``high`` are the law's interval there. ``best`` is the share of resampled laws by which no option is
+    better. ``regret`` is how much higher its loss is than that of the best option, as a share of it: on average over
+    these, and with 95 of 100 below ``regret_high``.
     ``waste`` is that average as a share of the budget: what was needed less for the same loss, well spent.
     """
 
@@ -59,7 +62,9 @@ def recommend(laws: Mapping[str, Law], options: Sequence[Option]) -> Recommendat
     """Compare ``options`` by the laws of their recipes, each fitted to its own runs, with its own bootstrap.
 
     The laws of a recipe's draws are compared size by size in the same draw: what is common to them cancels. Draws of
-    different recipes are independent, which overstates the doubt where their runs share seeds.
+    different recipes are independent, which overstates the doubt where their runs share seeds. Draws by which an
+    option's loss is outside of its law's interval, which the rows speak against, are left out: far from the rows a few
+    of them, with losses of next to nothing, would be all of an average.
 
     Raises TableError where there is nothing to compare, or a law has no bootstrap.
     """
@@ -68,16 +73,20 @@ def recommend(laws: Mapping[str, Law], options: Sequence[Option]) -> Recommendat
     draws = min(law.draws for law in laws.values())
     if draws < 100:
         raise TableError(f"bootstrap={draws}: too few to tell a regret by; expected 100 or more")
+    points = [_point(laws[o.recipe], o, 1.0) for o in options]
+    bands = np.array(
+        [[end.item() for end in laws[o.recipe].profile_band(*at)] for o, at in zip(options, points, strict=True)]
+    )
     losses = np.stack([_draws(laws[o.recipe], o, 1.0)[:draws] for o in options], axis=1)  # [draws, options]
+    inside = ((bands[:, 0] <= losses) & (losses <= bands[:, 1])).all(axis=1)
+    losses = losses[inside] if inside.mean() > LEAST_INSIDE else losses
     least = losses.min(axis=1)
     regrets = losses / least[:, None] - 1
     wins = losses <= least[:, None] * (1 + 1e-12)
     curve = np.minimum.accumulate(np.array([min(_loss(laws[o.recipe], o, share) for o in options) for share in SHARES]))
     choices = []
-    for index, option in enumerate(options):
+    for index, (option, point, (low, high)) in enumerate(zip(options, points, bands, strict=True)):
         law = laws[option.recipe]
-        point = _point(law, option, 1.0)
-        low, high = (float(end.reshape(-1)[0]) for end in law.profile_band(*point))
         told = tuple(f"{x} is {times:.3g} times beyond the runs" for x, times in law.beyond(*point).items())
         regret = float(regrets[:, index].mean())
         # The best loss of a part of the budget, read backwards: which part would have done.
@@ -86,8 +95,8 @@ def recommend(laws: Mapping[str, Law], options: Sequence[Option]) -> Recommendat
             Choice(
                 option=option,
                 loss=float(law.predict(*point)),
-                low=low,
-                high=high,
+                low=float(low),
+                high=float(high),
                 best=float(wins[:, index].mean()),
                 regret=regret,
                 regret_high=float(np.quantile(regrets[:, index], 0.95)),

@@ -9,7 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments import ladder_small
 from launch import cli
+from launch.collect import CURVE_COLUMNS, curve_rows
+from launch.doubts import RECIPE
 from scaling.errors import TableError
 
 
@@ -71,6 +74,19 @@ def test_envelope(grids: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "N_opt = k_n·C^a, D_opt = k_d·C^b" in told(capsys, *words)
 
 
+def test_envelope_of_the_curves_that_studies_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    for run in ladder_small.study().runs:
+        steps = [run.steps * part // 8 for part in range(1, 9)]
+        losses = [float(loss(np.array(run.model.num_params()), np.array(run.batch * step))) for step in steps]
+        curve = [{"step": step, "loss": value, "levels": []} for step, value in zip(steps, losses, strict=True)]
+        rows += curve_rows(run, {"name": run.name, "curve": curve})
+    pd.DataFrame(rows).to_csv(tmp_path / "curves.csv", index=False)
+    assert set(RECIPE) < set(CURVE_COLUMNS)  # what tells that runs of several recipes share a law
+    found = told(capsys, str(tmp_path / "curves.csv"), "--law", "envelope", "--group", "run_id")
+    assert "N_opt = k_n·C^a" in found and "share a law" not in found
+
+
 def test_ladders(grids: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (str(grids / "ladders.csv"), "--law", "ladders", "--at", "C=1e16")
     found = json.loads(told(capsys, *words, "--json"))
@@ -84,6 +100,20 @@ def test_ladders(grids: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokens = json.loads(told(capsys, *words, "--tokens-per-image", "64", "--json"))
     assert [round(ladder["ratio"]) for ladder in tokens["ladders"]] == [128, 1280]
     assert "D/N = 20" in told(capsys, *words)
+
+
+def test_ladders_of_few_runs_are_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three runs a ladder fix no exponent: neither it nor the scale far from the rows has an end, in text and JSON."""
+    n = np.tile([1e5, 1e6, 1e7], 2)
+    d = n * np.repeat([20.0, 2.0], 3)
+    noise = np.exp(np.array([0.3, -0.4, 0.2, -0.3, 0.4, -0.2]))
+    frame = pd.DataFrame({"params": n, "images": d, "train_flops": 6 * n * d, "val_loss": loss(n, d) * noise})
+    frame.to_csv(tmp_path / "few.csv", index=False)
+    text = told(capsys, str(tmp_path / "few.csv"), "--law", "ladders", "--at", "C=1e16")
+    assert "[open, open]" in text and "inf" not in text and "e+9" not in text
+    for ladder in json.loads(told(capsys, str(tmp_path / "few.csv"), "--law", "ladders", "--json"))["ladders"]:
+        assert ladder["law"]["intervals"]["b"] == [None, None]
+        assert ladder["law"]["intervals"]["a"] == [0, None]
 
 
 def test_compare(grids: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,12 @@ import pytest
 from scipy import optimize, stats
 
 from launch import cli
+from scaling import law_bootstrap
 from scaling.descent import descend, huber
 from scaling.errors import TableError
 from scaling.lack import lack_of_fit
-from scaling.law_kinds import JOINT, PARAMETERS
+from scaling.law_bootstrap import left_out_residuals
+from scaling.law_kinds import JOINT, PARAMETERS, POWER
 from scaling.laws import Law, fit_law
 from scaling.powers import Powers
 
@@ -225,6 +227,37 @@ def test_more_seeds_do_not_make_a_law_surer_that_misses_settings() -> None:
     assert np.mean(held) > 0.84  # of 32; with seeds as rows it was 0.68
     n, d, loss = settings(4, 0, misfit=0.0)
     assert fit_law(JOINT, [n, d], loss, draws=0).interval == "profile likelihood"
+
+
+def test_what_is_left_out_is_fitted_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows and of runs of three checkpoints; at once, and in parts; without what no law is left by."""
+    loss = (0.08 + 20 * N**-0.4 + 30 * D**-0.5) * np.exp(NOISE)
+    for groups in (None, np.arange(len(N)) // 3):
+        law = fit_law(JOINT, [N, D], loss, huber=0.1, draws=0, groups=groups)
+        problem, member = law._problem, np.arange(len(N)) if groups is None else groups
+        found = left_out_residuals(problem, law._theta)
+        for group in (0, 5, 11):
+            out = member == group
+            rest = fit_law(JOINT, [N[~out], D[~out]], loss[~out], huber=0.1, draws=0, groups=member[~out])
+            np.testing.assert_allclose(found[out], np.log(loss[out] / rest.predict(N[out], D[out])), atol=1e-6)
+        monkeypatch.setattr(law_bootstrap, "_MOST_NUMBERS", 5 * len(N))
+        np.testing.assert_allclose(left_out_residuals(problem, law._theta), found, atol=1e-9)
+        monkeypatch.undo()
+    # Two sizes, one of which a single group has: without it no exponent is left.
+    n, d = np.array([1e5] * 6 + [1e6] * 2), np.geomspace(1e4, 1e5, 8)
+    law = fit_law(JOINT, [n, d], 2 + n**-0.3 + d**-0.3, floor=False, draws=0, groups=np.array([0, 1, 2, 3, 4, 5, 6, 6]))
+    own = np.log(2 + n**-0.3 + d**-0.3) - np.log(law.predict(n, d))
+    assert len(left_out_residuals(law._problem, law._theta)) == len(own)
+
+
+def test_very_many_rows() -> None:
+    """Their noise is told without a fit for each; more than a fit takes are refused."""
+    rng = np.random.default_rng(0)
+    compute = np.exp(rng.uniform(30, 50, 1500))
+    law = fit_law(POWER, [compute], 40 * compute**-0.1 * np.exp(rng.normal(0, 0.02, 1500)), floor=False, draws=0)
+    assert law.run_noise == pytest.approx(0.02, rel=0.06)
+    with pytest.raises(TableError, match="rows=20,001: expected 20,000 or fewer"):
+        fit_law(POWER, [np.arange(1.0, 20_002)], np.ones(20_001))
 
 
 def test_lack_of_fit_is_the_classical_test() -> None:
