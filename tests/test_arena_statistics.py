@@ -56,11 +56,12 @@ def test_ratings_of_simulated_voters_come_back(tmp_path: Path, monkeypatch: pyte
             shown[ends[0], ends[1]] += 1
         (told,) = board(database.read(store.votes), (QUESTION,))["questions"]
         database.close()
-        assert told["votes"] == VOTES and told["note"] == ""
-        assert sum(row["battles"] for row in told["rows"]) == 2 * VOTES
+        (group,) = told["groups"]
+        assert told["votes"] == VOTES and group["note"] == ""
+        assert sum(row["battles"] for row in group["rows"]) == 2 * VOTES
         assert shown[0, -1] < shown.sum() / 10 * 0.75  # the most uneven pair tells least, and is shown less
-        assert kendalltau([truth[row["name"]] for row in told["rows"]], range(len(STRENGTH)))[0] <= -0.6
-        for row in told["rows"]:
+        assert kendalltau([truth[row["name"]] for row in group["rows"]], range(len(STRENGTH)))[0] <= -0.6
+        for row in group["rows"]:
             covered += row["low"] <= truth[row["name"]] <= row["high"]
             errors.append(row["elo"] - truth[row["name"]])
             widths.append(row["high"] - row["low"])

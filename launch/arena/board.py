@@ -10,16 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from launch.arena import store
+from launch.arena import notes, store
 from launch.arena.databases import Database
 from launch.arena.store import Vote
-from scaling.elo import rate
-from scaling.errors import TableError
+from scaling.components import components
+from scaling.elo import Rating, rate
 
 DRAWS = 400
 """Bootstraps over prompts: an interval's ends are good to a twentieth of its width."""
-FEW_PROMPTS = 10
-"""Intervals from fewer are rough, and told to be."""
 SECONDS = 5.0
 """A board is not made anew within so long, nor within as long as it took to make."""
 
@@ -34,7 +32,7 @@ class Board:
         self._making = threading.Lock()
 
     def current(self) -> dict[str, Any]:
-        """``votes``, ``voters``, and for each of ``questions``: question, votes, rows (best first), note.
+        """``votes``, ``voters``, and for each of ``questions``: question, votes, groups (title, rows best first, note).
 
         Raises:
           Unavailable: the votes can't be read.
@@ -58,33 +56,41 @@ def board(votes: Sequence[Vote], questions: Sequence[str]) -> dict[str, Any]:
     told = []
     for question in questions:
         own = [vote for vote in votes if vote.question == question]
-        rows, note = _rated(own)
-        told.append({"question": question, "votes": len(own), "rows": rows, "note": note})
+        told.append({"question": question, "votes": len(own), "groups": _groups(own)})
     return {"votes": len(votes), "voters": len({vote.voter for vote in votes}), "questions": told}
 
 
-def _rated(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], str]:
-    """Rows of name, elo, low, high, battles; or why there are none."""
+def _groups(votes: Sequence[Vote]) -> list[dict[str, Any]]:
+    """Runs that have met, be it through others; those that have not can't be compared, and are rated apart."""
     if not votes:
-        return [], "no votes yet"
+        return [{"title": "", "rows": [], "note": "No votes yet."}]
     table = pd.DataFrame(
         [(vote.item.prompt, vote.left, vote.right, vote.outcome) for vote in votes],
         columns=["prompt", "left", "right", "outcome"],
     )
-    try:
-        ratings = rate(table, draws=DRAWS).ratings
-    except TableError as error:  # two groups of runs that have not met yet
-        return [], f"no ratings yet: {error}"
-    prompts = table["prompt"].nunique()
-    note = f"votes on {prompts} prompts only: the intervals are rough yet" if prompts < FEW_PROMPTS else ""
+    groups = components(table)
+    found = []
+    for number, group in enumerate(groups, 1):
+        own = table[table["left"].isin(group)]
+        ratings = rate(own, draws=DRAWS)
+        title = f"Group {number} of {len(groups)}, rated apart: these runs have not met the others"
+        found.append(
+            {
+                "title": title if len(groups) > 1 else "",
+                "rows": [_row(rating) for rating in ratings.ratings],
+                "note": " ".join([*notes.one_way(own, ratings.separated), *notes.few_prompts(own)]),
+            }
+        )
+    return found
+
+
+def _row(rating: Rating) -> dict[str, Any]:
+    """name, elo, low, high, battles."""
     finite = lambda value: float(value) if math.isfinite(value) else None  # noqa: E731
-    return [
-        {
-            "name": rating.name,
-            "elo": rating.elo,
-            "low": finite(rating.low),
-            "high": finite(rating.high),
-            "battles": rating.battles,
-        }
-        for rating in ratings
-    ], note
+    return {
+        "name": rating.name,
+        "elo": rating.elo,
+        "low": finite(rating.low),
+        "high": finite(rating.high),
+        "battles": rating.battles,
+    }

@@ -26,7 +26,9 @@ function bar(row, low, high) {
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("aria-hidden", "true");
   svg.append(line("mean", at(1000), at(1000), 0, 10));
-  if (row.low !== null) svg.append(line("interval", at(row.low), at(row.high), 5, 5));
+  if (row.low !== null || row.high !== null) {
+    svg.append(line("interval", at(row.low ?? low), at(row.high ?? high), 5, 5));
+  }
   svg.append(line("point", at(row.elo), at(row.elo), 2.5, 7.5));
   return svg;
 }
@@ -42,7 +44,8 @@ function table(rows) {
   made.append(head);
   for (const row of rows) {
     const cells = element("tr");
-    const interval = row.low === null ? "–" : `${row.low.toFixed(0)} to ${row.high.toFixed(0)}`;
+    const [from, to] = [row.low, row.high].map((end) => end?.toFixed(0) ?? "?");
+    const interval = from === "?" && to === "?" ? "–" : `${from} to ${to}`;
     const drawn = element("td", undefined, "bar");
     drawn.append(bar(row, low, high));
     cells.append(element("td", row.name, "name"), element("td", row.elo.toFixed(0)), element("td", interval));
@@ -52,6 +55,15 @@ function table(rows) {
   return made;
 }
 
+function shown(group) {
+  const parts = group.title ? [element("h3", group.title)] : [];
+  const scroll = element("div", undefined, "scroll");
+  if (group.rows.length) scroll.append(table(group.rows));
+  parts.push(scroll);
+  if (group.note) parts.push(element("p", group.note, "note"));
+  return parts;
+}
+
 async function refresh() {
   try {
     const response = await fetch("/api/board", { signal: AbortSignal.timeout(60000) });
@@ -59,12 +71,10 @@ async function refresh() {
     const board = await response.json();
     $("csv").hidden = !board.csv;
     $("progress").textContent = `${board.votes} votes of ${board.voters} voters`;
-    const parts = board.questions.flatMap((part) => {
-      const scroll = element("div", undefined, "scroll");
-      if (part.rows.length) scroll.append(table(part.rows));
-      const note = part.note ? [element("p", part.note, "note")] : [];
-      return [element("h2", `${part.question}: ${part.votes} votes`), scroll, ...note];
-    });
+    const parts = board.questions.flatMap((part) => [
+      element("h2", `${part.question}: ${part.votes} votes`),
+      ...part.groups.flatMap(shown),
+    ]);
     $("boards").replaceChildren(...parts);
     $("status").textContent = "";
   } catch (error) {
