@@ -44,15 +44,18 @@ def make_study(folder: Path, runs: int = 3, prompts: int = 4, samples: int = 1, 
 class Server:
     """``mmdit arena`` in a process of its own."""
 
-    def __init__(self, processes: Processes, root: Path, *options: str, port: int = 0) -> None:
+    def __init__(
+        self, processes: Processes, root: Path, *options: str, port: int = 0, before: Sequence[str] = ()
+    ) -> None:
+        """``before`` is what the command is started by."""
         command = [sys.executable, "-m", "launch.cli", "arena", str(root), "--port", str(port), "--json", *options]
-        self.process = processes.start(command, {})
+        self.process = processes.start([*before, *command], {})
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(processes.ends([self.process])[0].err)
         self.told: dict[str, Any] = json.loads(line)
-        self.url = self.told["url"].split("?")[0].rstrip("/")
+        self.url = self.told["address"].rstrip("/")
         self.port = int(self.url.rsplit(":", 1)[1])
 
     def stop(self) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from arena_cases import Server, Voter, make_study, session, votes_in
 from process_group import Processes
 
+from launch.arena.cli import _addresses, _apart
 from launch.cli import main
 
 JSON = {"Content-Type": "application/json"}
@@ -108,6 +110,71 @@ def test_other_sites_can_neither_read_nor_vote(tmp_path: Path, study: Path, proc
     assert votes_in(tmp_path / "votes.sqlite") == {}
 
 
+def test_behind_a_proxy_that_asks_by_another_name_its_own_page_votes(
+    tmp_path: Path, study: Path, processes: Processes
+) -> None:
+    """As nginx unless told otherwise: Host is what it asks. What a page of another site says of itself stays wrong."""
+    votes = ("--votes", str(tmp_path / "votes.sqlite"), "--allow-host", "Votes.example", "--token", "long-enough")
+    server = Server(processes, study, *votes)
+    assert server.told["url"] == "https://Votes.example/?token=long-enough"
+    assert server.told["board"].startswith("https://Votes.example/board?token=")
+    ours = {"Host": f"127.0.0.1:{server.port}", "Authorization": "Bearer long-enough"} | JSON
+    found = statuses(
+        server,
+        *[
+            ("POST", "/api/ticket", ours | {"Origin": origin, "Sec-Fetch-Site": site})
+            for origin, site in (
+                ("https://votes.example", "same-origin"),
+                ("https://votes.example.evil.example", "same-origin"),
+                ("https://evil.example", "same-origin"),
+                ("null", "same-origin"),
+                ("https://votes.example", "cross-site"),
+                ("https://votes.example", "same-site"),
+            )
+        ],
+        ("POST", "/api/ticket", ours | {"Origin": "https://votes.example", "Content-Type": "text/plain"}),
+    )
+    assert found == [200, 403, 403, 403, 403, 403, 415]
+
+
+def test_a_charset_that_there_is_not_is_bad_input(tmp_path: Path, study: Path, processes: Processes) -> None:
+    server = Server(processes, study, "--votes", str(tmp_path / "votes.sqlite"))
+    strange = {"Content-Type": "application/json; charset=utf-77"}
+    assert statuses(server, ("POST", "/api/ticket", strange), ("POST", "/api/ticket", JSON)) == [400, 200]
+    assert server.stop().stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "links"),
+    [
+        ("127.0.0.1", [], "http://127.0.0.1:80/"),
+        ("127.0.0.1", ["votes.example", "other.example"], "https://votes.example/"),
+        ("127.0.0.1", ["localhost"], "http://localhost:80/"),
+        ("::1", ["votes.example"], "https://votes.example/"),
+        ("0.0.0.0", ["desk.example"], "http://desk.example:80/"),
+        ("10.0.0.7", [], "http://10.0.0.7:80/"),
+    ],
+)
+def test_links_have_the_name_that_others_know(host: str, names: list[str], links: str) -> None:
+    own, base = _addresses(host, 80, names)
+    assert base == links and own.startswith("http://") and own.endswith(":80/")
+
+
+def test_runs_that_can_not_be_compared_are_told_at_the_start(tmp_path: Path, processes: Processes) -> None:
+    for number, kind in enumerate(("scenes", "emoji", "alone")):
+        study = make_study(tmp_path / "root" / kind, runs=1 if kind == "alone" else 2, prompts=2)
+        for path in study.glob("*/samples/*/metadata.jsonl"):
+            path.write_text(json.dumps({"prompt": f"{number} {path.parent.name}"}))
+    server = Server(processes, tmp_path / "root")
+    groups = server.told["groups"]
+    assert [[name.split("/")[0] for name in group] for group in groups] == [["alone"], ["emoji"] * 2, ["scenes"] * 2]
+    assert _apart(groups) == [
+        f"2 groups that share no prompt, each rated apart: {', '.join(groups[1])}; {', '.join(groups[2])}",
+        f"not shown, for want of a prompt in common with another run: {groups[0][0]}",
+    ]
+    assert _apart(groups[1:2]) == []
+
+
 def test_behind_a_proxy_only_links_open_it(tmp_path: Path, study: Path, processes: Processes) -> None:
     """The proxy reaches 127.0.0.1 for whoever reaches the proxy: by that name nobody is the owner unasked."""
     server = Server(processes, study, "--votes", str(tmp_path / "votes.sqlite"), "--allow-host", "arena.example")
@@ -134,7 +201,7 @@ def test_too_much_is_refused(tmp_path: Path, study: Path, processes: Processes) 
     [
         (["missing"], "root='missing': no such folder; expected a study's folder, as studies/quickstart"),
         (["quickstart"], "root='quickstart': no such folder; did you mean studies/quickstart?"),
-        (["s3://bucket/studies"], "root="),
+        (["s3://bucket/studies"], "root='s3://bucket/studies': expected a folder of this machine; copy the study's"),
         (["empty"], "root='empty': expected two or more runs with samples, found none"),
         (["study", "--questions", "beauty"], "questions='beauty': expected some of prompt following, aesthetics"),
         (["study", "--token", "short"], "token: expected 8 or more of letters, digits, - and _"),

@@ -80,7 +80,8 @@ class Access:
         if request.method in ("GET", "HEAD"):
             return
         origin = request.headers.get("Origin")
-        if origin is not None and _name(origin) != host:
+        # A browser says truly which page asks. That of an allowed name is ours, also where a proxy asks by another one.
+        if origin is not None and _name(origin) != host and _name(origin) not in self._allowed():
             raise web.HTTPForbidden(text="from a page of another site\n")
         if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
             raise web.HTTPForbidden(text="from a page of another site\n")
@@ -92,7 +93,10 @@ class Access:
         with contextlib.suppress(ValueError):
             ipaddress.ip_address(host)
             return True
-        return host in {"localhost", socket.gethostname().lower(), *(name.lower() for name in self.hosts)}
+        return host in {"localhost", socket.gethostname().lower()} or host in self._allowed()
+
+    def _allowed(self) -> set[str]:
+        return {name.lower() for name in self.hosts}
 
     def _cookie(self, role: str) -> str:
         return f"arena_{role}_{self.port}"  # cookies know no ports, and several arenas may be at one host

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,6 @@ PORT = 8765
 FILE = "votes.sqlite"
 LEAVING_SECONDS = 5.0
 """What is under way gets to end after SIGTERM."""
-WAITING = 1024
-"""Connections that the kernel holds until they are taken."""
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,7 +42,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     # Not called root: that is what the commands that run models have.
     parser.add_argument(
-        "folder", metavar="ROOT", type=Path, help="folder of a study, of several, or of GenEval-shaped image trees"
+        "folder", metavar="ROOT", help="folder of a study, of several, or of GenEval-shaped image trees"
     )
     parser.add_argument(
         "--votes",
@@ -80,14 +78,11 @@ def run_arena(args: argparse.Namespace) -> int:
         raise UserError(f"port={args.port}: expected 0 to 65535")
     if args.export is not None and args.taken is not None:
         raise UserError("export, import: expected one of them")
-    if "://" not in str(args.folder) and not args.folder.is_dir():
-        near = Path("studies") / args.folder  # the commands that run models take a study's name
-        told = f"did you mean {near}?" if near.is_dir() else "expected a study's folder, as studies/quickstart"
-        raise UserError(f"root={str(args.folder)!r}: no such folder; {told}")
-    place = args.votes or str(args.folder / FILE)
+    folder = _folder(args.folder)
+    place = args.votes or str(folder / FILE)
     if args.export is not None and "://" not in place and not Path(place).exists():
         raise UserError(f"votes={place!r}: no votes there; expected what `mmdit arena` made")
-    gallery = _gallery(args.folder) if args.export is None and args.taken is None else None
+    gallery = _gallery(folder) if args.export is None and args.taken is None else None
     with contextlib.closing(open_database(place)) as database:
         try:
             prepare(database)
@@ -96,6 +91,17 @@ def run_arena(args: argparse.Namespace) -> int:
             return _export(database, args) if args.export is not None else _import(database, args)
         except Unavailable as error:
             raise UserError(f"votes={error}; try again") from error
+
+
+def _folder(root: str) -> Path:
+    if "://" in root:
+        raise UserError(f"root={root!r}: expected a folder of this machine; copy the study's samples here")
+    folder = Path(root)
+    if not folder.is_dir():
+        near = Path("studies") / folder  # the commands that run models take a study's name
+        told = f"did you mean {near}?" if near.is_dir() else "expected a study's folder, as studies/quickstart"
+        raise UserError(f"root={root!r}: no such folder; {told}")
+    return folder
 
 
 def _questions(text: str) -> tuple[str, ...]:
@@ -164,24 +170,60 @@ def _serve(gallery: Gallery, database: Database, questions: tuple[str, ...], arg
             questions,
             args.hide_board,
         )
-        name = socket.gethostname() if args.host in ("0.0.0.0", "::", "") else args.host
-        base = f"http://{f'[{name}]' if ':' in name else name}:{port}/"
+        own, base = _addresses(args.host, port, args.allow_host)
         told: dict[str, Any] = {
             "url": base + (f"?token={token}" if token else ""),
             "board": base + "board" + (f"?token={owner}" if owner else ""),
+            "address": own,
             "runs": len(gallery.runs),
             "pairs": arena.pairs.count,
+            "groups": arena.pairs.groups,
             "votes": database.read(total),
             "place": database.where,
         }
-        lines = [told["url"], f"board: {told['board']}"]
+        lines = [
+            told["url"],
+            f"board: {told['board']}",
+            *([] if own == base else [f"listening at {own} for the proxy"]),
+        ]
         lines.append(f"{told['runs']} runs, {told['pairs']} pairs; {told['votes']} votes in {told['place']}")
+        lines += _apart(told["groups"])
         asyncio.run(_until_told(arena, listener, lambda: _say(args, told, "\n".join(lines))))
     return EXIT_OK
 
 
+def _addresses(host: str, port: int, names: Sequence[str]) -> tuple[str, str]:
+    """Where is listened, and what links begin with. A name that leads to this machine alone is that of a proxy, which
+    speaks TLS at its usual port."""
+    from launch.arena.access import is_loopback
+
+    def address(name: str) -> str:
+        return f"http://{f'[{name}]' if ':' in name else name}:{port}/"
+
+    own = address(socket.gethostname() if host in ("0.0.0.0", "::", "") else host)
+    if not names:
+        return own, own
+    return own, f"https://{names[0]}/" if is_loopback(host) and not is_loopback(names[0]) else address(names[0])
+
+
+def _apart(groups: Sequence[Sequence[str]]) -> list[str]:
+    """Which runs can't be compared, in lines."""
+    from launch.arena.notes import listed
+
+    together = [group for group in groups if len(group) > 1]
+    lines = []
+    if len(together) > 1:
+        told = "; ".join(listed(group) for group in together)
+        lines.append(f"{len(together)} groups that share no prompt, each rated apart: {told}")
+    if alone := [group[0] for group in groups if len(group) == 1]:
+        lines.append(f"not shown, for want of a prompt in common with another run: {listed(alone)}")
+    return lines
+
+
 def _listening(host: str, port: int) -> socket.socket:
     """A socket that connections queue at from now on."""
+    from launch.arena.connections import WAITING
+
     try:
         family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=WAITING)
@@ -196,15 +238,24 @@ async def _until_told(arena: Arena, listener: socket.socket, ready: Callable[[],
     """Serve until SIGINT or SIGTERM; requests under way are answered first."""
     from aiohttp import web
 
+    from launch.arena.connections import SILENT_SECONDS, Room, most_connections
+
     end = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
-    runner = web.AppRunner(arena.app(), access_log=None, shutdown_timeout=LEAVING_SECONDS)
+    room, app = Room(most_connections()), arena.app()
+    app.middlewares.append(room.middleware)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=LEAVING_SECONDS, keepalive_timeout=SILENT_SECONDS)
     await runner.setup()
-    await web.SockSite(runner, listener, backlog=WAITING).start()
+    assert runner.server is not None
+    taking = asyncio.create_task(room.take(runner.server, listener))
     ready()
-    await end.wait()
+    told = asyncio.create_task(end.wait())
+    await asyncio.wait({taking, told}, return_when=asyncio.FIRST_COMPLETED)
+    taking.cancel()
     await runner.cleanup()
+    with contextlib.suppress(asyncio.CancelledError):
+        await taking
 
 
 def _say(args: argparse.Namespace, told: dict[str, Any], text: str) -> int:

@@ -85,8 +85,6 @@ def open_gallery(root: Path) -> Gallery:
     Raises:
       UserError: no such folder, a damaged file, or no two runs with a prompt in common.
     """
-    if "://" in str(root):
-        raise UserError(f"root={str(root)!r}: expected a folder of this machine; copy the study's samples here")
     if not root.is_dir():
         raise UserError(f"root={str(root)!r}: no such folder; expected a study's folder, as studies/quickstart")
     found = [place for place in _trees(root) if _within(place[1], root.resolve())]

@@ -13,6 +13,7 @@ from launch.arena import store
 from launch.arena.databases import Database
 from launch.arena.gallery import Gallery
 from launch.arena.store import OUTCOMES, WON, Candidate
+from scaling.components import linked
 
 FRESH_SECONDS = 1.0
 """How long votes that were counted may be looked at again: what was handed out in between is added."""
@@ -38,6 +39,12 @@ class Pairs:
     @property
     def count(self) -> int:
         return len(self._items)
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """Runs that can be shown together, be it through others: only these can be compared."""
+        runs = self._gallery.runs
+        return linked(runs, [(runs[i], runs[j]) for i, j in self._items])
 
     def ordered(self) -> list[Candidate]:
         """All pairs, the one to be shown first.

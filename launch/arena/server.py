@@ -14,6 +14,7 @@ from aiohttp import web
 from launch.arena import store
 from launch.arena.access import VOTER_COOKIE, YEAR, Access, voter_of
 from launch.arena.board import Board
+from launch.arena.connections import SILENT_SECONDS
 from launch.arena.databases import Cursor, Database, Unavailable
 from launch.arena.gallery import Gallery
 from launch.arena.pairs import Pairs
@@ -205,8 +206,11 @@ class Arena:
 
 async def _json(request: web.Request) -> dict[str, Any]:
     try:
-        given = await request.json()
-    except (ValueError, RecursionError):  # the latter of brackets in brackets
+        async with asyncio.timeout(SILENT_SECONDS):
+            given = await request.json()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="the request did not end\n") from None
+    except (ValueError, LookupError, RecursionError):  # the latter of a charset that there is not, brackets in brackets
         given = None
     if not isinstance(given, dict):
         raise web.HTTPBadRequest(text="expected a JSON object\n")

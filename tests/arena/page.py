@@ -133,6 +133,11 @@ class Page:
         )
         await self.send("Emulation.setTouchEmulationEnabled", enabled=True)
 
+    async def window(self, width: int, height: int) -> None:
+        await self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+
     async def screenshot(self, path: Path) -> None:
         told = await self.send("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(told["data"]))

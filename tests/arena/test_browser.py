@@ -210,3 +210,72 @@ def test_an_answer_that_breaks_off_is_asked_for_again(lab: Lab) -> None:
             assert page.complaints == []
 
     asyncio.run(run())
+
+
+def test_an_image_that_is_missing_takes_no_vote_and_is_asked_for_again(
+    chromium: Chromium, processes: Processes, tmp_path: Path
+) -> None:
+    """Until it is there only skipping is taken, and this is said where it is seen in a small window."""
+    from arena_cases import make_study
+
+    study = make_study(tmp_path / "study", runs=2, prompts=2)
+    images = list(study.glob("*/samples/*/samples/*.png"))
+    votes = tmp_path / "votes.sqlite"
+    server = Server(processes, study, "--votes", str(votes))
+    for image in images[: len(images) // 2]:  # of one run, so that one image is missing of each pair
+        image.rename(image.with_suffix(".gone"))
+
+    async def run() -> None:
+        async with page_at(chromium.endpoint, server.url) as page:
+            await page.window(780, 493)
+            ticket = await page.ready()
+            assert "missing" in await page.value("document.getElementById('status').innerText")
+            ends = "['status', 'buttons'].map(id => document.getElementById(id).getBoundingClientRect().bottom)"
+            assert max(await page.value(ends)) <= 493
+            for key in ("ArrowLeft", "2", "ArrowDown"):
+                await page.press(key)
+            for button in ("#left", "#buttons [data-outcome=right]", "#buttons [data-outcome=tie]"):
+                await page.click(button)
+            await page.press(" ")
+            await page.asked(QUESTIONS[1])
+            assert votes_in(votes) == {(ticket, QUESTIONS[0]): "skip"}
+            for image in images[: len(images) // 2]:
+                image.with_suffix(".gone").rename(image)
+            await page.until("missing.size === 0 && document.getElementById('status').innerText === ''")
+            assert await page.value("[...document.images].every(image => image.naturalWidth === 8)")
+            await page.ready()
+            await page.press("ArrowLeft")
+            await page.asked(QUESTIONS[2])
+            assert votes_in(votes)[ticket, QUESTIONS[1]] == "left"
+
+    asyncio.run(run())
+
+
+def test_the_board_shows_groups_apart_and_how_little_some_votes_tell(
+    chromium: Chromium, processes: Processes, tmp_path: Path
+) -> None:
+    from arena_cases import make_study
+
+    for name in ("one", "two"):
+        study = make_study(tmp_path / "root" / name, runs=2, prompts=2)
+        for path in study.glob("*/samples/*/metadata.jsonl"):
+            path.write_text(json.dumps({"prompt": f"{name} {path.parent.name}"}))
+    server = Server(processes, tmp_path / "root", "--questions", "aesthetics")
+
+    async def run() -> None:
+        async with page_at(chromium.endpoint, server.url) as page:
+            pairs = 0
+            while await page.until("!busy && pair.ticket || document.body.innerText.includes('Thank you')") is not True:
+                await page.ready()
+                pairs += 1
+                await page.press("ArrowLeft")
+                await page.until(f"pair.judged === {pairs}")
+            assert pairs == 4
+            await page.send("Page.navigate", url=server.url + "/board")
+            titles = await page.until("[...document.querySelectorAll('h3')].map(title => title.innerText)")
+            assert titles == [f"Group {n} of 2, rated apart: these runs have not met the others" for n in (1, 2)]
+            assert "Votes on 2 prompts only" in await page.value("document.querySelector('#boards .note').innerText")
+            assert await page.value("document.querySelectorAll('table').length") == 2
+            assert page.complaints == []
+
+    asyncio.run(run())

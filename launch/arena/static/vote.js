@@ -19,9 +19,24 @@ let pair = null; // the open ticket, as the server tells it
 let question = null;
 let busy = true;
 let shownAt = 0;
+let asked = 0; // pairs
+const missing = new Set(); // which of both images are not there yet
 
 function say(text) {
   $("status").textContent = text;
+}
+
+function wait(tries) {
+  return new Promise((done) => setTimeout(done, WAITS[Math.min(tries, WAITS.length - 1)]));
+}
+
+// While an image is missing there is nothing to judge.
+function tellMissing() {
+  const some = missing.size > 0;
+  for (const button of document.querySelectorAll("button[data-outcome]")) {
+    button.disabled = some && button.dataset.outcome !== "skip";
+  }
+  say(some ? "An image is missing, retrying. Or skip it." : "");
 }
 
 // What the server said: whether it is fine, and JSON, or a line that tells what is wrong.
@@ -36,14 +51,14 @@ async function post(path, body) {
       });
       if (response.status < 500) {
         const told = response.ok ? await response.json() : await response.text();
-        if (tries) say("");
+        if (tries) tellMissing();
         return { ok: response.ok, told };
       }
     } catch {
       // no connection, none within the time, or one that broke off: what was asked is asked again
     }
     say("No connection just now. Your answer is kept, and sent again.");
-    await new Promise((done) => setTimeout(done, WAITS[Math.min(tries, WAITS.length - 1)]));
+    await wait(tries);
   }
 }
 
@@ -72,6 +87,20 @@ function load(id, url) {
   });
 }
 
+// Until the image is there, or another pair is asked for.
+async function loadAgain(id) {
+  const [number, url] = [asked, pair[id]];
+  for (let tries = 0; ; tries += 1) {
+    await wait(tries);
+    if (number !== asked) return;
+    if (await load(id, `${url}?again=${tries}`)) break;
+  }
+  if (number !== asked) return;
+  missing.delete(id);
+  tellMissing();
+  shownAt = performance.now();
+}
+
 function ask() {
   const open = pair.questions.filter((name) => !(name in pair.answers));
   if (!open.length) return next();
@@ -87,29 +116,39 @@ function ask() {
 
 async function next() {
   setBusy(true);
+  asked += 1;
   const response = await post("/api/ticket", {});
   if (!response.ok) {
-    $("ballot").hidden = true;
+    hide();
     say(response.told);
     return;
   }
   pair = response.told;
   $("to-board").hidden = !pair.board;
   if (pair.ticket === null) {
-    $("ballot").hidden = true;
+    hide();
     $("progress").textContent = `${pair.judged} pairs judged`;
     say("You have judged every pair there is. Thank you!");
     return;
   }
   $("prompt").textContent = pair.prompt;
-  const loaded = await Promise.all([load("left", pair.left), load("right", pair.right)]);
-  $("ballot").hidden = false;
-  say(loaded.every(Boolean) ? "" : "An image could not be shown: please skip.");
+  missing.clear();
+  await Promise.all(["left", "right"].map(async (id) => {
+    if (!(await load(id, pair[id]))) missing.add(id);
+  }));
+  for (const id of missing) loadAgain(id);
+  $("ballot").classList.remove("empty");
+  tellMissing();
   ask();
 }
 
+function hide() {
+  missing.clear();
+  $("ballot").classList.add("empty");
+}
+
 async function vote(outcome) {
-  if (busy || pair === null) return;
+  if (busy || pair === null || (missing.size > 0 && outcome !== "skip")) return;
   setBusy(true);
   for (const button of document.querySelectorAll(`[data-outcome="${outcome}"]`)) button.classList.add("chosen");
   const response = await send({ ticket: pair.ticket, question, outcome });
