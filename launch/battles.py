@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +143,8 @@ def run_battles(args: argparse.Namespace) -> int:
             rows += found
             own = {"pairings": every_pair(shown(scores)), **dataclasses.asdict(counts)}
             told.append(_summary(judge, question, found, tie_lead(judge, args.tie), own))
+            if judge.name == "contrastive":
+                told[-1]["foreign_prompts"] = _foreign(prompt for known in scores.values() for prompt, _ in known)
     if not rows:
         raise UserError(
             f"judge={', '.join(judge.name for judge in judges)}: can't judge any prompt that two trees share"
@@ -206,6 +208,13 @@ def _summary(
     return {"judge": judge.name, "question": question, "battles": len(rows), "ties": ties, "tie_lead": lead, **counts}
 
 
+def _foreign(prompts: Iterable[str]) -> int:
+    """How many are no captions of the sets that the small judge was trained on."""
+    from mmdit_jax.evaluation.judge import knows
+
+    return sum(not knows(prompt) for prompt in set(prompts))
+
+
 def _without(rows: Sequence[Battle], names: Sequence[str]) -> list[str]:
     met = {name for row in rows for name in (row.left, row.right)}
     return [name for name in names if name not in met]
@@ -221,6 +230,11 @@ def _text(result: dict[str, Any]) -> str:
             f"{item['tie_lead']:.3g} or less); {item['scored']:,} images scored, {item['known']:,} known"
             + (f", {item['unseen']:,} with prompts it can't judge" if item["unseen"] else "")
         )
+        if foreign := item.get("foreign_prompts", 0):
+            lines.append(
+                f"warning: {foreign:,} prompt{'s are no captions' * (foreign != 1) or ' is no caption'} of scenes or "
+                f"emoji, which is all that {item['judge']} was trained on: what it says of others is untested"
+            )
     if result["unpaired"]:
         lines.append(f"{result['unpaired']:,} images left out: no other tree has that prompt and sample")
     if result["without"]:

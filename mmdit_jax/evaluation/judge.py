@@ -10,9 +10,12 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mmdit_jax.data.emoji import assets
+from mmdit_jax.data.scenes.vocabulary import BACKGROUNDS, COLOURS, NUMBERS, RELATIONS, SHAPES, phrase
 from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation import contrastive
 from mmdit_jax.models.text import weights
+from mmdit_jax.models.text.tokens import words
 from mmdit_jax.models.text.tower import text_inputs
 
 WEIGHTS = Path(__file__).parent / "judge.npz"
@@ -100,6 +103,30 @@ class Judge:
             out[start : start + len(part)] = np.asarray(self._texts(ids, vectors))[: len(part)]
         row = {caption: i for i, caption in enumerate(distinct)}
         return out[[row[caption] for caption in captions]]
+
+
+def knows(caption: str) -> bool:
+    """Whether it is a caption of the sets that the judge was trained on: made of the words of `scenes`, or the label of
+    an emoji, be it followed by tags.
+
+    Words alone don't tell: labels and tags have thousands, and photographs are described by the same ones.
+    """
+    said, parts = words(caption), caption.split(", ")
+    if said and _scene_words().issuperset(said):
+        return True
+    return any(", ".join(parts[: count + 1]).lower() in _emoji_labels() for count in range(len(parts)))
+
+
+@functools.cache
+def _scene_words() -> frozenset[str]:
+    shapes = [phrase(shape, count) for shape in SHAPES for count in (1, 2)]
+    told = [*shapes, *COLOURS, *BACKGROUNDS, *RELATIONS, *NUMBERS, "a", "an", "and", "on", "background"]
+    return frozenset(word for text in told for word in words(text))
+
+
+@functools.cache
+def _emoji_labels() -> frozenset[str]:
+    return frozenset(row.label.lower() for row in assets.load()[0])
 
 
 @functools.cache
