@@ -142,10 +142,13 @@ def score(args: argparse.Namespace) -> int:
         "detector": [args.detector.name, fingerprint_of_files(args.detector)],
         "clip": [args.clip.name, fingerprint_of_files(args.clip)],
     }
-    claim(args.out.with_suffix(".by.json"), told, "results")  # before the file is touched: it may be another's
-    done = begin_results(args.out)
+    # All of this before the file is touched: it may be another's.
+    if not _told(args.out).exists() and args.out.exists() and args.out.stat().st_size:
+        raise UserError(f"results={args.out}: not begun by this command; give another --out")
+    claim(_told(args.out), told, "results")
     images = [(one, path) for one in asked for path in one.images]
-    left = len(images) - sum(image_key(str(path)) in done for _, path in images)
+    done = begin_results(args.out, {image_key(str(path)): path for _, path in images})
+    left = len(images) - len(done)
     with args.out.open("a", encoding="utf-8") as file:
         for number, text in enumerate(_decided(images, done, detector, clip, rules, args.batch), start=1):
             file.write(text)
@@ -173,13 +176,37 @@ def _decided(
                 continue
             objects = kept(detections, one.question.task, rules)
             verdict = judge(one.question, objects, functools.partial(clip, image), rules)
-            yield line(path, one.question, verdict, objects)
+            yield line(path, one.question, verdict, objects, fingerprint_of_files(path))
+
+
+def _told(results: Path) -> Path:
+    """What says by which detector and from which tree, beside a result file of ours."""
+    return results.with_suffix(".by.json")
+
+
+def _refuse_mixed(name: str, paths: Sequence[Path]) -> None:
+    """UserError where two files of one name are told to be of two trees or scorers; the official one's tell nothing."""
+    first: tuple[Path, dict[str, Any]] | None = None
+    for path in paths:
+        told = made_by(_told(path), "results")
+        if told is None:
+            continue
+        if first is None:
+            first = path, told
+        for field in sorted({*told, *first[1]} - {"part"}):
+            before, now = first[1].get(field), told.get(field)
+            if before != now:
+                raise UserError(
+                    f"results of {name}: {first[0]} has {field}={before!r}, {path} {now!r}; expected parts of one "
+                    "tree by one scorer"
+                )
 
 
 def read(args: argparse.Namespace) -> int:
     """Print a row a model and, with --out, write a row a model and task."""
     rows = []
     for name, paths in _by_model(args.results).items():
+        _refuse_mixed(name, paths)
         results = [one for path in paths for one in read_results(path)]
         rows += table(results, name)
         _tell_gaps(name, [int(one.prompt[0]) for one in results if one.prompt[0].isdecimal()], Part())

@@ -67,7 +67,15 @@ def test_a_broken_line_is_told_by_its_number(changes: dict, told: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("", "empty"), ("\n", "empty"), (f"{LINE}\n\n{LINE}", "line 2"), ("{", "JSON")]
+    ("text", "told"),
+    [
+        ("", "empty"),
+        ("\n \n", "empty"),
+        ("{", "JSON"),
+        (f"\n{LINE}\n\n[", "line 4: .*JSON"),
+        ("[" * 100_000, "line 1: .*JSON"),
+        (LINE.replace(": 1", f": {'9' * 5000}"), "line 1: .*JSON"),
+    ],
 )
 def test_a_file_that_is_none(text: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "metadata.jsonl"
@@ -86,6 +94,13 @@ def test_lines_end_where_json_lines_do(tmp_path: Path) -> None:
     path.write_bytes(f"\ufeff{LINE}\r\n{other}\r\n\r\n".encode())
     assert [question.prompt for question in read_metadata(path)] == [parse(LINE).prompt, prompt]
     assert parse(read_metadata(path)[1].to_json()).prompt == prompt
+
+
+def test_blank_lines_are_none(tmp_path: Path) -> None:
+    """Before the first, between, and after the last."""
+    path = tmp_path / "metadata.jsonl"
+    path.write_text(f"\n{LINE}\n \n\n{LINE}\n\n")
+    assert read_metadata(path) == [parse(LINE)] * 2
 
 
 def test_a_set_has_the_official_shape() -> None:

@@ -15,6 +15,7 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.geneval import rate_interval
 from mmdit_jax.evaluation.official.classes import TASKS
 from mmdit_jax.evaluation.official.metadata import Clause, Question
+from mmdit_jax.evaluation.official.provenance import fingerprint_of_files
 from mmdit_jax.evaluation.official.results import begin_results, line, read_results, table
 from mmdit_jax.evaluation.official.rules import Found, Verdict
 from mmdit_jax.evaluation.official.tree import image_path, write_image
@@ -134,6 +135,8 @@ def test_names_of_models_and_prompts_that_nobody_scored(tmp_path: Path, capsys: 
     ("broken", "told"),
     [
         ("{", "line 2: not JSON"),
+        ("[" * 100_000, "line 2: not JSON"),
+        ('{"tag": ' + "9" * 5000 + "}", "line 2: not JSON"),
         ('{"tag": "counting"}', "line 2: expected filename, tag and metadata"),
         ('{"filename": "a", "tag": "count", "metadata": "", "correct": true}', "line 2: tag='count'"),
         ('{"filename": "a", "tag": "counting", "metadata": "", "correct": 0.5}', "line 2: expected"),
@@ -162,15 +165,17 @@ def test_lines_of_ours_are_the_official_ones(tmp_path: Path) -> None:
     found = {"cat": [Found(np.float32([1, 2, 3, 4]), np.float32(0.5), None)]}
     path = tmp_path / "results.jsonl"
     image = image_path(tmp_path / "tree", 0, 0)
-    path.write_text(line(image, question, Verdict(True, ""), found))
+    write_image(image, np.zeros((4, 4, 3), np.uint8))
+    path.write_text(line(image, question, Verdict(True, ""), found, fingerprint_of_files(image)))
     entry = json.loads(path.read_text())
-    assert list(entry) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
+    assert list(entry) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details", "fingerprint"]
     assert entry["filename"] == str(image) and entry["correct"] is True
     assert json.loads(entry["metadata"]) == question.to_dict()
     assert json.loads(entry["details"]) == {"cat": [[1, 2, 3, 4, 0.5]]}
     # A killed scorer leaves half a line: it is cut off, and the image scored again.
     path.write_text(path.read_text() + '{"filename": "tree/00000/sam')
-    assert begin_results(path) == {"00000/samples/0000.png"}
+    images = {"00000/samples/0000.png": image, "00000/samples/0001.png": tmp_path / "not scored yet"}
+    assert begin_results(path, images) == {"00000/samples/0000.png"}
     assert path.read_text().endswith("}\n") and len(read_results(path)) == 1
 
 

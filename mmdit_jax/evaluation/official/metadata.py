@@ -64,10 +64,12 @@ def read_metadata(path: Path) -> list[Question]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"geneval={path}: can't be read ({error}); expected GenEval's metadata, JSON lines") from error
     lines = text.rstrip().split("\n")  # not splitlines: JSON may hold other ends of lines, as U+2028, as they are
-    if not any(lines):
+    if not text.strip():
         raise UserError(f"geneval={path}: empty; expected GenEval's metadata, one JSON object a line")
     found = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             found.append(parse(line))
         except UserError as error:
@@ -83,7 +85,7 @@ def parse(line: str) -> Question:
     """
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of too many digits, or too deep
         raise UserError(f"{line.strip()[:80]!r}: not JSON ({error})") from error
     if not isinstance(entry, dict):
         raise UserError(f'{line.strip()[:80]!r}: expected a JSON object with "tag", "include" and "prompt"')

@@ -14,6 +14,7 @@ from mmdit_jax.errors import UserError
 from mmdit_jax.evaluation.geneval import mean_interval, rate_interval
 from mmdit_jax.evaluation.official.classes import TASKS
 from mmdit_jax.evaluation.official.metadata import Question
+from mmdit_jax.evaluation.official.provenance import fingerprint_of_files
 from mmdit_jax.evaluation.official.rules import Found, Verdict
 
 UNKNOWN = ("graded", "graded_low", "graded_high", "chance", "chance_graded")
@@ -28,10 +29,14 @@ class Result(NamedTuple):
     prompt: tuple[str, str]
     image: str
     correct: bool
+    fingerprint: str | None = None
+    """Of the image's file, where we scored it."""
 
 
-def line(image: Path, question: Question, verdict: Verdict, objects: Mapping[str, Sequence[Found]]) -> str:
-    """What the public scorer writes about an image, in its fields, with the line's end."""
+def line(
+    image: Path, question: Question, verdict: Verdict, objects: Mapping[str, Sequence[Found]], fingerprint: str
+) -> str:
+    """What the public scorer writes about an image, in its fields, and the file's fingerprint; with the line's end."""
     boxes = {name: [[*found.box.tolist(), float(found.score)] for found in some] for name, some in objects.items()}
     return (
         json.dumps(
@@ -43,6 +48,7 @@ def line(image: Path, question: Question, verdict: Verdict, objects: Mapping[str
                 "reason": verdict.reason,
                 "metadata": question.to_json(),
                 "details": json.dumps(boxes),
+                "fingerprint": fingerprint,
             }
         )
         + "\n"
@@ -60,20 +66,25 @@ def read_results(path: Path) -> list[Result]:
     Raises:
         UserError: there is none, or a line that is no result: which.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"results={path}: can't be read ({error}); expected GenEval's results, JSON lines") from error
-    found = [_result(path, number, text) for number, text in enumerate(lines, start=1) if text.strip()]
+    found = _results(path, whole_lines=False)
     if not found:
         raise UserError(f"results={path}: empty; expected GenEval's results, one JSON object a line")
     return found
 
 
+def _results(path: Path, *, whole_lines: bool) -> list[Result]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"results={path}: can't be read ({error}); expected GenEval's results, JSON lines") from error
+    numbered = enumerate(lines[:-1] if whole_lines else lines, start=1)
+    return [_result(path, number, text) for number, text in numbered if text.strip()]
+
+
 def _result(path: Path, number: int, text: str) -> Result:
     try:
         entry = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of too many digits, or too deep
         raise UserError(f"results={path}: line {number}: not JSON ({error})") from error
     if (
         not isinstance(entry, dict)
@@ -86,7 +97,8 @@ def _result(path: Path, number: int, text: str) -> Result:
     if entry["tag"] not in TASKS:
         raise UserError(f"results={path}: line {number}: tag={entry['tag']!r}: expected one of {', '.join(TASKS)}")
     key = image_key(entry["filename"])
-    return Result(entry["tag"], (key.split("/")[0], entry["metadata"]), key, bool(entry["correct"]))
+    prompt = (key.split("/")[0], entry["metadata"])
+    return Result(entry["tag"], prompt, key, bool(entry["correct"]), entry.get("fingerprint"))
 
 
 def table(results: Iterable[Result], name: str, run_id: str = "") -> list[dict[str, Any]]:
@@ -130,13 +142,31 @@ def _row(run_id: str, name: str, task: str, n: int, rate: float, interval: tuple
     return row | dict.fromkeys(UNKNOWN)
 
 
-def begin_results(path: Path) -> set[str]:
-    """The images whose results are in the file already; half a line, that a killed process left, is cut off."""
+def begin_results(path: Path, images: Mapping[str, Path]) -> set[str]:
+    """The images whose results are in the file already; half a line, that a killed process left, is cut off.
+
+    Args:
+        path: of the results; there may be none.
+        images: the tree's, by ``image_key``. Those that have no results yet may be new.
+
+    Raises:
+        UserError: a line that is no result, or one of an image that the tree doesn't have, or has another of by that
+            name; the file is left as it is.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         return set()
+    found = _results(path, whole_lines=True)
+    strange = [
+        one.image
+        for one in found
+        if one.image not in images or one.fingerprint != fingerprint_of_files(images[one.image])
+    ]
+    if strange:
+        raise UserError(
+            f"results={path}: {len(strange)} of {len(found)} are not of this tree's images, as {strange[0]} (it is "
+            "gone, or another one is there); give another --out"
+        )
     data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    return {result.image for result in read_results(path)} if whole.strip() else set()
+    os.truncate(path, data.rfind(b"\n") + 1)
+    return {result.image for result in found}
