@@ -16,7 +16,8 @@ from scaling.sandwich import jackknife
 def agreement(counted: Battles, clusters: Clusters, given: Mapping[str, float]) -> float:
     """p-value of the Wald test that all are fitted as far apart as ``given`` says; NaN for one anchor or cluster.
 
-    By the sandwich of a fit without anchors; F with (anchors − 1, clusters − 1) degrees of freedom.
+    By the sandwich of a fit without anchors; F with (anchors − 1, clusters − 1) degrees of freedom, clusters counted
+    as ``Clusters.effective`` does.
     """
     if len(given) < 2 or clusters.count < 2:
         return float("nan")
@@ -30,4 +31,4 @@ def agreement(counted: Battles, clusters: Clusters, given: Mapping[str, float]) 
     off = gaps @ theta - (elo[1:] - elo[0]) / ELO
     spread = gaps @ jackknife(design, theta, clusters) @ gaps.T
     size = float(off @ np.linalg.pinv(spread, hermitian=True) @ off) / len(off)
-    return float(stats.f.sf(size, len(off), clusters.count - 1))
+    return float(stats.f.sf(size, len(off), max(clusters.effective - 1, 1.0)))

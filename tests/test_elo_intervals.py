@@ -103,6 +103,11 @@ def test_degrees_of_freedom_are_those_of_clusters_of_one_size() -> None:
         for place, rating in enumerate(found.ratings):
             arm = stats.t.ppf(0.975, freedom) * np.sqrt(found.covariance[place, place])
             assert (rating.low, rating.high) == pytest.approx((rating.elo - arm, rating.elo + arm))
+    held = {"cluster": ("judge",), "draws": 0}
+    free = {rating.name: rating for rating in rate(table, anchors={"m2": 1000.0}, **held).ratings}["m0"]
+    size = (free.elo - 1060) / (free.high - free.elo) * stats.t.ppf(0.975, freedom)
+    doubt = rate(table, anchors={"m0": 1060.0, "m2": 1000.0}, **held).anchors_p
+    assert doubt == pytest.approx(2 * stats.t.sf(abs(size), freedom))
 
 
 def test_few_prompts_give_wide_intervals_and_one_gives_none() -> None:
