@@ -1,6 +1,9 @@
 """How often 95 % intervals of correlations hold the truth, where runs share a ladder and a seed: docs/correlations.md.
 
-    python -m benchmarks.correlation_coverage                # 2 minutes on one core
+    python -m benchmarks.correlation_coverage                # 3 minutes on one core
+
+Runs that stand alone, in worlds that are normal and in such that aren't: Fisher's z, the jackknife, and what
+``correlate`` says, which is the wider of both from ten runs on.
 
 Simulated studies of known correlation: loss and score are sums of what a ladder shares, what a seed shares and what is
 each run's own, all normal. Three intervals of each coefficient: of runs that stand alone (what a table without groups
@@ -15,11 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from benchmarks import command, markdown
 from scaling.bins import compare_bins
-from scaling.coefficients import KINDS, Control, coefficient
-from scaling.correlation import correlate
+from scaling.coefficients import KINDS, Control, Kind, coefficient
+from scaling.correlation import correlate, fisher_error, spread_of, z_statistic
 from scaling.dependence import Groups
 from scaling.resample import group_counts
 
@@ -67,12 +71,44 @@ class Design:
         return x, y
 
 
+def bent(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The score falls with e^(x/2), and has a noise of its own."""
+    return x, 0.3 * rng.normal(size=len(x)) - np.exp(x / 2)
+
+
+def heavy(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Student's t with 5 degrees of freedom in both: some runs are far out."""
+    far = np.sqrt(5 / rng.chisquare(5, len(x)))
+    return x * far, y * far
+
+
+def spreading(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The score's noise is as large as x is far from its mean."""
+    return x, 0.8 * np.abs(x) * rng.normal(size=len(x)) - x
+
+
+WORLDS = {
+    "normal, −0.6": (-0.6, None),
+    "normal, −0.9": (-0.9, None),
+    "normal, −0.98": (-0.98, None),
+    "curved": (0.0, bent),
+    "heavy tails": (-0.9, heavy),
+    "spread grows": (0.0, spreading),
+}
+ROWS = (8, 12, 20, 36)
+MANY = 1_000_000
+"""Rows whose coefficients are taken for the truth of a world."""
+
+SHAPE, MORE = (6, 3, 2), (6, 6, 1)
+"""Ladders, budgets and seeds of studies in which loss and score follow size."""
+
 DESIGNS = (
     Design(6, 3, 2, 0.0, 0.0, 0.7),
     Design(6, 3, 2, -0.8, -0.8, 0.7),
     Design(6, 3, 2, -0.8, -0.3, 0.5, 0.05),
     Design(6, 3, 2, 0.0, 0.0, 0.5, 0.2),
     Design(6, 3, 2, -0.8, -0.8, 0.0),
+    Design(3, 6, 2, -0.8, -0.3, 0.5),
     Design(4, 1, 5, -0.6, -0.6, 0.5),
     Design(10, 1, 10, 0.0, 0.0, 0.4, 0.4),
     Design(20, 3, 2, -0.6, -0.2, 0.5),
@@ -88,7 +124,7 @@ def coverage(design: Design, studies: int) -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(0)
     for study in range(studies):
         x, y = design.draw(rng)
-        alone = correlate(x, y, permutations=PERMUTATIONS, draws=DRAWS, seed=study)
+        alone = correlate(x, y, permutations=PERMUTATIONS, seed=study)
         grouped = correlate(x, y, groups=groups, permutations=PERMUTATIONS, seed=study)
         counts = group_counts(DRAWS, design.ladders, rng)[:, ladder]
         for kind in KINDS:
@@ -107,16 +143,50 @@ def coverage(design: Design, studies: int) -> dict[str, dict[str, float]]:
     return {kind: dict(found) for kind, found in hits.items()}
 
 
-def given_size(studies: int, effect: float, degree: int) -> dict[str, float]:
-    """Partial coefficients given log FLOPs of 6 ladders × 3 budgets × 2 seeds: how often 0 lies outside the interval.
+def standing_alone(world: str, rows: int, truth: dict[Kind, float], studies: int) -> dict[Kind, dict[str, float]]:
+    """Of ``rows`` runs that share nothing: how often each interval holds the ``truth`` of a world."""
+    hits: dict[Kind, dict[str, float]] = {kind: defaultdict(float) for kind in KINDS}
+    rng, groups, nothing = np.random.default_rng(rows), Groups(rows, {}), Control.nothing(rows)
+    for _ in range(studies):
+        x, y = of_world(world, rows, rng)
+        found = correlate(x, y, order=np.arange(rows)[None])
+        for kind in KINDS:
+            c = found.of(kind)
+            spread = spread_of(z_statistic(kind, x, y, nothing), groups, nothing)
+            away = abs(spread.values[0] - np.arctanh(truth[kind]))
+            jackknife = stats.t.ppf(0.975, spread.freedom[0]) * spread.errors[0]
+            hits[kind]["Fisher z"] += (away <= stats.norm.ppf(0.975) * fisher_error(kind, c.r, rows)) / studies
+            hits[kind]["jackknife"] += (away <= jackknife) / studies
+            hits[kind]["told"] += (c.low <= truth[kind] <= c.high) / studies
+            hits[kind]["width"] += (c.high - c.low) / studies
+    return {kind: dict(found) for kind, found in hits.items()}
+
+
+def of_world(world: str, rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and scores of runs that share nothing."""
+    r, change = WORLDS[world]
+    x, noise = rng.normal(size=(2, rows))
+    y = r * x + np.sqrt(1 - r * r) * noise
+    return (x, y) if change is None else change(x, y, rng)
+
+
+def truths(world: str) -> dict[Kind, float]:
+    """Each coefficient over MANY runs."""
+    x, y = of_world(world, MANY, np.random.default_rng(1))
+    found = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
+    return {kind: float(found[kind](x, y).statistic) for kind in KINDS}
+
+
+def given_size(studies: int, effect: float, degree: int, shape: tuple[int, int, int]) -> dict[str, float]:
+    """Partial coefficients given log FLOPs of ladders × budgets × seeds: how often 0 lies outside the interval.
 
     Loss falls with log FLOPs, the score rises with them, curved where ``degree`` is 2; ``effect`` is what the rest of
     loss does to the rest of the score, both with a part that a ladder shares.
     """
-    design = Design(6, 3, 2, -effect, -effect, 0.5)
+    design = Design(*shape, -effect, -effect, 0.5)
     ladder, _ = design.labels()
-    budget = np.indices((6, 3, 2))[1].reshape(-1)
-    size = np.log(24.0 * (ladder + 2)) * 3 + np.log(np.array([200, 450, 1000]))[budget]
+    budget = np.indices(shape)[1].reshape(-1)
+    size = np.log(24.0 * (ladder + 2)) * 3 + np.log(np.geomspace(200, 1000, shape[1]))[budget]
     size = (size - size.mean()) / size.std()
     groups = Groups.of(len(ladder), {"ladder": ladder})
     out: dict[str, float] = defaultdict(float)
@@ -169,6 +239,15 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=500, help="simulated of each design (%(default)s)")
     args = parser.parse_args()
     rows = []
+    for world in WORLDS:
+        truth = truths(world)
+        for count in ROWS:
+            alone = standing_alone(world, count, truth, args.studies)
+            for kind in KINDS:
+                shares = [percent(alone[kind][name]) for name in ("Fisher z", "jackknife", "told")]
+                rows.append([world, str(count), kind, f"{truth[kind]:+.2f}", *shares, f"{alone[kind]['width']:.2f}"])
+    told("runs alone|rows|coefficient|truth|Fisher z|jackknife|correlate|mean width", rows)
+    rows = []
     for design in DESIGNS:
         found = coverage(design, args.studies)
         for kind in KINDS:
@@ -184,13 +263,13 @@ def main() -> None:
         rows,
     )
     rows = []
-    for effect, degree in ((0.0, 1), (0.0, 2), (0.8, 1)):
-        of = given_size(args.studies, effect, degree)
+    for effect, degree, shape in ((0.0, 1, SHAPE), (0.0, 1, MORE), (0.0, 2, SHAPE), (0.8, 1, SHAPE)):
+        of = given_size(args.studies, effect, degree, shape)
+        size = " × ".join(map(str, shape))
         for kind in KINDS:
-            rows.append(
-                [f"{-effect or 0:g}", str(degree), kind, percent(of[f"plain {kind}"]), percent(of[f"given {kind}"])]
-            )
-    told("effect given size|degree|coefficient|0 outside: plain|0 outside: given size", rows)
+            shares = [percent(of[f"{name} {kind}"]) for name in ("plain", "given")]
+            rows.append([size, f"{-effect or 0:g}", str(degree), kind, *shares])
+    told("ladders × budgets × seeds|effect given size|degree|coefficient|0 outside: plain|0 outside: given size", rows)
     rows = []
     for better in (0.0, 0.5, 1.0):
         of = best_bin(args.studies, better)

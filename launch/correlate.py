@@ -8,7 +8,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from launch.tables import EXIT_OK, command_parser, enough, resampling_options, text_table
+from launch.tables import EXIT_OK, command_parser, natural, table_options, text_table
 
 if TYPE_CHECKING:
     from scaling.bins import Bins
@@ -57,7 +57,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="partial correlation too, of rows that are the same in these columns",
     )
     parser.add_argument("--bins", action="store_true", help="x_0, x_1, …, each beside x: is one the better predictor?")
-    resampling_options(parser, default=2000, count=enough)
+    table_options(parser)
+    parser.add_argument("--seed", metavar="N", type=natural, default=0, help="of the random permutations (%(default)s)")
     parser.set_defaults(run=run_correlate)
 
 
@@ -87,7 +88,6 @@ def run_correlate(args: argparse.Namespace) -> int:
         within=tuple(name for names in within for name in names),
         degree=args.given_degree,
         bins=args.bins,
-        draws=args.bootstrap,
         seed=args.seed,
     )
     pairs, why = ask(table, question)
@@ -131,7 +131,7 @@ def _lines(found: Correlation) -> list[str]:
 
 
 def _p_of(c: Coefficient) -> str:
-    return f"p = {c.p:.3g} ({c.p_method})" if math.isfinite(c.p) else "no p"
+    return f"p = {c.p:.3g} ({c.p_method})" if math.isfinite(c.p) else f"no p{c.p_method.removeprefix('none')}"
 
 
 def _bins(bins: Bins, pair: Pair) -> list[str]:
@@ -188,6 +188,7 @@ def _many(pairs: list[Pair], why: dict[tuple[str, str], str]) -> str:
 
     from scaling.bins import answer
     from scaling.coefficients import KINDS
+    from scaling.correlation import DESCRIPTIVE
     from scaling.correlation_pairs import percent
 
     def cells(pair: Pair, found: Correlation, prefix: str) -> dict[str, str]:
@@ -218,6 +219,8 @@ def _many(pairs: list[Pair], why: dict[tuple[str, str], str]) -> str:
     notes = [f"intervals: {'; '.join(sorted(how))}"]
     if len(pairs) > 1:
         notes.append(f"p by Holm's rule over {len(pairs)} pairs, each coefficient by itself")
+    if any(partial.kendall.p_method == DESCRIPTIVE for _, partial in given):
+        notes.append("Kendall given columns is descriptive: it isn't 0 where x says no more than they do, and has no p")
     notes += [f"skipped {x}, {y}: {reason}" for (x, y), reason in why.items()]
     return "\n\n".join([*parts, "\n".join([*notes, *_few(pairs[0])])])
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from scaling.coefficients import KINDS, Control, Kind, coefficient
-from scaling.correlation import by_jackknife, spread_of, z_of
+from scaling.correlation import by_jackknife, descriptive, spread_of, z_of
 from scaling.dependence import NOTHING, Groups, Statistic
 from scaling.errors import TableError
 from scaling.plain import plain
@@ -23,7 +23,8 @@ class Bin:
 
     ``difference`` is of Fisher's z, above 0 where the bin is the stronger: the mean's sign counts as the right one.
     ``low`` to ``high`` is its interval; ``p`` that it is 0 for this bin alone, ``p_best`` for whoever picks the most
-    different of all bins; all NaN where leaving out no group changes the difference.
+    different of all bins; all NaN where leaving out no group changes the difference, or there are two groups; the p
+    for Kendall's given columns too (``correlation.descriptive``).
     """
 
     name: str
@@ -108,6 +109,9 @@ def compare_bins(
         means[kind] = (float(r[0]), *ends[0])
         errors = np.where(spread.errors < NOTHING, np.nan, spread.errors)
         reach = stats.t.ppf((1 + level) / 2, spread.freedom) * errors
+        p = np.stack([spread.p_values(), spread.p_of_largest(rng)])
+        if descriptive(kind, held):
+            p[:] = np.nan
         rows[kind] = [
             Bin(name, *map(float, numbers))
             for name, *numbers in zip(
@@ -118,8 +122,7 @@ def compare_bins(
                 spread.values,
                 spread.values - reach,
                 spread.values + reach,
-                spread.p_values(),
-                spread.p_of_largest(rng),
+                *p,
                 strict=True,
             )
         ]

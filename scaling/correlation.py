@@ -13,13 +13,12 @@ from scaling.dependence import NOTHING, Groups, Spread, Statistic, jackknife
 from scaling.errors import TableError
 from scaling.permutation import orders, permutation_p
 from scaling.plain import plain
-from scaling.resample import group_counts
 
-BOOTSTRAP_ROWS = 20
-"""From this many rows on, intervals of rows that stand alone are BCa bootstrap; below, Fisher's z, since few rows
-repeat too often."""
+JACKKNIFE_ROWS = 10
+"""Of fewer rows that stand alone the jackknife makes intervals of Pearson's and Spearman's about twice as long as they
+need to be."""
 PERMUTATIONS = 20_000
-NONE = "none: fewer than 4 rows"
+DESCRIPTIVE = "none: descriptive"
 LEFT_NOTHING = "none: nothing left once the others are held fixed"
 
 
@@ -68,22 +67,24 @@ def correlate(
     groups: Groups | None = None,
     control: Control | None = None,
     level: float = 0.95,
-    draws: int = 2000,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
     order: np.ndarray | None = None,
 ) -> Correlation:
     """Correlate two columns ``[rows]`` of finite numbers; with ``control`` partially (``Control``, ``coefficient``).
 
-    Rows that stand alone: BCa bootstrap over rows (Efron 1987) from BOOTSTRAP_ROWS on; below, Fisher's z with standard
-    error 1/√(n−3), for Spearman √((1 + r²/2)/(n−3)) (Bonett and Wright 2000), for Kendall √(0.437/(n−4)) (Fieller,
-    Hartley and Pearson 1957). With fewer than 4 rows (5 for Kendall) there is none: (−1, 1).
-
-    With ``groups``, or a control: Fisher's z with a standard error by jackknife over whole groups, and Student's t.
+    Intervals are of Fisher's z, as far on either side as the larger of two says: a jackknife over the rows, or with
+    ``groups`` over whole groups, with Student's t; and what as many rows of normal columns have that stand alone, with
+    standard error 1/√(n−3), for Spearman √((1 + r²/2)/(n−3)) (Bonett and Wright 2000), for Kendall √(0.437/(n−4))
+    (Fieller, Hartley and Pearson 1957), n less for what a control fits. The first by itself is short for groups that
+    happen to be alike, the second for heavy tails, for spread that changes, and for Kendall's near ±1, whose variance
+    is no constant there. Below JACKKNIFE_ROWS rows that stand alone the second is all, but for Kendall. With fewer
+    than 4 rows (5 for Kendall) beyond what is fitted, or two groups, there is none: (−1, 1).
 
     p-values count permutations: of rows, or of whole groups where all have one size; else, and with a control, they
-    are of the t of the jackknife, and NaN where leaving out no group changes anything. ``order`` are
-    ``permutation.orders`` of the same groups, where a caller has them.
+    are of the same z: below 1 − ``level`` where the interval leaves out 0. NaN where leaving out no group changes
+    anything, and for Kendall's given columns (``descriptive``). ``order`` are ``permutation.orders`` of the same
+    groups, where a caller has them.
 
     A coefficient to which the control leaves nothing is NaN, as those of ranks are where loss falls with every FLOP.
 
@@ -96,28 +97,19 @@ def correlate(
     held = control or Control.nothing(len(x))
     if len(x) < 3 + held.parameters:
         raise TableError(f"rows={len(x)}: too few with that held fixed; expected {3 + held.parameters} or more")
-    alone = not groups.index and control is None and len(x) >= BOOTSTRAP_ROWS and draws > 0
-    counts = group_counts(draws, len(x), np.random.default_rng(seed)) if alone else None
     found = {}
     for kind in KINDS:
         r = float(coefficient(kind, x, y, np.ones((1, len(x))), held)[0])
         if math.isnan(r):
             found[kind] = Coefficient(r, -1.0, 1.0, math.nan, LEFT_NOTHING, "none")
             continue
-        p, p_method = math.nan, ""
-        if groups.index or control is not None:
-            spread = spread_of(_z(kind, x, y, held), groups, held)
-            low, high, interval = by_jackknife(kind, r, spread, 0, groups, held, level)
-            p = float(spread.p_values()[0])
-            p_method = "t of the jackknife" if math.isfinite(p) else "none"
-        elif counts is not None:
-            low, high = _bca(kind, x, y, r, level, counts)
-            interval = "BCa bootstrap over rows"
-        else:
-            low, high, interval = fisher(kind, r, len(x), level)
+        spread = spread_of(z_statistic(kind, x, y, held), groups, held)
+        low, high, interval = by_jackknife(kind, r, spread, 0, groups, held, level)
         if control is None and groups.equal():
             order = orders(groups, permutations, seed) if order is None else order
             p, p_method = permutation_p(kind, x, y, groups, order)
+        else:
+            p, p_method = _p_of_z(kind, r, spread, groups, held)
         found[kind] = Coefficient(r, low, high, p, interval, p_method)
     if all(math.isnan(c.r) for c in found.values()):
         raise TableError("nothing left of a column once the others are held fixed; expected one that still changes")
@@ -140,19 +132,16 @@ def z_of(kind: Kind, r: np.ndarray, rows: int) -> np.ndarray:
     return np.arctanh(np.clip(r, swap - 1, 1 - swap))
 
 
-def _z(kind: Kind, x: np.ndarray, y: np.ndarray, control: Control) -> Statistic:
+def z_statistic(kind: Kind, x: np.ndarray, y: np.ndarray, control: Control) -> Statistic:
+    """Fisher's z of one coefficient, of weighted rows."""
     return lambda weights: z_of(kind, coefficient(kind, x, y, weights, control)[:, None], len(x))
 
 
-def fisher(kind: Kind, r: float, rows: int, level: float) -> tuple[float, float, str]:
-    """Interval of a coefficient of ``rows`` independent rows, and what it is called."""
+def fisher_error(kind: Kind, r: float, rows: int) -> float:
+    """Standard error of Fisher's z of ``rows`` independent ones; NaN of too few."""
     spare = rows - (4 if kind == "kendall" else 3)
-    if spare < 1:
-        return -1.0, 1.0, NONE if kind != "kendall" else NONE.replace("4", "5")
-    variance = {"pearson": 1.0, "spearman": 1 + r * r / 2, "kendall": 0.437}[kind] / spare
-    reach = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt(variance)
-    z = float(z_of(kind, np.array(r), rows))
-    return min(math.tanh(z - reach), r), max(math.tanh(z + reach), r), "Fisher z"
+    variance = {"pearson": 1.0, "spearman": 1 + r * r / 2, "kendall": 0.437}[kind]
+    return math.sqrt(variance / spare) if spare > 0 else math.nan
 
 
 def spread_of(statistic: Statistic, groups: Groups, control: Control) -> Spread:
@@ -165,34 +154,51 @@ def by_jackknife(
 ) -> tuple[float, float, str]:
     """Interval of ``r``, whose Fisher's z is the value at ``place`` of ``spread``, and what it is called.
 
-    Where leaving out a group leaves nothing to correlate there is none; where none of them changes anything, as when
-    all orders agree, the interval is that of as many independent rows as there are groups.
+    It reaches no less far than that of independent rows, which is all that few have (``by_fisher``). Where leaving out
+    a group leaves nothing to correlate there is none, nor of two groups; where no group changes anything, as when all
+    orders agree, it is that of as many independent rows as there are groups.
     """
+    if groups.few:
+        return -1.0, 1.0, "none: two groups are one difference"
     error, freedom = float(spread.errors[place]), float(spread.freedom[place])
+    error = 0.0 if by_fisher(kind, groups, control) else error
+    still = error < NOTHING
+    rows, unit = (min(groups.counts.values()), "group") if still and groups.index else (groups.rows, "row")
+    alone = fisher_error(kind, r, rows - control.parameters) * float(stats.norm.ppf((1 + level) / 2))
+    if math.isnan(alone):
+        return -1.0, 1.0, f"none: fewer than {(5 if kind == 'kendall' else 4) + control.parameters} {unit}s"
     if not math.isfinite(error):
-        return -1.0, 1.0, "none: not defined without some group"
-    if error < NOTHING:
-        fewest = min(int(factor.max()) + 1 for factor in groups.factors)
-        low, high, how = fisher(kind, r, fewest - control.parameters, level)
-        return low, high, how.replace("rows", "groups") if how.startswith("none") else "Fisher z of the groups"
+        return -1.0, 1.0, f"none: not defined without some {'group' if groups.index else 'row'}"
     reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
-    z = float(spread.values[place])
     what = " × ".join(f"{name} ({count})" for name, count in groups.counts.items()) or f"{groups.rows} rows"
     how = f"jackknife over {what}, t with {freedom:.3g} df"
+    if alone >= reach:
+        reach = alone
+        how = f"Fisher z of the rows, wider than the {how}" if groups.index and not still else "Fisher z"
+        how += " of the groups" if unit == "group" else ""
+    z = float(z_of(kind, np.array(r), rows))
     return min(math.tanh(z - reach), r), max(math.tanh(z + reach), r), how
 
 
-def _bca(kind: Kind, x: np.ndarray, y: np.ndarray, r: float, level: float, counts: np.ndarray) -> tuple[float, float]:
-    rows, draws = len(x), len(counts)
-    nothing = Control.nothing(rows)
-    samples = coefficient(kind, x, y, counts, nothing)
-    samples = samples[np.isfinite(samples)]
-    left = coefficient(kind, x, y, 1 - np.eye(rows), nothing)
-    spread = left.mean() - left
-    scale = (spread**2).sum() ** 1.5
-    acceleration = (spread**3).sum() / (6 * scale) if scale > 0 else 0.0
-    below = np.clip(((samples < r).mean() + (samples <= r).mean()) / 2, 1 / (draws + 1), draws / (draws + 1))
-    bias = stats.norm.ppf(below)
-    shifted = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(samples, stats.norm.cdf(bias + shifted / (1 - acceleration * shifted)))
-    return float(low), float(high)
+def by_fisher(kind: Kind, groups: Groups, control: Control) -> bool:
+    """Whether rows are too few for a jackknife (JACKKNIFE_ROWS); Kendall's has nothing better."""
+    return kind != "kendall" and not groups.index and groups.rows - control.parameters < JACKKNIFE_ROWS
+
+
+def descriptive(kind: Kind, control: Control) -> bool:
+    """Whether a coefficient isn't 0 where the two columns are unrelated given the others, so that it has no p.
+
+    That is so of Kendall's given columns (Kendall 1942; Korn 1984): order alone can't take out what they do.
+    """
+    return kind == "kendall" and control.columns.size > 0
+
+
+def _p_of_z(kind: Kind, r: float, spread: Spread, groups: Groups, control: Control) -> tuple[float, str]:
+    """Two-sided p that z is 0 by the first of ``spread``, or as of independent rows if that is larger; and by which."""
+    if descriptive(kind, control):
+        return math.nan, DESCRIPTIVE
+    p = 0.0 if by_fisher(kind, groups, control) else float(spread.p_values()[0])
+    alone = 2 * float(stats.norm.sf(abs(spread.values[0]) / fisher_error(kind, r, groups.rows - control.parameters)))
+    if not math.isfinite(p + alone):
+        return math.nan, "none"
+    return (p, "t of the jackknife") if p >= alone else (alone, "Fisher z of the rows")

@@ -46,7 +46,6 @@ class Question:
     degree: int = 1
     bins: bool = False
     level: float = 0.95
-    draws: int = 2000
     seed: int = 0
 
     @property
@@ -171,7 +170,7 @@ def _pair(table: pd.DataFrame, x: str, y: str, question: Question, known: dict[b
         order = known[key]
     a, b = columns[x], columns[y]
     level, seed = question.level, question.seed
-    found = correlate(a, b, groups=groups, level=level, draws=question.draws, seed=seed, order=order)
+    found = correlate(a, b, groups=groups, level=level, seed=seed, order=order)
     partial, held, control, left = None, "", None, 1.0
     if question.holds:
         control, held = hold(rows, columns, question)

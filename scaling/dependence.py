@@ -6,6 +6,7 @@ groups bear, so that few groups give wide intervals instead of false ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ DRAWS = 20_000
 
 NOTHING = 1e-9
 """A standard error below is none: no group changes the value, as when all orders agree."""
+
+FEWEST = 3
+"""Groups that some factor must have: two are one difference, which may be small by luck."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Weights ``[B, rows]`` (how often each row is there) -> values ``[B, k]``."""
@@ -59,6 +63,11 @@ class Groups:
     def cells(self) -> np.ndarray:
         """Index ``[rows]`` of what rows share in all factors."""
         return _joint(self.factors)
+
+    @property
+    def few(self) -> bool:
+        """Whether no factor has FEWEST groups, so that nothing is known of how they spread."""
+        return max(int(factor.max()) + 1 for factor in self.factors) < FEWEST
 
     def equal(self) -> bool:
         """Whether every combination of the factors' groups has the same number of rows: what permuting groups needs."""
@@ -137,7 +146,7 @@ def jackknife(statistic: Statistic, groups: Groups, parameters: int = 0) -> Spre
     That counts twice what is each row's own, so that intervals err on the long side; taking the double off (Cameron,
     Gelbach and Miller 2011) leaves them short where both factors matter and have ten groups each.
 
-    NaN where a value isn't defined without some group.
+    NaN where a value isn't defined without some group, and all of it where groups are ``few``.
     """
     values = statistic(np.ones((1, groups.rows)))[0]
     found, freedom = [], []
@@ -150,7 +159,8 @@ def jackknife(statistic: Statistic, groups: Groups, parameters: int = 0) -> Spre
     variances = np.stack([np.diag(covariance) for covariance in found])
     with np.errstate(invalid="ignore", divide="ignore"):
         free = variances.sum(axis=0) ** 2 / (variances**2 / np.array(freedom)[:, None]).sum(axis=0)
-    return Spread(values, sum(found), np.nan_to_num(free, nan=1.0))
+    unknown = math.nan if groups.few else 0.0
+    return Spread(values, np.sum(found, axis=0) + unknown, np.nan_to_num(free, nan=1.0))
 
 
 def _joint(factors: list[np.ndarray]) -> np.ndarray:

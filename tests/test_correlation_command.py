@@ -96,12 +96,21 @@ def test_many_pairs_are_adjusted_and_what_is_skipped_is_told(
     for place in (lambda pair: pair, lambda pair: pair["partial"]):
         for kind in ("pearson", "spearman", "kendall"):
             coefficients = {pair["y"]: place(pair)[kind] for pair in found["pairs"]}
+            if kind == "kendall" and "held" in place(found["pairs"][0]):
+                # It isn't 0 where loss has no effect given the steps.
+                assert {(c["p"], c["p_holm"], c["p_method"]) for c in coefficients.values()} == {
+                    (None, None, "none: descriptive")
+                }
+                assert all(-1 < c["low"] < c["high"] < 1 for c in coefficients.values())
+                continue
             known = holm({name: c["p"] for name, c in coefficients.items()})
             assert {name: c["p_holm"] for name, c in coefficients.items()} == pytest.approx(known)
     assert found["pairs"][0]["partial"]["held"] == "given log steps"
     text = told(tmp_path, capsys, *options)
     assert "Holm's rule over 3 pairs" in text and "skipped val_loss, geneval: geneval=0 in every row" in text
-    assert "given log steps:" in text
+    assert "given log steps:" in text and "Kendall given columns is descriptive" in text
+    lines = told(tmp_path, capsys, "--x", "val_loss", "--y", "elo", "--given", "log(steps)").splitlines()
+    assert lines[6].startswith("Kendall") and lines[6].endswith("no p: descriptive")
     one = json.loads(told(tmp_path, capsys, "--x", "val_loss", "--y", "el*", "--json"))
     assert len(one["pairs"]) == 1 and "p_holm" not in one["pairs"][0]["pearson"]  # a pattern gives a list
 
@@ -170,3 +179,9 @@ def test_no_p_is_told_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert found[1]["spearman"]["p_holm"] == pytest.approx(min(1, 2 * found[1]["spearman"]["p"]))
     row, other = told(tmp_path, capsys, *group, "score,z").splitlines()[1:3]
     assert row.split()[-1] == "–" and "nan" not in row and other.split()[-1] != "–"
+
+
+def test_few_rows_are_called_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pd.DataFrame({"a": [1, 2, 4, 3], "b": [4, 2, 1, 0], "c": [2, 3, 5, 9]}).to_csv(tmp_path / "t.csv", index=False)
+    text = told(tmp_path, capsys, "--x", "a", "--y", "b", "--given", "c")
+    assert "none: fewer than 5 rows" in text and "groups" not in text

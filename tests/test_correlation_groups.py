@@ -8,6 +8,7 @@ from scipy import stats
 
 from benchmarks.correlation_coverage import Design
 from scaling.bins import compare_bins
+from scaling.coefficients import Control
 from scaling.correlation import correlate
 from scaling.dependence import Groups, Spread, jackknife
 from scaling.errors import TableError
@@ -92,7 +93,7 @@ def test_p_of_groups_is_that_of_as_many_rows() -> None:
 def test_unequal_groups_have_p_by_t() -> None:
     rng = np.random.default_rng(0)
     groups = Groups.of(20, {"ladder": np.arange(20) ** 2 // 60})
-    found = correlate(*rng.normal(size=(2, 20)), groups=groups, draws=0)
+    found = correlate(*rng.normal(size=(2, 20)), groups=groups)
     assert found.pearson.p_method == "t of the jackknife" and 0 < found.pearson.p <= 1
     holds = found.pearson.low <= 0 <= found.pearson.high
     assert holds == (found.pearson.p > 0.05)
@@ -110,7 +111,7 @@ def test_intervals_hold_where_runs_share_ladders_and_seeds(seed: float) -> None:
     for study in range(studies):
         x, y = design.draw(rng)
         for hits, found in (
-            (alone, correlate(x, y, draws=200, permutations=9, seed=study)),
+            (alone, correlate(x, y, permutations=9, seed=study)),
             (grouped, correlate(x, y, groups=groups, permutations=9)),
         ):
             ends = (found.pearson, found.spearman, found.kendall)
@@ -126,6 +127,31 @@ def test_orders_that_agree_in_full_have_an_interval_of_the_groups() -> None:
     assert found.interval == "Fisher z of the groups" and found.low == pytest.approx(known.low)
     few = correlate(np.array([0.0, 1, 0, 2, 0, 0]), np.arange(6.0), groups=ladders(3, 2)).pearson
     assert few.low >= -1 and few.high <= 1
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_two_groups_have_no_interval(held: bool) -> None:
+    """What two ladders differ by may be small by luck: the same rows alone would look less sure than these."""
+    rng, groups = np.random.default_rng(0), ladders(2, 18)
+    x = rng.normal(size=36)
+    y = 0.6 * rng.normal(size=36) - x
+    found = correlate(x, y, groups=groups, control=Control(rng.normal(size=(36, 1))) if held else None)
+    for c in (found.pearson, found.spearman, found.kendall):
+        assert (c.low, c.high) == (-1, 1) and c.interval == "none: two groups are one difference"
+        assert np.isnan(c.p) if held else c.p < 0.05  # they do go together in these two
+    row = compare_bins(x, np.stack([x + rng.normal(size=36), x], axis=1), y, groups=groups).rows["pearson"][0]
+    assert np.isnan([row.low, row.high, row.p, row.p_best]).all() and np.isfinite(row.difference)
+
+
+def test_groups_are_never_surer_than_as_many_rows_alone() -> None:
+    """Three ladders that happen to be much alike."""
+    rng = np.random.default_rng(0)
+    x, y = np.tile(rng.normal(size=(2, 12)), 3) + 0.01 * rng.normal(size=(2, 36))
+    y = y - x
+    found = correlate(x, y, groups=ladders(3, 12)).pearson
+    known = stats.pearsonr(x, y).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((known.low, known.high))
+    assert found.interval.startswith("Fisher z of the rows, wider than the jackknife over ladder (3)")
 
 
 def test_one_group_is_refused() -> None:

@@ -160,10 +160,10 @@ def test_bad_input_is_one_line(table: Path, tmp_path: Path, capsys: pytest.Captu
             assert f"{option}: '-1': expected a whole number, 0 or more" in err
 
 
-@pytest.mark.parametrize("command", ["rank", "efficiency", "elo", "winrate", "correlate"])
+@pytest.mark.parametrize("command", ["rank", "efficiency", "elo", "winrate"])
 def test_too_few_resamples_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Of one, or a dozen, the interval's ends would leave out its own estimate."""
-    needed = {"winrate": ["--against", "a"], "correlate": ["--x", "a", "--y", "b"]}.get(command, [])
+    needed = {"winrate": ["--against", "a"]}.get(command, [])
     for draws in ("1", "2", "99"):
         with pytest.raises(SystemExit) as stopped:
             main([command, "table.csv", *needed, "--bootstrap", draws])
