@@ -20,6 +20,8 @@ from scaling.study import values
 Kind = Literal["loss", "elo", "rank"]
 SETTLED = 0.975
 """Probability of being ahead from which on it counts as shown: the end of a two-sided 95 % interval."""
+ONE_TRAINING = ("none", "settings", "prompts")
+"""What ranks are resampled over where no training was repeated."""
 DRAWS = 20_000
 """Of the noise, for the probability of being the best of many."""
 
@@ -56,6 +58,8 @@ class Contest:
     best: float
     how: str
     """What was repeated, in words."""
+    trained: bool = True
+    """Whether trainings were repeated. Where not, intervals and probabilities are of these trainings alone."""
     seeds: int = 0
     """That the first two share at a size (the median); 0 where it is not known."""
     sizes: int = 0
@@ -74,13 +78,14 @@ class Contest:
 
     @property
     def settled(self) -> bool:
-        """Whether the first is shown to be better than the second."""
-        return self.known and self.ahead[1] >= SETTLED
+        """Whether the first is shown to be better than the second, in other trainings as well."""
+        return self.known and self.trained and self.ahead[1] >= SETTLED
 
     @property
     def tied(self) -> tuple[str, ...]:
         """The first, and all that it is not shown to be better than."""
-        rest = [name for name, p in zip(self.names[1:], self.ahead[1:], strict=True) if not p >= SETTLED]
+        shown = [self.trained and p >= SETTLED for p in self.ahead[1:]]
+        rest = [name for name, known in zip(self.names[1:], shown, strict=True) if not known]
         return (self.names[0], *rest)
 
 
@@ -141,14 +146,15 @@ def by_elo(elo: EloTable, results: pd.DataFrame, question: str = "") -> Contest 
         rng = np.random.default_rng(0)
         drawn = elo.samples[rng.integers(len(elo.samples), size=DRAWS)][:, list(found.runs)]
         samples = mean + widen * (drawn - points[list(found.runs)]) @ found.operator.T + _trainings(found, rng)
-    seeds, sizes = found.shared(order[0], order[1])
+    seeds, sizes, lengths = found.shared(order[0], order[1])
     over = " and ".join(_many(count, name) for name, count in elo.clusters.items())
     contest = _sampled(
         "elo", f"Elo, {question}" if question else "Elo", list(found.names), mean, samples, order, sign=-1,
-        how=f"{over} resampled; {_repeated(seeds, sizes)}",
+        how=f"{over} resampled; {_repeated(seeds, sizes, lengths)}",
     )  # fmt: skip
-    apart = sorted(set(frame["recipe"]) - set(found.names))
-    return replace(contest, seeds=seeds, sizes=sizes, blocks=found, question=question, apart=tuple(apart))
+    apart = tuple(sorted(set(frame["recipe"]) - set(found.names)))
+    trained = bool(np.isfinite(found.noise))
+    return replace(contest, trained=trained, seeds=seeds, sizes=sizes, blocks=found, question=question, apart=apart)
 
 
 def by_rank(table: RankTable) -> Contest | None:
@@ -169,7 +175,7 @@ def by_rank(table: RankTable) -> Contest | None:
         "seeds": f"{_many(table.seeds, 'seed')} resampled",
     }.get(table.resampled, f"prompts and {_many(table.seeds, 'seed')} resampled")
     found = _sampled("rank", "average rank", list(members), mean, samples, order, sign=1, how=how)
-    return replace(found, seeds=table.seeds)
+    return replace(found, seeds=table.seeds, trained=table.resampled not in ONE_TRAINING)
 
 
 def _runs(results: pd.DataFrame) -> pd.DataFrame:
@@ -197,9 +203,8 @@ def _additive(measure: str, found: Blocks, apart: list[str]) -> Contest:
         safe = np.where(error > 0, error, 1.0)
         told = np.where(error > 0, stats.t.cdf(behind / safe, found.freedom), np.where(behind > 0, 1.0, 0.5))
         ahead[1:] = told[1:]
-        drawn = mean + _trainings(found, np.random.default_rng(0))
-        best = float((drawn[:, first] <= drawn.min(axis=1)).mean())
-    seeds, sizes = found.shared(first, second)
+        best = _best(mean, _trainings(found, np.random.default_rng(0)), first)
+    seeds, sizes, lengths = found.shared(first, second)
     return Contest(
         kind="loss",
         measure=measure,
@@ -210,12 +215,28 @@ def _additive(measure: str, found: Blocks, apart: list[str]) -> Contest:
         high=high,
         ahead=tuple(ahead.tolist()),
         best=best,
-        how=_repeated(seeds, sizes),
+        how=_repeated(seeds, sizes, lengths),
         seeds=seeds,
         sizes=sizes,
         blocks=found,
         apart=tuple(apart),
     )
+
+
+def _best(scores: np.ndarray, errors: np.ndarray, first: int) -> float:
+    """Probability that ``first`` has the least of the true scores, of ``scores [names]`` and ``errors [draws, names]``.
+
+    Of many recipes the first is also the luckiest. So scores of three or more are drawn together by how much of their
+    spread the errors explain (empirical Bayes with one normal prior): of equal recipes each is the best as likely as
+    another. Two have a flat prior. What is least together shares the draw.
+    """
+    shrunk = 1.0
+    if len(scores) > 2:
+        spread, own = float(scores.var(ddof=1)), float(errors.var(axis=1, ddof=1).mean())
+        shrunk = max(0.0, 1 - own / spread) if spread > 0 else 0.0
+    drawn = scores.mean() + shrunk * (scores - scores.mean()) + np.sqrt(shrunk) * errors
+    least = drawn == drawn.min(axis=1, keepdims=True)
+    return float((least[:, first] / least.sum(axis=1)).mean())
 
 
 def _trainings(found: Blocks, rng: np.random.Generator) -> np.ndarray:
@@ -254,9 +275,10 @@ def _lower(found: Blocks, first: int, other: int) -> tuple[float, float, float]:
     return share, low, high
 
 
-def _repeated(seeds: int, sizes: int) -> str:
+def _repeated(seeds: int, sizes: int, lengths: int) -> str:
     """What was trained more than once, in words."""
-    return f"{'one seed' if seeds == 1 else f'{seeds} seeds'} at {_many(sizes, 'size')}"
+    one = f", its {lengths} lengths of training taken as one" if lengths > 1 else ""
+    return f"{'one seed' if seeds == 1 else f'{seeds} seeds'} at {_many(sizes, 'size')}{one}"
 
 
 def _sampled(
@@ -281,7 +303,7 @@ def _sampled(
         low, high = interval(centred[:, 1] - centred[:, 0], 0.95, centre=margin)
         apart = centred - centred[:, :1]
         ahead[1:] = ((apart > 0) + 0.5 * (apart == 0))[:, 1:].mean(axis=0)
-        best = float((centred[:, 0] <= centred.min(axis=1)).mean())
+        best = _best(sign * scores, centred - sign * scores, 0)
     return Contest(
         kind=kind,
         measure=measure,

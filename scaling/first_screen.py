@@ -106,7 +106,7 @@ def _headline(
     if not decided:
         first = contests[0]
         tied = [bare(name) for name in first.tied]
-        if not first.known:
+        if not first.known or not first.trained:
             return f"Not decided: {winner} is ahead by {first.measure}, but nothing tells that from luck."
         more = f" and {len(tied) - MOST_NAMES} more" if len(tied) > MOST_NAMES else ""
         shown = ", ".join(tied[:MOST_NAMES]) + more if more else listed(tied)
@@ -177,7 +177,8 @@ def surety_text(contest: Contest, winner: str | None = None) -> str:
         return f"{name}: not known, nothing was repeated ({how})"
     what = "better" if len(contest.names) == 2 else f"the best of {len(contest.names)}"
     whose = "" if bare(contest.names[0]) == winner else f"{bare(contest.names[0])} is "
-    return f"{name}: {whose}{what} with probability {_chance(contest.best)} ({how})"
+    only = "" if contest.trained else "for these trainings alone, of others nothing is known: "
+    return f"{name}: {only}{whose}{what} with probability {_chance(contest.best)} ({how})"
 
 
 def _other_judges(contest: Contest, analysis: Analysis, results: pd.DataFrame) -> str:
