@@ -30,20 +30,19 @@ def battle_table(
 ) -> dict[str, dict[str, float]]:
     """Write battles.csv among the runs on each of ``SETS``, where two or more were asked the same.
 
-    Returns by name of the run the columns that results have of it: elo, elo_low, elo_high of prompt following, and
-    elo_aesthetics…, elo_typography… of the other questions. A set whose real images are not at hand (tables collected
-    elsewhere) is not asked for aesthetics.
+    Runs are called by the ``name`` of their results. Returns by it the columns that results have of it: elo, elo_low,
+    elo_high of prompt following, and elo_aesthetics…, elo_typography… of the other questions. A set whose real images
+    are not at hand (tables collected elsewhere) is not asked for aesthetics.
     """
     rows: list[Battle] = []
     rated: dict[str, dict[str, float]] = {}
     for name in SETS:
-        runs = [run for run, _ in drawn if run.data.name == name]
-        comparable = [run for run in runs if trees[run.name][1] == trees[runs[0].name][1]]
-        if len(comparable) > 1:
-            images = {run.name: trees[run.name][0] for run in comparable}
-            prompts = trees[comparable[0].name][1]
-            _tell(name, len(comparable), images[comparable[0].name].shape)
-            own = battles(images, prompts, packaged_judge(), _aesthetics(comparable[0].data, places.data))
+        runs = [(run, result["name"]) for run, result in drawn if run.data.name == name]
+        prompts = trees[runs[0][1]][1] if runs else []
+        images = {label: trees[label][0] for _, label in runs if trees[label][1] == prompts}
+        if len(images) > 1:
+            _tell(name, len(images), images[runs[0][1]].shape)
+            own = battles(images, prompts, packaged_judge(), _aesthetics(runs[0][0].data, places.data))
             for run_name, found in _ratings(own).items():
                 rated.setdefault(run_name, {}).update(found)
             rows += own

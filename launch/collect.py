@@ -12,7 +12,8 @@ import pandas as pd
 from launch.battle_table import battle_table
 from launch.execute import describe
 from launch.hold import locked
-from launch.places import Places, read_result
+from launch.places import Places
+from launch.seeds import finished_of, unique_names, with_seeds
 from launch.settings import real_scores, score_table
 from launch.without import write_without_tables
 from mmdit_jax.config import Run, Study
@@ -30,6 +31,11 @@ PROXIES = {
     ),
 }
 """Tables of scores that some runs have, and their columns beside those that name the run."""
+CURVE_COLUMNS = (
+    *("run_id", "name", "formulation", "architecture", "depth", "dataset", "seed", "params"),
+    *("parametrization", "learning_rate", "batch"),
+)
+"""What curves.csv tells of the run of each row: what it is, its size, and what a law's runs have to have in common."""
 
 
 def collect(study: Study, places: Places) -> pd.DataFrame:
@@ -41,16 +47,19 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
 
     Of all runs that have begun goodput.csv: where their wall time went.
 
+    Runs that differ by seed alone stand beside each other, whichever of their studies is given: ``with_seeds``.
+
     Returns the results, one row a finished run, in the study's order.
     """
     folder = places.study_dir
-    finished = [(run, result) for run in study.runs if (result := read_result(places.run_dir(run))) is not None]
+    runs = with_seeds(study, places)
+    finished = finished_of(runs, places)
     results = [_result_row(run, result) for run, result in finished]
-    curves = [row for run, result in finished for row in _curve_rows(run, result)]
+    curves = [row for run, result in finished for row in curve_rows(run, result)]
     scores = _rows(finished, "geneval")
     # A run on latents may have been finished without an autoencoder.
     drawn = [(run, result) for run, result in finished if result["judge_match"] is not None]
-    trees = {run.name: read_geneval_tree(places.run_dir(run) / "samples") for run, _ in drawn}
+    trees = {result["name"]: read_geneval_tree(places.run_dir(run) / "samples") for run, result in drawn}
     rated = battle_table(drawn, trees, places)
     for column in dict.fromkeys(column for found in rated.values() for column in found):
         for row in results:
@@ -66,10 +75,10 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
         write_atomic(folder / "real.csv", real.to_csv(index=False))
     write_without_tables(drawn, places)
     _grids(drawn, trees, folder)
-    folders = [places.run_dir(run) for run in study.runs]
+    folders = [places.run_dir(run) for run in runs]
     held, now = locked(folders), time.time()  # those that are under way spend until now
     found = [goodput(list(read_events(path)), now if path in held else None) for path in folders]
-    spent = [(run.run_id, run.name, good) for run, good in zip(study.runs, found, strict=True)]
+    spent = [(run.run_id, name, good) for run, name, good in zip(runs, unique_names(runs), found, strict=True)]
     told = pd.DataFrame(goodput_table(spent))
     told = told.astype(dict.fromkeys(COUNTS, "Int64"))  # whole, though some may be missing
     write_atomic(folder / "goodput.csv", told.to_csv(index=False))
@@ -105,10 +114,10 @@ def _rows(finished: list[tuple[Run, dict[str, Any]]], table: str) -> list[dict[s
     ]
 
 
-def _curve_rows(run: Run, result: dict[str, Any]) -> list[dict[str, Any]]:
-    known = {
-        key: describe(run)[key] for key in ("run_id", "name", "formulation", "architecture", "depth", "dataset", "seed")
-    }
+def curve_rows(run: Run, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a validation of a finished run: CURVE_COLUMNS, what it had spent by then, its losses."""
+    told = {**describe(run), "name": result["name"]}
+    known = {key: told[key] for key in CURVE_COLUMNS}
     return [
         {
             **known,
@@ -135,7 +144,7 @@ def _score_tables(scores: pd.DataFrame, folder: Path) -> None:
 def _grids(finished: list[Any], trees: dict[str, Any], folder: Path) -> None:
     """One grid a data set: a row a run, the same prompts and the same noise in every row."""
     for dataset in dict.fromkeys(run.data.name for run, _ in finished):
-        names = [run.name for run, _ in finished if run.data.name == dataset]
+        names = [result["name"] for run, result in finished if run.data.name == dataset]
         prompts = trees[names[0]][1]
         names = [name for name in names if trees[name][1] == prompts]
         path = folder / "figures" / ("samples.png" if dataset == "scenes" else f"samples_{dataset}.png")

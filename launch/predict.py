@@ -18,6 +18,7 @@ from launch.execute import describe
 from launch.fit import LAWS, column_options, fit, of_run, told_columns
 from launch.places import Places, make_folder, read_result
 from launch.runtime import TOLD, add_study, places_of
+from launch.seeds import with_seeds
 from launch.studies import load_study
 from launch.tables import EXIT_OK, ends, on_host, text_table
 from mmdit_jax import __version__
@@ -96,7 +97,7 @@ def run_predict(args: argparse.Namespace) -> int:
         told = with_truth(records, pd.DataFrame())
     else:
         records = read_predictions(places.study_dir)
-        told = with_truth(records, done_runs(study, places))
+        told = with_truth(records, done_runs(with_seeds(study, places), places))
     if args.json:
         rows = json.loads(told.to_json(orient="records"))
         print(json.dumps({"study": study.name, "predictions": rows, "records": records}))
@@ -128,7 +129,7 @@ def foretell(args: argparse.Namespace, study: Study, places: Places) -> list[dic
     """
     runs = [study.find(key) for key in dict.fromkeys(args.only)]
     _require_not_begun(runs, places)
-    table = where(done_runs(study, places) if args.table is None else read_table(args.table), args.where)
+    table = where(done_runs(study.runs, places) if args.table is None else read_table(args.table), args.where)
     if table.empty:
         raise UserError(f"study={study.name!r}: no run is done; train some first, or give --from TABLE")
     _require_not_among(runs, table)
@@ -186,10 +187,10 @@ def _require_not_among(runs: Iterable[Run], table: pd.DataFrame) -> None:
                 )
 
 
-def done_runs(study: Study, places: Places) -> pd.DataFrame:
+def done_runs(runs: Iterable[Run], places: Places) -> pd.DataFrame:
     """A row a finished run, as in results.csv: what it is, and its last validation loss, in all and per bin of t."""
     rows = []
-    for run in study.runs:
+    for run in runs:
         result = read_result(places.run_dir(run))
         if result is not None:
             rows.append(_row(run, result))

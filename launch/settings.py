@@ -157,7 +157,7 @@ def score_table(study: Study, finished: list[tuple[Run, dict[str, Any]]], folder
             known |= {key: row[key] for key in ("weights", "method", "steps", "guidance")}
             values = {key: drawn[key][i] for key in ("clip", "fid", "path_length")}
             draws = np.arange(len(values["clip"]))
-            frames.append(pd.DataFrame({**known, "seed": run.seed, "run": run.name, "draw": draws, **values}))
+            frames.append(pd.DataFrame({**known, "seed": run.seed, "run": result["name"], "draw": draws, **values}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from launch.execute import Handling, describe, execute, train_group
 from launch.groups import groups
 from launch.places import RESULT, Places, make_folder, read_result
 from launch.runtime import TOLD, add_handling, add_study, add_vae, check_handling, chosen_runs, places_of, study_options
+from launch.seeds import finished_of, has_seeds, with_seeds
 from launch.status import status_row, study_status
 from launch.studies import load_study
 from launch.submit import cancel_study, submit_study
@@ -32,7 +34,9 @@ from scaling.report import write_report
 
 EXAMPLES = """examples:
   mmdit study run quickstart                    train what is missing, evaluate, write the report
-  mmdit study run quickstart --set seed=1       the same grid with another seed: new runs, beside the old ones
+  mmdit study run quickstart --set seed=1       the same grid with another seed: new runs, beside the old ones in tables
+  mmdit study run quickstart --set steps=20     any other change: a grid of its own, whose tables and report replace the
+                                                study's until `mmdit study report quickstart` makes these again
   mmdit study run quickstart --replicas 2       two at a time where they differ in seed or density alone
   mmdit study plan my_study.py                  what each run costs, before it is started
   mmdit study submit my_study.py --executor slurm --topology h100:2x8 --time 12:00:00
@@ -134,8 +138,7 @@ def collect_study(args: argparse.Namespace) -> int:
     """Tables of what is finished, from the run directories alone; prints the path of results.csv."""
     study = load_study(args.study, args.overrides)
     places = places_of(args, study)
-    if not places.study_dir.is_dir():
-        raise UserError(f"study={study.name!r}: nothing under {args.root}; `mmdit study run` or `submit` first")
+    _require_finished(study, places, args)
     collect(study, places)
     print(places.study_dir / "results.csv")
     return 0
@@ -144,20 +147,27 @@ def collect_study(args: argparse.Namespace) -> int:
 def report_study(args: argparse.Namespace) -> int:
     """Tables, figures and report of what is finished; prints the report's path."""
     study = load_study(args.study, args.overrides)
-    path = _report(study, places_of(args, study), args)
-    if path is None:
-        raise UserError(f"study={study.name!r}: no finished run under {args.root}; `mmdit study run` first")
-    print(path)
+    places = places_of(args, study)
+    _require_finished(study, places, args)
+    print(_report(study, places, args))
     return 0
+
+
+def _require_finished(study: Study, places: Places, args: argparse.Namespace) -> None:
+    """Raises UserError where no run of the study is finished: there are tables to lose, and none to win."""
+    if not any((places.run_dir(run) / RESULT).exists() for run in study.runs):
+        raise UserError(f"study={study.name!r}: no finished run under {args.root}; `mmdit study run` first")
 
 
 def _report(study: Study, places: Places, args: argparse.Namespace, only_if_stale: bool = False) -> Path | None:
     """The report's path; none where no run is finished. What it was made from is noted beside it."""
-    done = [run for run in study.runs if read_result(places.run_dir(run)) is not None]
-    if not done:
+    runs = with_seeds(study, places)
+    done = [run for run, _ in finished_of(runs, places)]
+    if not any(run in done for run in study.runs):
         return None
     missing = [_missing(run, places) for run in study.runs if run not in done]
-    made_of = [__version__, *missing, *((places.run_dir(run) / RESULT).read_text() for run in done)]
+    called = [args.study, study_options(args)]  # the report's commands are of the study as it was called
+    made_of = [__version__, *called, *missing, *((places.run_dir(run) / RESULT).read_text() for run in done)]
     source = hashlib.sha256("".join(made_of).encode()).hexdigest()
     report, note = places.study_dir / "report.html", places.study_dir / ".report-source"
     if only_if_stale and report.exists() and note.exists() and note.read_text() == source:
@@ -168,14 +178,17 @@ def _report(study: Study, places: Places, args: argparse.Namespace, only_if_stal
         title=f"Study: {study.name}",
         study=args.study,
         options=study_options(args),
+        file=args.study if args.study.endswith(".py") else f"experiments/{args.study}.py",
+        own_seeds=has_seeds(load_study(args.study)),
         missing=missing,
-        notes=_notes(study, places),
+        notes=_notes(study.name, runs, places),
     )
     write_atomic(note, source)
     for path in (*places.study_dir.glob("*.csv"), *places.study_dir.glob("*.parquet"), report):
         push(path)
-    if (places.study_dir / "figures").is_dir():
-        push_all(places.study_dir / "figures")
+    for name in ("figures", "tables"):
+        if (places.study_dir / name).is_dir():
+            push_all(places.study_dir / name)
     return report
 
 
@@ -185,17 +198,17 @@ def _missing(run: Run, places: Places) -> str:
     return f"{run.name} ({'not begun' if state == 'new' else state})"
 
 
-def _notes(study: Study, places: Places) -> list[str]:
+def _notes(name: str, runs: Sequence[Run], places: Places) -> list[str]:
     """Where and how long the finished runs ran, from their own events."""
     seconds, machines = 0.0, set()
-    for run in study.runs:
+    for run in runs:
         for event in read_events(places.run_dir(run)):
             if event["event"] in ("trained", "done"):
                 seconds += event["train_seconds"] + event.get("evaluate_seconds", 0.0)
             if event["event"] == "start":
                 machines.add(f"{event['devices']} {event['platform']} device(s), {event['cores']} cores")
     return [
-        f"Made by `mmdit study run {study.name}`, version {__version__}, on {'; '.join(sorted(machines))}.",
+        f"Made by `mmdit study run {name}`, version {__version__}, on {'; '.join(sorted(machines))}.",
         f"Last attempts of the finished runs took {seconds / 60:.1f} minutes, compilation and evaluation included.",
     ]
 

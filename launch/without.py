@@ -36,8 +36,8 @@ def write_without_tables(finished: Sequence[tuple[Run, dict[str, Any]]], places:
         realism = Realism.fit(held_out(run.data, places.data, places.vae)[1])
         if run is asked[0][0]:
             samples_png({ALL: whole, **images}, prompts, places.study_dir / "figures" / GRID)
-        battles += compare(run.name, whole, images, prompts, packaged_judge(), realism)
-        known = {"run_id": run.run_id, "name": run.name, "dataset": run.data.name}
+        battles += compare(result["name"], whole, images, prompts, packaged_judge(), realism)
+        known = {"run_id": run.run_id, "name": result["name"], "dataset": run.data.name}
         rows += [{**known, "without": "", **row} for row in result["geneval"]]
         rows += [{**known, **row} for row in result["without"]]
     write_battles(battles, places.study_dir / BATTLES, Comparison)

@@ -28,6 +28,7 @@ MOST_PAIRS = 10_000
 """Of a study's runs, that are looked through for one of the first two recipes."""
 LEAST = 3
 """Sizes, and lengths of training, from which on ``mmdit recommend`` can tell a joint law's exponents from its floor."""
+_COUNTS = {1: "One", 2: "Two"}
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,28 @@ class Names:
     study: str
     folder: str
     options: str = ""
+    file: str = ""
+    """Where its grid is written."""
+    own_seeds: bool = False
+    """Whether the grid has runs that differ by seed alone: with another seed for all, these would be the same."""
 
     def command(self, action: str) -> str:
         """``mmdit study ACTION STUDY``."""
         return f"mmdit study {action} {shlex.quote(self.study)} {self.options}".rstrip()
+
+    def with_seed(self, seed: int) -> str:
+        """The command that trains the whole grid with this seed, to stand beside the others in its tables."""
+        words = shlex.split(self.options)
+        places = [
+            i for i, word in enumerate(words) if word.partition("=")[0].strip() == "seed" and words[i - 1] == "--set"
+        ]
+        kept = [word for i, word in enumerate(words) if i not in places and i + 1 not in places]
+        return shlex.join(["mmdit", "study", "run", self.study, *kept, "--set", f"seed={seed}"])
+
+    @property
+    def grid(self) -> str:
+        """Where the grid is changed, in words."""
+        return self.file or "the study file"
 
     @property
     def arena(self) -> str:
@@ -50,7 +69,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Step:
-    """What to run next: why, and a command where there is one."""
+    """What to run next: why, and a command where there is one, of several one a line."""
 
     text: str
     command: str = ""
@@ -91,8 +110,9 @@ def next_steps(
     if crossed is not None:
         found.append(
             Step(
-                f"A larger size than {crossed.size}: {bare(crossed.name)} is ahead there, {winner} on average.",
-                names.command("plan"),
+                f"A larger size than {crossed.size}: {bare(crossed.name)} is ahead there, {winner} on average. "
+                f"Add it to {names.grid}, then:",
+                names.command("run"),
             )
         )
     open_ones = [contest for contest in contests if not contest.settled]
@@ -100,15 +120,9 @@ def next_steps(
         found += [_settling(contest, tables, names) for contest in open_ones[:MOST_STEPS]]
     loss = next((c for c in contests if c.kind == "loss"), None)
     if loss is not None and loss.settled and loss.seeds == 1:
-        first, second = (bare(name) for name in loss.names[:2])
-        found.append(
-            Step(
-                f"One more seed of {first} and {second} in the study file: one each does not tell luck.",
-                names.command("run"),
-            )
-        )
+        found.append(_more_seeds(1, loss, "one each does not tell luck", tables, names))
     if size is not None and not contests and not size.settled:
-        found.append(_seeds(size, names))
+        found.append(_seeds(size, tables, names))
     edge = _edge(tables, size, winner, names)
     found += [edge] if edge is not None else []
     if contests and not any(contest.kind in ("elo", "rank") for contest in contests) and len(found) < MOST_STEPS:
@@ -129,51 +143,54 @@ def sizes_disagree(contests: Sequence[Contest], winner: str | None) -> Crossed |
 
 def _settling(contest: Contest, tables: StudyTables, names: Names) -> Step:
     """What would tell the first two of a contest apart."""
-    first, second = (bare(name) for name in contest.names[:2])
     if contest.kind == "loss":
-        return _seeds(contest, names)
+        return _seeds(contest, tables, names)
+    if not contest.trained:
+        return _more_seeds(1, contest, "of one training each, nothing tells luck", tables, names)
     if contest.kind == "elo":
         return _battle(contest, tables, names)
-    return Step(f"More seeds and prompts of {first} and {second}: their ranks overlap.", names.command("run"))
+    return _more_seeds(1, contest, "their ranks overlap (or more prompts, in the study file)", tables, names)
 
 
-def _seeds(contest: Contest, names: Names) -> Step:
+def _seeds(contest: Contest, tables: StudyTables, names: Names) -> Step:
     first, second = (bare(name) for name in contest.names[:2])
-    run, blocks = names.command("run"), contest.blocks
+    blocks = contest.blocks
     if not contest.known or blocks is None:
-        return Step(
-            f"Two more seeds of {first} and {second} in the study file: from one run each, nothing tells them apart.",
-            run,
-        )
+        return _more_seeds(2, contest, "from one run each, nothing tells them apart", tables, names)
     ends = f"{100 * contest.low:.1f} to {100 * contest.high:.1f} %".replace("-", "−")
     if max(abs(contest.low), abs(contest.high)) <= EQUAL:
         return Step(f"{first} and {second} are as good as equal here ({ends}): take the cheaper.")
     if not np.isfinite(blocks.within):
-        return Step(
-            f"One more seed of {first} and {second} at each size, in the study file: it tells luck from a lead that "
-            "differs between sizes.",
-            run,
-        )
+        return _more_seeds(1, contest, "it tells luck from a lead that differs between sizes", tables, names)
     wanted = seeds_wanted(contest)
     if wanted is not None:
         more, arm = wanted
         before = (contest.high - contest.low) / 2
-        seeds = f"{more} more seed{'s' * (more != 1)}"
-        return Step(
-            f"{seeds} of {first} and {second} in the study file: ±{100 * before:.1f} % would become about "
-            f"±{100 * arm:.1f} %.",
-            run,
-        )
+        why = f"±{100 * before:.1f} % would become about ±{100 * arm:.1f} %"
+        return _more_seeds(more, contest, why, tables, names)
     if blocks.varies > 0:
         return Step(
             f"Other sizes of {first} and {second}: their difference varies between sizes (standard deviation "
-            f"{100 * blocks.varies:.1f} %), which more seeds do not tell.",
-            names.command("plan"),
+            f"{100 * blocks.varies:.1f} %), which more seeds do not tell. Add them to {names.grid}, then:",
+            names.command("run"),
         )
     return Step(
-        f"Other recipes or sizes: {MOST_SEEDS} more seeds each would not tell {first} from {second} ({ends}).",
-        names.command("plan"),
+        f"Other recipes or sizes: {MOST_SEEDS} more seeds each would not tell {first} from {second} ({ends}). "
+        f"Add them to {names.grid}, then:",
+        names.command("run"),
     )
+
+
+def _more_seeds(count: int, contest: Contest, why: str, tables: StudyTables, names: Names) -> Step:
+    """So many seeds more of the first two: by ``--set``, or in the study file where its grid has seeds of its own."""
+    first, second = (bare(name) for name in contest.names[:2])
+    text = f"{_COUNTS.get(count, count)} more seed{'s' * (count != 1)} of {first} and {second}: {why}."
+    if names.own_seeds:
+        return Step(f"{text} Add {'it' if count == 1 else 'them'} to {names.grid}, then:", names.command("run"))
+    text += " With --only RUN, some runs alone." if len(contest.names) > 2 else ""
+    there = {int(seed) for part in (tables.results, tables.others) for seed in values(part, "seed").dropna()}
+    last = max(there, default=0)
+    return Step(text, "\n".join(names.with_seed(seed) for seed in range(last + 1, last + 1 + count)))
 
 
 def _battle(contest: Contest, tables: StudyTables, names: Names) -> Step:
@@ -192,7 +209,7 @@ def _battle(contest: Contest, tables: StudyTables, names: Names) -> Step:
 
 def _edge(tables: StudyTables, size: Contest | None, winner: str | None, names: Names) -> Step | None:
     """A larger or smaller depth, where the best one is at an end of the grid."""
-    if size is None:
+    if size is None or not size.margin > 0:
         return None
     depths = sorted(set(values(tables.results, "depth").dropna()))
     best = float(size.names[0].removeprefix("depth "))
@@ -205,7 +222,7 @@ def _edge(tables: StudyTables, size: Contest | None, winner: str | None, names: 
         return larger
     return Step(
         f"Other lengths of training: at equal steps depth {best:g}, the largest, is best, as larger ones mostly are; "
-        "what it is at equal compute is open.",
+        f"what it is at equal compute is open. Add them to {names.grid}, then:",
         larger.command,
     )
 
@@ -219,8 +236,9 @@ def _larger(tables: StudyTables, winner: str | None, names: Names) -> Step:
     if not np.isfinite(flops) or min(sizes, lengths) < LEAST:
         lacking = [what for what, count in (("depths", sizes), ("lengths of training", lengths)) if count < LEAST]
         return Step(
-            f"Other {' and '.join(lacking)}, before a larger budget is spent: its law needs {LEAST} of each.",
-            names.command("plan"),
+            f"Other {' and '.join(lacking)}, before a larger budget is spent: its law needs {LEAST} of each. "
+            f"Add them to {names.grid}, then:",
+            names.command("run"),
         )
     table = shlex.quote(f"{names.folder}/results.csv")
     options = [f"--study {shlex.quote(names.study)}", f"--flops {10 * flops:.1e}", *_depths(own), *_only(tables, own)]

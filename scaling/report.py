@@ -30,6 +30,8 @@ def write_report(
     title: str,
     study: str = "STUDY",
     options: str = "",
+    file: str = "",
+    own_seeds: bool = False,
     missing: Sequence[str] = (),
     notes: Sequence[str] = (),
     draws: int = DRAWS,
@@ -38,9 +40,9 @@ def write_report(
     """Read the tables in ``study_dir``, write ``figures/*.png`` and ``.pdf``, ``tables/*.csv`` and ``.tex``, and
     ``report.html``; return its path.
 
-    ``study`` is what commands call it, ``options`` what follows it there, ``missing`` are its runs that
-    are in no table, with what became of them. ``notes`` are sentences for "How these numbers were made" that only the
-    caller knows (machine, hours, command). A part whose table is missing or too thin
+    ``study`` is what commands call it, ``options`` what follows it there; ``file`` and ``own_seeds`` as in ``Names``.
+    ``missing`` are its runs that are in no table, with what became of them. ``notes`` are sentences for "How these
+    numbers were made" that only the caller knows (machine, hours, command). A part whose table is missing or too thin
     says so instead of failing. The same tables give the same bytes.
 
     Raises TableError where the study has no runs at all or a table is malformed.
@@ -83,7 +85,7 @@ def write_report(
     subtitle = f"{count}{of} run{'s' * (count != 1 or bool(of))} on {tables.dataset}" + (
         f", {len(set(tables.others.get('run_id', [])))} on other data sets" if len(tables.others) else ""
     )
-    names = Names(study, str(folder), options)
+    names = Names(study, str(folder), options, file, own_seeds)
     lead = _lead(first_screen(tables, analysis, ranking.table if ranking else None, names, missing))
     path = folder / "report.html"
     partial = path.with_suffix(".html.partial")

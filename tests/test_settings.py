@@ -93,7 +93,7 @@ def test_scores_are_the_judges_and_their_draws_resample_the_prompts(run: Run, da
 def test_the_table_has_a_row_a_run_setting_and_draw(run: Run, data_dir: Path, tmp_path: Path) -> None:
     rows = score_run(run, weights(run), tmp_path / "a", data_dir)
     study = Study("s", (run, replace(run, name="b", seed=1)))
-    finished = [(item, {"settings": rows}) for item in study.runs]
+    finished = [(item, {"name": item.name, "settings": rows}) for item in study.runs]
     table = score_table(study, finished, {item.run_id: tmp_path / "a" for item in study.runs})
     assert len(table) == 2 * 4 * (DRAWS + 1) and set(table["seed"]) == {0, 1} and set(table["name"]) == {"rf"}
     point = table[(table["draw"] == 0) & (table["seed"] == 0)].set_index("setting")
@@ -103,7 +103,7 @@ def test_the_table_has_a_row_a_run_setting_and_draw(run: Run, data_dir: Path, tm
     ]  # fmt: skip
     deeper = replace(run, name="c", model=replace(run.model, depth=3))
     several = Study("s", (run, deeper))
-    table = score_table(several, [(run, {"settings": rows})], {run.run_id: tmp_path / "a"})
+    table = score_table(several, [(run, {"name": run.name, "settings": rows})], {run.run_id: tmp_path / "a"})
     assert set(table["name"]) == {"d2 rf"} and set(table["formulation"]) == {"rf"}
     with pytest.raises(UserError, match="missing or damaged"):
         score_table(study, finished, {item.run_id: tmp_path for item in study.runs})
@@ -154,7 +154,7 @@ def test_the_studies_of_schedules_plan(mmdit, name: str, runs: int) -> None:
 def test_parquet_keeps_what_rank_needs(run: Run, data_dir: Path, tmp_path: Path) -> None:
     rows = score_run(run, weights(run), tmp_path / "a", data_dir)
     study = Study("s", (run,))
-    table = score_table(study, [(run, {"settings": rows})], {run.run_id: tmp_path / "a"})
+    table = score_table(study, [(run, {"name": run.name, "settings": rows})], {run.run_id: tmp_path / "a"})
     table.to_parquet(tmp_path / "scores.parquet", index=False)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "scores.parquet"), table)
 

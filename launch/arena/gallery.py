@@ -7,13 +7,15 @@ import logging
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from launch.arena.png import stripped
 from mmdit_jax.copies import RESULT
 from mmdit_jax.errors import UserError
+from mmdit_jax.seed_names import names_of
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +91,16 @@ def open_gallery(root: Path) -> Gallery:
         raise UserError(f"root={str(root)!r}: no such folder; expected a study's folder, as studies/quickstart")
     found = [place for place in _trees(root) if _within(place[1], root.resolve())]
     studies = {study for study, _, _ in found}
-    named: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    named: dict[str, dict[Path, Path]] = defaultdict(dict)
     for study, tree, run in found:
         name = _name(run)
-        named[f"{study}/{name}" if len(studies) > 1 and study else name].append((run.name, tree))
-    trees = {}
-    for name, places in named.items():
-        for folder, tree in places:
-            trees[name if len(places) == 1 else f"{name} ({folder})"] = tree
+        named[f"{study}/{name}" if len(studies) > 1 and study else name][tree] = run
+    trees: dict[str, Path] = {}
+    for name, runs in named.items():
+        labels = _labels(name, list(runs.values()))
+        if any(label in named for label in labels if label != name):
+            labels = [f"{name} ({run.name})" for run in runs.values()]
+        trees.update(zip(labels, runs, strict=True))
     items: dict[Item, Item] = {}  # one object for the same image of all runs
     images = {
         name: {items.setdefault(item, item): path for item, path in _images(tree)}
@@ -143,12 +147,29 @@ def _tree(folder: Path) -> list[Path] | None:
     return [] if (folder / CONFIG).exists() else None
 
 
+def _labels(name: str, runs: Sequence[Path]) -> list[str]:
+    """What runs of one name are called: those that differ by seed alone as in their study's tables, so that votes on
+    the first one stay its own when others come; else each with its folder beside the name."""
+    if len(runs) == 1:
+        return [name]
+    configs = [_config(run) for run in runs]
+    labels = names_of([{**config, "name": name} for config in configs if config is not None])
+    return labels if len(set(labels)) == len(runs) else [f"{name} ({run.name})" for run in runs]
+
+
 def _name(run: Path) -> str:
+    config = _config(run)
+    return run.name if config is None else str(config["name"])
+
+
+def _config(run: Path) -> dict[str, Any] | None:
+    """What the run's config.json says of it, its name at least; None of a tree without one."""
     path = run / CONFIG
     if not path.exists():
-        return run.name
+        return None
     try:
-        return str(json.loads(path.read_text())["config"]["name"])
+        config: dict[str, Any] = json.loads(path.read_text())["config"]
+        return {**config, "name": config["name"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"config={path}: damaged ({error}); expected a run's config.json") from error
 

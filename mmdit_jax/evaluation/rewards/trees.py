@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mmdit_jax.errors import UserError
+from mmdit_jax.seed_names import names_of
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ def find_trees(paths: Sequence[Path], names: Sequence[str] | None = None) -> lis
 
     Args:
         paths: one or more.
-        names: of the trees, in their order; None: a run's from its config.json, otherwise the folder's.
+        names: of the trees, in their order; None: a run's from its config.json, otherwise the folder's. Runs of a
+            study that differ by seed alone are told apart as in its tables (``seed_names``).
 
     Raises:
         UserError: no tree at a path, fewer than two, two of one name, or not as many names as trees.
@@ -77,11 +80,9 @@ def _trees(path: Path) -> list[Tree]:
     if _is_tree(path / _SAMPLES):
         return [Tree(_run_name(path) or path.resolve().name, path / _SAMPLES)]
     begun = [folder for folder in sorted(path.iterdir()) if (folder / _CONFIG).is_file()]
-    runs = [
-        Tree(_run_name(folder) or folder.name, folder / _SAMPLES)
-        for folder in begun
-        if (folder / _RESULT).is_file() and _is_tree(folder / _SAMPLES)
-    ]
+    done = [folder for folder in begun if (folder / _RESULT).is_file() and _is_tree(folder / _SAMPLES)]
+    names = names_of([_config(folder) or {"name": folder.name} for folder in done])
+    runs = [Tree(name, folder / _SAMPLES) for name, folder in zip(names, done, strict=True)]
     if runs and len(runs) < len(begun):
         log.warning(
             "%s: %d of %d runs are not done, or have drawn nothing: left out", path, len(begun) - len(runs), len(begun)
@@ -104,11 +105,17 @@ def _places(folder: Path) -> Iterator[Path]:
 
 def _run_name(folder: Path) -> str | None:
     """The name in a run's config.json; None where there is no such file, or it tells of no run."""
+    config = _config(folder)
+    return None if config is None else str(config["name"])
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    """A run's config, which has its name; None where there is none."""
     try:
-        told = json.loads((folder / _CONFIG).read_text())["config"]["name"]
+        config: dict[str, Any] = json.loads((folder / _CONFIG).read_text())["config"]
+        return config if isinstance(config["name"], str) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return told if isinstance(told, str) else None
 
 
 def read_tree(tree: Tree) -> list[Picture]:
