@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ import numpy as np
 import pandas as pd
 
 from scaling.study import FIRST_ARCHITECTURE, values
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +55,14 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-
+FALLBACK = (
+    *(f"Noto Sans CJK {place}" for place in ("SC", "JP", "KR", "TC")),
+    *("Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
+    *("Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Hiragino Sans GB", "Apple SD Gothic Neo"),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "IPAexGothic", "Arial Unicode MS"),
+)
+"""Families with the Chinese, Japanese or Korean letters that matplotlib's own font lacks; of these, what is there."""
+_MISSING = re.compile(r"Glyph (\d+) .*missing from font")
 
 MOST_KINDS = len(HUES)
 """So many formulations at most are told apart in a figure of lines; the others are grey."""
@@ -186,30 +197,57 @@ def drawing(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
 @contextmanager
 def panels(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, np.ndarray]]:
     """The same with ``rows`` × ``columns`` axes, given as an object array of that shape."""
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with _style():
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(rows, columns, squeeze=False)
 
 
+@contextmanager
+def _style() -> Iterator[None]:
+    """This module's style, with what fonts there are for other letters; of those that no font has, one line is told."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    there = set(fontManager.get_font_names())
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams["font.family"] = ["sans-serif", *(name for name in FALLBACK if name in there)]
+        show = warnings.showwarning
+
+        def shown(message: Warning | str, *told: Any, **options: Any) -> None:
+            letter = _MISSING.match(str(message))
+            if letter is None:
+                show(message, *told, **options)
+            else:
+                _tell_of_boxes(chr(int(letter[1])))
+
+        warnings.showwarning = shown
+        yield
+
+
+_told: list[str] = []
+
+
+def _tell_of_boxes(letter: str) -> None:
+    """Once a process: names come again in every figure."""
+    if not _told:
+        log.warning("figures: no font here has %r; boxes stand for such letters (a Noto Sans CJK would do)", letter)
+    _told.append(letter)
+
+
 def save(figure: Figure, folder: Path, name: str) -> bytes:
     """Write ``folder/name.png`` and ``.pdf`` without dates inside; return the PNG's bytes."""
-    import matplotlib
-
     from scaling.log_ticks import spell_out
 
     folder.mkdir(parents=True, exist_ok=True)
     spell_out(figure)
     buffer = io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with _style():
         figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
         figure.set_layout_engine("none")  # the PNG's layout serves the PDF too
         empty = {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None}
@@ -220,15 +258,11 @@ def save(figure: Figure, folder: Path, name: str) -> bytes:
 
 def save_svg(figure: Figure) -> str:
     """The figure as an SVG element that scales with the page: no declaration, no size, no date; ids as ``gid``."""
-    import matplotlib
-
     from scaling.log_ticks import spell_out
 
     spell_out(figure)
     buffer = io.StringIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with _style():
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     return re.sub(
