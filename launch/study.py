@@ -16,7 +16,7 @@ from launch.execute import Handling, describe, execute, train_group
 from launch.groups import groups
 from launch.places import RESULT, Places, make_folder, read_result
 from launch.runtime import TOLD, add_handling, add_study, add_vae, check_handling, chosen_runs, places_of, study_options
-from launch.seeds import finished_of, has_seeds, with_seeds
+from launch.seeds import finished_of, has_seeds, unique_names, with_seeds
 from launch.status import status_row, study_status
 from launch.studies import load_study
 from launch.submit import cancel_study, submit_study
@@ -165,7 +165,8 @@ def _report(study: Study, places: Places, args: argparse.Namespace, only_if_stal
     done = [run for run, _ in finished_of(runs, places)]
     if not any(run in done for run in study.runs):
         return None
-    missing = [_missing(run, places) for run in study.runs if run not in done]
+    named = zip(runs, unique_names(runs), strict=True)
+    missing = [_missing(run, name, places) for run, name in named if run not in done]
     called = [args.study, study_options(args)]  # the report's commands are of the study as it was called
     made_of = [__version__, *called, *missing, *((places.run_dir(run) / RESULT).read_text() for run in done)]
     source = hashlib.sha256("".join(made_of).encode()).hexdigest()
@@ -192,10 +193,10 @@ def _report(study: Study, places: Places, args: argparse.Namespace, only_if_stal
     return report
 
 
-def _missing(run: Run, places: Places) -> str:
+def _missing(run: Run, name: str, places: Places) -> str:
     """A run without a result, and what became of it."""
     state = status_row(run, places)["state"]
-    return f"{run.name} ({'not begun' if state == 'new' else state})"
+    return f"{name} ({'not begun' if state == 'new' else state})"
 
 
 def _notes(name: str, runs: Sequence[Run], places: Places) -> list[str]:

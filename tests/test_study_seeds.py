@@ -170,11 +170,14 @@ def test_a_report_is_made_again_where_a_seed_has_come(
         return len(reports)
 
     assert [made(), made()] == [1, 1]
-    for run in seeded(study, 1):
-        finish(run, places)
+    finish(seeded(study, 1)[0], places)
     assert [made(), made()] == [2, 2]
-    assert made("--set", "seed=1") == 3  # the same tables, and other commands
-    assert [call["options"] for call in reports] == ["", "", "--set seed=1"]
+    assert main(["study", "report", "tiny_study.py", "--set", "seed=1"]) == 0
+    finish(seeded(study, 1)[1], places)
+    assert made("--set", "seed=1") == 4
+    assert [call["missing"] for call in reports] == [[], [], ["log normal seed=1 (not begun)"], []]
+    assert made() == 5  # the same tables, and other commands
+    assert [call["options"] for call in reports] == ["", "", "--set seed=1", "--set seed=1", ""]
     assert {(call["file"], call["own_seeds"]) for call in reports} == {("tiny_study.py", False)}
     assert "tables" in pushed  # the page says to paste them
 
