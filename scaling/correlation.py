@@ -15,7 +15,7 @@ from scaling.permutation import orders, permutation_p
 from scaling.plain import plain
 
 JACKKNIFE_ROWS = 10
-"""Of fewer rows that stand alone the jackknife makes intervals of Pearson's and Spearman's about twice as long as they
+"""Of fewer rows that stand alone the jackknife makes intervals of Pearson's and Spearman's up to twice as long as they
 need to be."""
 PERMUTATIONS = 20_000
 DESCRIPTIVE = "none: descriptive"
