@@ -33,7 +33,7 @@ PROXIES = {
 """Tables of scores that some runs have, and their columns beside those that name the run."""
 CURVE_COLUMNS = (
     *("run_id", "name", "formulation", "architecture", "depth", "dataset", "seed", "params"),
-    *("parametrization", "learning_rate", "batch"),
+    *("text_encoders", "parametrization", "learning_rate", "batch"),
 )
 """What curves.csv tells of the run of each row: what it is, its size, and what a law's runs have to have in common."""
 
@@ -88,7 +88,8 @@ def collect(study: Study, places: Places) -> pd.DataFrame:
 def _result_row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     row = {key: value for key, value in result.items() if not isinstance(value, (list, dict))}
     # What results from before there were these columns do not tell.
-    row |= {name: describe(run)[name] for name in ("architecture", "parametrization", "learning_rate", "width")}
+    told = describe(run)
+    row |= {key: told[key] for key in ("architecture", "text_encoders", "parametrization", "learning_rate", "width")}
     row |= {f"val_loss_{i}": value for i, value in enumerate(result["val_loss_levels"])}
     for item in result["geneval"]:
         name = "geneval" if item["task"] == "overall" else f"geneval_{item['task']}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmdit_jax.config import DataConfig, Run
     from scaling.laws import Law
 
-RECIPE = ("formulation", "architecture", "dataset", "parametrization", "learning_rate", "batch")
+RECIPE = ("formulation", "architecture", "dataset", "text_encoders", "parametrization", "learning_rate", "batch")
 """Columns in which runs of one law are alike."""
 MOST_SHOWN = 4
 """Values of a column that are named."""

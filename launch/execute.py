@@ -240,6 +240,7 @@ def describe(run: Run) -> dict[str, Any]:
         "width": run.model.width,
         "depth": run.model.depth,
         "dataset": run.data.name,
+        "text_encoders": "+".join(run.data.text_encoders),
         "seed": run.seed,
         "params": run.model.num_params(),
         "steps": run.steps,

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scaling.letters import boxes_told, families, in_own_font, without_mathematics
 from scaling.study import FIRST_ARCHITECTURE, values
-
-log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,14 +52,6 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-FALLBACK = (
-    *(f"Noto Sans CJK {place}" for place in ("SC", "JP", "KR", "TC")),
-    *("Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
-    *("Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Hiragino Sans GB", "Apple SD Gothic Neo"),
-    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "IPAexGothic", "Arial Unicode MS"),
-)
-"""Families with the Chinese, Japanese or Korean letters that matplotlib's own font lacks; of these, what is there."""
-_MISSING = re.compile(r"Glyph (\d+) .*missing from font")
 
 MOST_KINDS = len(HUES)
 """So many formulations at most are told apart in a figure of lines; the others are grey."""
@@ -208,36 +197,14 @@ def panels(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """This module's style, with what fonts there are for other letters; of those that no font has, one line is told."""
+    """This module's style, whatever the caller's is, with what fonts there are for other letters."""
     import matplotlib
-    from matplotlib.font_manager import fontManager
 
-    there = set(fontManager.get_font_names())
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with matplotlib.rc_context(), boxes_told():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        matplotlib.rcParams["font.family"] = ["sans-serif", *(name for name in FALLBACK if name in there)]
-        show = warnings.showwarning
-
-        def shown(message: Warning | str, *told: Any, **options: Any) -> None:
-            letter = _MISSING.match(str(message))
-            if letter is None:
-                show(message, *told, **options)
-            else:
-                _tell_of_boxes(chr(int(letter[1])))
-
-        warnings.showwarning = shown
+        matplotlib.rcParams["font.family"] = families()
         yield
-
-
-_told: list[str] = []
-
-
-def _tell_of_boxes(letter: str) -> None:
-    """Once a process: names come again in every figure."""
-    if not _told:
-        log.warning("figures: no font here has %r; boxes stand for such letters (a Noto Sans CJK would do)", letter)
-    _told.append(letter)
 
 
 def save(figure: Figure, folder: Path, name: str) -> bytes:
@@ -291,6 +258,9 @@ def formula(name: str, mathematics: str) -> str:
 
 
 def show_formulas(texts: Sequence[Text]) -> None:
-    """Read what stands between dollars in these texts as mathematics."""
+    """Read what stands between dollars in these texts as mathematics, where its font has their other letters too."""
     for text in texts:
-        text.set_parse_math(True)
+        if in_own_font(text.get_text()):
+            text.set_parse_math(True)
+        else:
+            text.set_text(without_mathematics(text.get_text()))

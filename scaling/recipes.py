@@ -8,7 +8,7 @@ from scaling.study import ARCHITECTURE, values
 
 ONE_COMPUTE = 1.02
 """Trainings whose FLOPs differ by no more than this factor have one compute."""
-TOLD_APART = ("parametrization", "learning_rate", "width", "batch")
+TOLD_APART = ("text_encoders", "parametrization", "learning_rate", "width", "batch")
 """Columns that tell recipes apart where formulation, size and seed are the same."""
 
 

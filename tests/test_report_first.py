@@ -271,12 +271,14 @@ def test_questions_and_judges_that_disagree_are_told(tmp_path: Path) -> None:
     assert "; its judge b has rf first, by " in told
 
 
-def test_learning_rates_are_recipes_where_nothing_else_differs() -> None:
-    results = pd.concat([losses(0.0, kinds=("rf",)).assign(learning_rate=rate) for rate in (0.1, 0.2)])
-    results.loc[results["learning_rate"] == 0.2, "val_loss"] *= 0.9
-    assert set(recipes(results)) == {"rf, learning rate 0.1", "rf, learning rate 0.2"}
+@pytest.mark.parametrize(("column", "of"), [("learning_rate", (0.1, 0.2)), ("text_encoders", ("words", "words+t5"))])
+def test_what_else_differs_tells_recipes_apart(column: str, of: tuple[object, object]) -> None:
+    results = pd.concat([losses(0.0, kinds=("rf",)).assign(**{column: value}) for value in of])
+    results.loc[results[column] == of[1], "val_loss"] *= 0.9
+    words = column.replace("_", " ")
+    assert set(recipes(results)) == {f"rf, {words} {of[0]}", f"rf, {words} {of[1]}"}
     found = by_loss(results)
-    assert found is not None and found.names[0] == "rf, learning rate 0.2" and found.margin == pytest.approx(0.1)
+    assert found is not None and found.names[0] == f"rf, {words} {of[1]}" and found.margin == pytest.approx(0.1)
     assert found.settled  # to the last digit: no noise is left
 
 

@@ -13,7 +13,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from PIL import Image
 
-from scaling import look
+from scaling import letters, look
 
 LETTER = "習"
 
@@ -31,14 +31,14 @@ def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "letter": pen.glyph()})
     font.setupHorizontalMetrics({".notdef": (1000, 0), "letter": (1000, 0)})
     font.setupHorizontalHeader(ascent=1000, descent=0)
-    font.setupNameTable({"familyName": look.FALLBACK[0], "styleName": "Regular", "psName": "Square"})
+    font.setupNameTable({"familyName": letters.FALLBACK[0], "styleName": "Regular", "psName": "Square"})
     font.setupOS2()
     font.setupPost()
     font.save(tmp_path / "font.ttf")
     entry = font_manager.ttfFontProperty(font_manager.get_font(str(tmp_path / "font.ttf")))
     mine = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [*mine, entry])
-    return look.FALLBACK[0]
+    return letters.FALLBACK[0]
 
 
 def drawn(folder: Path, text: str) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_without_one_a_line_is_told(
 ) -> None:
     mine = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", mine)
-    monkeypatch.setattr(look, "_told", [])
+    monkeypatch.setattr(letters, "_told", [])
     with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.WARNING):
         warnings.simplefilter("always")
         drawn(tmp_path, LETTER + "学模型")
@@ -73,3 +73,16 @@ def test_without_one_a_line_is_told(
     assert [str(item.message) for item in caught] == ["another"]
     assert [LETTER in record.getMessage() for record in caplog.records] == [True]
     assert len(caplog.records[0].getMessage().splitlines()) == 1
+
+
+def test_a_formula_beside_such_letters_is_written_in_plain_ones(caplog: pytest.LogCaptureFixture) -> None:
+    equation = r"$L = 0.05 + 3.10\cdot10^{5}\,C^{-0.210}$"
+    names = ("rf ελ", LETTER + r" $a")
+    with look.drawing() as (figure, axes):
+        texts = [axes.text(0, 0, look.formula(name, equation)) for name in names]
+        look.show_formulas(texts)
+        figure.draw_without_rendering()
+    assert [text.get_parse_math() for text in texts] == [True, False]
+    assert texts[0].get_text() == f"rf ελ: {equation}"
+    assert texts[1].get_text() == f"{LETTER} $a: L = 0.05 + 3.10·10^5 C^−0.210"
+    assert not [record for record in caplog.records if record.name.startswith("matplotlib")]
