@@ -32,10 +32,13 @@ if TYPE_CHECKING:
 
 
 def loss_axis(axis: Any) -> None:
-    """Plain ticks on a logarithmic loss axis, which rarely spans a decade."""
+    """Plain ticks on a logarithmic loss axis on which everything is drawn: evenly apart where it spans no decade."""
     from matplotlib import ticker
 
-    axis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes = axis.axes
+    low, high = axes.get_ylim() if axis is axes.yaxis else axes.get_xlim()
+    even = ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+    axis.set_major_locator(even if high < 12 * low else ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axis.set_minor_locator(ticker.NullLocator())
 

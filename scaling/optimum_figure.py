@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scaling.figures import loss_axis
 from scaling.look import HUES, MARKERS, legend_above, panels
 from scaling.optimum import Drift, Optimum
 from scaling.tables import numbers
@@ -82,11 +83,7 @@ def _losses(
     axes.set_yscale("log")
     axes.set_xlabel(x)
     axes.set_ylabel(loss)
-    from matplotlib import ticker
-
-    axes.yaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
+    loss_axis(axes.yaxis)
 
 
 def _drift(axes: Axes, found: Sequence[Optimum], line: Drift, hue: str, marker: str, name: str) -> None:
