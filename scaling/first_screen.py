@@ -135,9 +135,8 @@ def _without_contest(tables: StudyTables, known: pd.DataFrame, names: Names, gap
             if len(kinds) > 1
             else f"{kinds[0]} is the only recipe, at one depth: nothing to compare yet."
         )
-        step = Step(
-            "Train a second recipe or depth with the same seeds; a study file is a grid.", names.command("plan")
-        )
+        text = f"Train a second recipe or depth with the same seeds. Add it to {names.grid}, then:"
+        step = Step(text, names.command("run"))
         return FirstScreen(headline, (f"Lowest validation loss {lowest:.4f}",), gaps or ("–",), (step,), False)
     what = f"{kinds[0]}, the only recipe, is best at {size.names[0]}"
     headline = f"{what} at equal steps." if size.settled else f"Not decided: {what} at equal steps (not settled)."

@@ -346,7 +346,7 @@ def test_commands_are_those_of_the_study_as_it_was_called(tmp_path: Path) -> Non
     known = tables(tmp_path / "s", losses(0.0, kinds=("rf",), depths=(2,), seeds=1))
     names = Names("my study.py", "elsewhere/s", "--root elsewhere")
     found = first_screen(known, Analysis(), None, names)
-    assert found.steps[0].command == "mmdit study plan 'my study.py' --root elsewhere"
+    assert found.steps[0].command == "mmdit study run 'my study.py' --root elsewhere"
     assert names.arena == "mmdit arena elsewhere/s"
 
 
