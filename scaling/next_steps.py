@@ -29,6 +29,7 @@ MOST_PAIRS = 10_000
 LEAST = 3
 """Sizes, and lengths of training, from which on ``mmdit recommend`` can tell a joint law's exponents from its floor."""
 _COUNTS = {1: "One", 2: "Two"}
+SIZES_OR_LUCK = "it tells luck from a lead that differs between sizes"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,11 @@ def _settling(contest: Contest, tables: StudyTables, names: Names) -> Step:
     if not contest.trained:
         return _more_seeds(1, contest, "of one training each, nothing tells luck", tables, names)
     if contest.kind == "elo":
-        return _battle(contest, tables, names)
+        if not _luck_is_most(contest):
+            return _battle(contest, tables, names)
+        alone = contest.blocks is not None and not np.isfinite(contest.blocks.within)
+        why = SIZES_OR_LUCK if alone else "most of the interval is what trainings differ by, which no battle narrows"
+        return _more_seeds(1, contest, why, tables, names)
     return _more_seeds(1, contest, "their ranks overlap (or more prompts, in the study file)", tables, names)
 
 
@@ -161,7 +166,7 @@ def _seeds(contest: Contest, tables: StudyTables, names: Names) -> Step:
     if max(abs(contest.low), abs(contest.high)) <= EQUAL:
         return Step(f"{first} and {second} are as good as equal here ({ends}): take the cheaper.")
     if not np.isfinite(blocks.within):
-        return _more_seeds(1, contest, "it tells luck from a lead that differs between sizes", tables, names)
+        return _more_seeds(1, contest, SIZES_OR_LUCK, tables, names)
     wanted = seeds_wanted(contest)
     if wanted is not None:
         more, arm = wanted
@@ -183,7 +188,7 @@ def _seeds(contest: Contest, tables: StudyTables, names: Names) -> Step:
 
 def _more_seeds(count: int, contest: Contest, why: str, tables: StudyTables, names: Names) -> Step:
     """So many seeds more of the first two: by ``--set``, or in the study file where its grid has seeds of its own."""
-    first, second = (bare(name) for name in contest.names[:2])
+    first, second = sorted(bare(name) for name in contest.names[:2])  # measures may ask for the same
     text = f"{_COUNTS.get(count, count)} more seed{'s' * (count != 1)} of {first} and {second}: {why}."
     if names.own_seeds:
         return Step(f"{text} Add {'it' if count == 1 else 'them'} to {names.grid}, then:", names.command("run"))
@@ -191,6 +196,16 @@ def _more_seeds(count: int, contest: Contest, why: str, tables: StudyTables, nam
     there = {int(seed) for part in (tables.results, tables.others) for seed in values(part, "seed").dropna()}
     last = max(there, default=0)
     return Step(text, "\n".join(names.with_seed(seed) for seed in range(last + 1, last + 1 + count)))
+
+
+def _luck_is_most(contest: Contest) -> bool:
+    """Whether more than half of the variance of ratings' difference is of trainings: other prompts do not narrow it."""
+    blocks, arm = contest.blocks, (contest.high - contest.low) / 2 / float(stats.norm.ppf(SETTLED))
+    if blocks is None or not np.isfinite(blocks.noise):
+        return False
+    first, second = (blocks.names.index(name) for name in contest.names[:2])
+    trainings = blocks.error(first, second, blocks.noise) * stats.t.ppf(SETTLED, blocks.freedom)
+    return bool((trainings / float(stats.norm.ppf(SETTLED))) ** 2 > 0.5 * arm**2)
 
 
 def _battle(contest: Contest, tables: StudyTables, names: Names) -> Step:

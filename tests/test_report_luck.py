@@ -86,6 +86,17 @@ def test_one_training_each_settles_nothing(tmp_path: Path) -> None:
     assert contest is not None and contest.ahead[1] > 0.99 and not contest.settled and contest.tied == ("a", "b")
 
 
+def test_what_trainings_differ_by_asks_for_seeds_and_what_images_do_for_battles(tmp_path: Path) -> None:
+    """Equal recipes: runs whose ratings differ by 200 points, or not, judged on 200 prompts or on 8."""
+    results = losses(0.0, depths=(1, 2, 3), seeds=1)
+    luck = dict(zip(results["name"], 200 * np.random.default_rng(3).normal(size=len(results)), strict=True))
+    found = screen(tmp_path / "luck", results, battles(results, {}, 200, luck))
+    assert found.steps[0].text.startswith("One more seed of rf and rf/lognorm(0.00,1.00): it tells luck from a lead")
+    assert not any("battles" in step.text for step in found.steps)  # losses ask for the same seed, which is told once
+    level = dict.fromkeys(results["name"], 0.0)
+    assert "battles" in screen(tmp_path / "images", results, battles(results, {}, 8, level)).steps[0].text
+
+
 @pytest.mark.parametrize("varies", [0.0, 0.01, 0.03])
 def test_recipes_that_are_equal_on_average_are_rarely_told_apart(varies: float) -> None:
     """200 studies of 3 sizes and 2 seeds, whose recipes differ by size with a mean of nothing: 5 % would be nominal."""
