@@ -151,6 +151,8 @@ def _settling(contest: Contest, tables: StudyTables, names: Names) -> Step:
     if contest.kind == "elo":
         if not _luck_is_most(contest):
             return _battle(contest, tables, names)
+        if contest.blocks is not None and contest.blocks.varies > 0:
+            return _other_sizes(contest, names)
         alone = contest.blocks is not None and not np.isfinite(contest.blocks.within)
         why = SIZES_OR_LUCK if alone else "most of the interval is what trainings differ by, which no battle narrows"
         return _more_seeds(1, contest, why, tables, names)
@@ -174,13 +176,18 @@ def _seeds(contest: Contest, tables: StudyTables, names: Names) -> Step:
         why = f"±{100 * before:.1f} % would become about ±{100 * arm:.1f} %"
         return _more_seeds(more, contest, why, tables, names)
     if blocks.varies > 0:
-        return Step(
-            f"Other sizes of {first} and {second}: their difference varies between sizes (standard deviation "
-            f"{100 * blocks.varies:.1f} %), which more seeds do not tell. Add them to {names.grid}, then:",
-            names.command("run"),
-        )
+        return _other_sizes(contest, names)
     return Step(
         f"Other recipes or sizes: {MOST_SEEDS} more seeds each would not tell {first} from {second} ({ends}). "
+        f"Add them to {names.grid}, then:",
+        names.command("run"),
+    )
+
+
+def _other_sizes(contest: Contest, names: Names) -> Step:
+    first, second = sorted(bare(name) for name in contest.names[:2])  # measures may ask for the same
+    return Step(
+        f"Other sizes of {first} and {second}: their difference varies between sizes, which more seeds do not tell. "
         f"Add them to {names.grid}, then:",
         names.command("run"),
     )
