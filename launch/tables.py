@@ -41,13 +41,11 @@ def table_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
-def resampling_options(
-    parser: argparse.ArgumentParser, default: int = 1000, count: Callable[[str], int] | None = None
-) -> None:
+def resampling_options(parser: argparse.ArgumentParser, count: Callable[[str], int] | None = None) -> None:
     """The same, and --bootstrap and --seed. ``count`` reads the number of resamples; default: ``natural``."""
     table_options(parser)
     parser.add_argument(
-        "--bootstrap", metavar="N", type=count or natural, default=default, help="resamples (%(default)s); 0: none"
+        "--bootstrap", metavar="N", type=count or natural, default=1000, help="resamples (%(default)s); 0: none"
     )
     parser.add_argument("--seed", metavar="N", type=natural, default=0, help="of the resampling (%(default)s)")
 

@@ -84,9 +84,8 @@ def fit_blocks(frame: pd.DataFrame) -> Blocks | None:
     # Cells without their blocks' levels, then the mean of these over lengths of training.
     freed = np.eye(len(cells)) - mean @ (np.eye(len(cells)) - dummies @ effects)
     training = cells.groupby([*LUCK, "recipe"]).ngroup().to_numpy()
-    merged = cells.groupby([*LUCK, "recipe"]).ngroup().drop_duplicates().index
-    over = np.eye(training.max() + 1)[training].T
-    over = (over / over.sum(axis=1, keepdims=True))[training[merged]] @ freed
+    _, merged = np.unique(training, return_index=True)
+    over = _averaging(training)[merged] @ freed
     luck = cells.loc[merged].groupby(LUCK).ngroup().to_numpy()
     depth = cells.loc[merged, "depth"].to_numpy()
     value, recipe, dummies, mean = over @ value, recipe[merged], dummies[merged], _averaging(luck)

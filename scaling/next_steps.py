@@ -200,19 +200,20 @@ def _more_seeds(count: int, contest: Contest, why: str, tables: StudyTables, nam
     if names.own_seeds:
         return Step(f"{text} Add {'it' if count == 1 else 'them'} to {names.grid}, then:", names.command("run"))
     text += " With --only RUN, some runs alone." if len(contest.names) > 2 else ""
-    there = {int(seed) for part in (tables.results, tables.others) for seed in values(part, "seed").dropna()}
-    last = max(there, default=0)
+    last = max(
+        (int(seed) for part in (tables.results, tables.others) for seed in values(part, "seed").dropna()), default=0
+    )
     return Step(text, "\n".join(names.with_seed(seed) for seed in range(last + 1, last + 1 + count)))
 
 
 def _luck_is_most(contest: Contest) -> bool:
     """Whether more than half of the variance of ratings' difference is of trainings: other prompts do not narrow it."""
-    blocks, arm = contest.blocks, (contest.high - contest.low) / 2 / float(stats.norm.ppf(SETTLED))
+    blocks, arm = contest.blocks, (contest.high - contest.low) / 2
     if blocks is None or not np.isfinite(blocks.noise):
         return False
     first, second = (blocks.names.index(name) for name in contest.names[:2])
-    trainings = blocks.error(first, second, blocks.noise) * stats.t.ppf(SETTLED, blocks.freedom)
-    return bool((trainings / float(stats.norm.ppf(SETTLED))) ** 2 > 0.5 * arm**2)
+    trainings = blocks.error(first, second, blocks.noise) * float(stats.t.ppf(SETTLED, blocks.freedom))
+    return trainings**2 > 0.5 * arm**2
 
 
 def _battle(contest: Contest, tables: StudyTables, names: Names) -> Step:
